@@ -1,0 +1,68 @@
+"""Very deep plain convolutional networks: trained with the Dirac parameterization, folded to a bare chain, deployed.
+
+Importing this package costs nothing: torch is imported with the first name that needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "DiracConv1d": "nn.dirac",
+    "DiracConv2d": "nn.dirac",
+    "DiracConv3d": "nn.dirac",
+    "dirac_weight": "nn.dirac",
+    "diracify": "nn.diracify",
+    "undo": "nn.diracify",
+    "parameter_groups": "nn.parameters",
+    "fold": "nn.fold",
+    "create_model": "models.registry",
+    "list_models": "models.registry",
+    "DiracNet": "models.diracnet",
+    "load": "models.load",
+    "save": "models.file",
+    "verify": "models.file",
+    "load_data": "data.load",
+    "Recipe": "training.recipe",
+    "train": "training.loop",
+    "evaluate": "training.metrics",
+    "predict": "deploy.predict",
+}
+
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from diracnets.data.load import load_data as load_data
+    from diracnets.deploy.predict import predict as predict
+    from diracnets.models.diracnet import DiracNet as DiracNet
+    from diracnets.models.file import save as save
+    from diracnets.models.file import verify as verify
+    from diracnets.models.load import load as load
+    from diracnets.models.registry import create_model as create_model
+    from diracnets.models.registry import list_models as list_models
+    from diracnets.nn.dirac import DiracConv1d as DiracConv1d
+    from diracnets.nn.dirac import DiracConv2d as DiracConv2d
+    from diracnets.nn.dirac import DiracConv3d as DiracConv3d
+    from diracnets.nn.dirac import dirac_weight as dirac_weight
+    from diracnets.nn.diracify import diracify as diracify
+    from diracnets.nn.diracify import undo as undo
+    from diracnets.nn.fold import fold as fold
+    from diracnets.nn.parameters import parameter_groups as parameter_groups
+    from diracnets.training.loop import train as train
+    from diracnets.training.metrics import evaluate as evaluate
+    from diracnets.training.recipe import Recipe as Recipe
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name not in _HOME:
+        raise AttributeError(f"module 'diracnets' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"diracnets.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,1 @@
+"""What a layer is: Dirac convolutions, diracify, fold. Needs torch alone."""
