@@ -1,0 +1,55 @@
+# Everything runs in .venv, which is made where there is none. `make` alone says what there is.
+#   PYTHON=python3.12    the Python that makes the environment (3.11 or newer)
+#   TORCH_FROM="..."     options for pip when it installs torch, such as pytorch.org's --index-url for a CPU or CUDA build
+#   ARGS="..."           handed on to `diracnets demo` or to pytest
+
+BIN := .venv/bin
+READY := .venv/.ready
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo    train on digits, fold, prove it, classify pictures: the main job, in under 3 minutes"
+	@echo "make test    run the tests"
+	@echo "make lint    check style and types"
+	@echo "make clean   remove the environment and the caches (runs/, demo/ and data/ stay)"
+
+demo: $(READY)
+	@$(BIN)/diracnets demo $(ARGS)
+
+test: $(READY)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@if ! $(BIN)/python -c 'import pip; $(NEW_ENOUGH)' 2>/dev/null; then \
+		for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3); do \
+			if "$$python" -c '$(NEW_ENOUGH)' 2>/dev/null; then found="$$python"; break; fi; \
+		done; \
+		if [ -z "$$found" ]; then \
+			echo "make: $(or $(PYTHON),python3) is missing or older than Python 3.11, which diracnets needs;" \
+				"install a newer one or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; \
+		fi; \
+		echo "Making the environment .venv with $$("$$found" --version)"; \
+		if ! "$$found" -m venv --clear .venv >.venv.log 2>&1; then \
+			cat .venv.log >&2; rm -rf .venv .venv.log; \
+			echo "make: $$found could not make an environment in .venv;" \
+				"where its venv module is missing, install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; \
+		fi; \
+		rm -f .venv.log; \
+	fi
+	@echo "Installing torch and the rest into .venv, once (some minutes on a slow network)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH_FROM) torch \
+		&& $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]" \
+		|| { echo "make: pip could not install what diracnets needs (its reason stands above);" \
+			"if the network was missing, call make again when it is there" >&2; exit 1; }
+	@touch $@
