@@ -2,9 +2,9 @@
 
     python benchmarks/step_time.py --out results/step_time.json
 
-Steps of all variants are interleaved and their order turns with every round, so that what else the machine does falls on
-all of them alike. The ratio is that of the medians; its spread is over the rounds. Also measured: what each network keeps
-in memory for its backward pass.
+Steps of all variants are interleaved and their order turns with every round, so that what else the machine does falls
+on all of them alike. The ratio is that of the medians; its quartiles are over the rounds. Also measured: what each
+network keeps in memory for its backward pass.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ class Step:
         return sum(storages.values())
 
 
-def measure(size: str, batch: int, precision: str, variants: list[str], rounds: int, device: str, compile: bool) -> dict:
+def measure(
+    size: str, batch: int, precision: str, variants: list[str], rounds: int, device: str, compile: bool
+) -> dict:
     steps = {variant: Step(variant, size, batch, precision, device, compile) for variant in variants}
     for step in steps.values():
         for _ in range(5):
@@ -108,8 +110,18 @@ def measure(size: str, batch: int, precision: str, variants: list[str], rounds: 
                 "saved_beyond_plain_in_weights": round_to((steps[variant].saved_bytes() - plain_saved) / weights),
             }
         )
-        print(f"{size:>8} {precision:>9} {variant:<22}", *(f"{key}={value}" for key, value in rows[-1].items() if key != "variant"))
-    return {"network": size, "batch": batch, "precision": precision, "compiled": compile, "rounds": rounds, "variants": rows}
+        print(
+            f"{size:>8} {precision:>9} {variant:<22}",
+            *(f"{key}={value}" for key, value in rows[-1].items() if key != "variant"),
+        )
+    return {
+        "network": size,
+        "batch": batch,
+        "precision": precision,
+        "compiled": compile,
+        "rounds": rounds,
+        "variants": rows,
+    }
 
 
 def round_to(value: float, digits: int = 4) -> float:
@@ -127,7 +139,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     rows = [
-        measure(*network.split(":")[:1], int(network.split(":")[1]), precision, arguments.variants, arguments.rounds, arguments.device, arguments.compile)
+        measure(
+            *network.split(":")[:1],
+            int(network.split(":")[1]),
+            precision,
+            arguments.variants,
+            arguments.rounds,
+            arguments.device,
+            arguments.compile,
+        )
         for network in arguments.networks
         for precision in arguments.precisions
     ]

@@ -7,9 +7,8 @@ stride 1, in groups of growing width with max-pooling between, and no branch any
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from diracnets.errors import UsageError
@@ -99,14 +98,13 @@ class DiracNet(nn.Module):
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
         """The output of each group, [batch, width, height, width / 2^i], before the pooling and ReLU behind it."""
-        blocks = [block for group in self.groups for block in group]
-        layers = [block.conv for block in blocks if isinstance(block.conv, DiracConv2d)]
+        layers = [module for module in self.groups.modules() if isinstance(module, DiracConv2d)]
         weights = iter(effective_weights(layers))
         x = self.stem(x)
         maps: list[Tensor] = []
         for group in self.groups:
             x = self.pool(maps[-1]) if maps else x
-            for block in group:
+            for block in cast(nn.Sequential, group):
                 x = block(x, next(weights)) if isinstance(block.conv, DiracConv2d) else block(x)
             maps.append(x)
         return maps

@@ -7,7 +7,6 @@ import fnmatch
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 
 from diracnets.errors import UsageError
 from diracnets.models.diracnet import DiracNet, batch_norm
-from diracnets.nn.dirac import DiracConv2d, Init
+from diracnets.nn.dirac import DiracConv2d, Init, draw_filters
 
 _CIFAR_NAMES = ("16-1", "28-1", "28-5", "28-10", "34-2", "34-4", "52-1", "100-1", "196-1", "400-1", "1000-1")
 _IMAGENET_DEPTHS = {18: (4, 4, 4, 4), 34: (6, 8, 12, 6)}  # blocks of each group
@@ -45,7 +44,7 @@ def create_model(
     in_channels: int = 3,
     image_size: int | tuple[int, int] | None = None,
     width: float = 1.0,
-    init: Init = "normal",
+    init: Init | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> DiracNet:
@@ -61,8 +60,10 @@ def create_model(
         in_channels: channels of the images.
         image_size: height and width, or one number for both; by default 32 or 224. The network runs on other sizes too;
             this is the size that it is folded, described and exported with.
-        width: what the channels of `diracnet-18` and `diracnet-34` are multiplied with; the others have it in their name.
-        init: how the Dirac convolutions' W is drawn, see `DiracConv2d`.
+        width: multiplies the channels of `diracnet-18` and `diracnet-34`; the others have it in their name.
+        init: how the blocks' filters are drawn, "normal" or "kaiming", see `DiracConv2d`; by default normal for
+            `diracnet-...`, Kaiming for `plain-...`. With a batch norm behind, a filter's scale matters only for how far
+            a step turns it.
         device, dtype: of the parameters.
 
     Raises:
@@ -79,6 +80,8 @@ def create_model(
         raise UsageError(f"in_channels is {in_channels}; images need at least 1")
     if factor is not None and width != 1.0:
         raise UsageError(f"{name} has its width in its name; leave width={width} out")
+    if init is None:
+        init = "normal" if family == "diracnet" else "kaiming"
     cifar = factor is not None
     image_size = (32 if cifar else 224) if image_size is None else image_size
     height, across = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -94,12 +97,12 @@ def create_model(
     if factor is not None:
         widths = [_channels(base, factor, name) for base in (16, 32, 64)]
         depths = [(depth - 4) // 3] * 3
-        stem = OrderedDict(conv=_stem_conv(in_channels, widths[0], 3, stride=1), bn=batch_norm(widths[0]))
+        stem = OrderedDict(conv=_plain_conv(in_channels, widths[0], "kaiming"), bn=batch_norm(widths[0]))
     else:
         widths = [_channels(base, width, f"width {width}") for base in (64, 128, 256, 512)]
         depths = list(_IMAGENET_DEPTHS[depth])
         stem = OrderedDict(
-            conv=_stem_conv(in_channels, widths[0], 7, stride=2),
+            conv=_plain_conv(in_channels, widths[0], "kaiming", size=7, stride=2),
             bn=batch_norm(widths[0]),
             pool=nn.MaxPool2d(3, stride=2, padding=1),
         )
@@ -108,7 +111,7 @@ def create_model(
         stem_width=widths[0],
         widths=widths,
         depths=depths,
-        conv=_dirac_conv(init) if family == "diracnet" else _plain_conv,
+        conv=partial(_dirac_conv if family == "diracnet" else _plain_conv, init=init),
         num_classes=num_classes,
         input_size=(in_channels, height, across),
         min_image_size=8 if cifar else 32,
@@ -134,7 +137,9 @@ def _parse(name: str) -> tuple[str, int, float | None]:
         return family, depth, None
     if depth < 10 or depth % 6 != 4:
         nearest = max(10, 6 * round((depth - 4) / 6) + 4)
-        raise UsageError(f"{name}: the depth must be 6n + 4 (10, 16, 22, 28, ...); the nearest is {family}-{nearest}-{match[3]}")
+        raise UsageError(
+            f"{name}: the depth must be 6n + 4 (10, 16, 22, 28, ...); the nearest is {family}-{nearest}-{match[3]}"
+        )
     return family, depth, float(match[3])
 
 
@@ -145,15 +150,11 @@ def _channels(base: int, factor: float, what: str) -> int:
     return channels
 
 
-def _stem_conv(channels_in: int, channels_out: int, size: int, stride: int) -> nn.Conv2d:
+def _dirac_conv(channels_in: int, channels_out: int, init: Init) -> nn.Conv2d:
+    return DiracConv2d(channels_in, channels_out, 3, padding=1, bias=False, init=init)
+
+
+def _plain_conv(channels_in: int, channels_out: int, init: Init, size: int = 3, stride: int = 1) -> nn.Conv2d:
     conv = nn.Conv2d(channels_in, channels_out, size, stride=stride, padding=size // 2, bias=False)
-    nn.init.kaiming_normal_(conv.weight)
+    draw_filters(conv.weight, init)
     return conv
-
-
-def _dirac_conv(init: Init) -> Callable[[int, int], nn.Conv2d]:
-    return partial(DiracConv2d, kernel_size=3, padding=1, bias=False, init=init)
-
-
-def _plain_conv(channels_in: int, channels_out: int) -> nn.Conv2d:
-    return _stem_conv(channels_in, channels_out, 3, stride=1)

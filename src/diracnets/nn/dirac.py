@@ -38,18 +38,18 @@ def identity_diagonal(weight: Tensor, groups: int = 1) -> Tensor:
     tensor([[1., 1.],
             [1., 1.]])
     """
-    by_group = weight.unflatten(0, (groups, -1))  # [groups, out / groups, in / groups, *kernel]
+    by_group = weight.view(groups, -1, *weight.shape[1:])  # [groups, out / groups, in / groups, *kernel]
     for size in weight.shape[:1:-1]:
         by_group = by_group.select(-1, size // 2)
-    return by_group.diagonal(dim1=1, dim2=2)
+    return torch.diagonal(by_group, dim1=1, dim2=2)
 
 
 def dirac_weight(weight: Tensor, alpha: Tensor, beta: Tensor, groups: int = 1) -> Tensor:
     """The filters that a Dirac convolution convolves with: `diag(alpha) I + diag(beta) W / ||W||`.
 
-    The norm is that of each whole filter, at least 1e-12, so that a filter of zeros gives a finite result. No dense
-    identity is made. float16 and bfloat16 weights are computed in float32 and cast back. Differentiable any number of
-    times, and usable under `torch.compile`, `torch.export` and `torch.func`.
+    The norm is that of each whole filter. A filter whose norm is under 1e-12 counts as zero, in the result and in its
+    gradients. No dense identity is made. float16 and bfloat16 weights are computed in float32 and cast back.
+    Differentiable any number of times, and usable under `torch.compile`, `torch.export` and `torch.func`.
 
     Args:
         weight: W, [out, in / groups, *kernel] with any number of kernel axes, floating point.
@@ -82,11 +82,11 @@ def dirac_weights(
     """
     if (  # what traces or transforms the operations itself wants to see them
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         or torch._C._are_functorch_transforms_active()  # has no public name; torch.autograd.Function asks the same
     ):
         return _split(_formula(_stack(weights), _stack(alphas), _stack(betas), groups * len(weights)), len(weights))
-    return _DiracWeights.apply(groups * len(weights), *weights, *alphas, *betas)  # type: ignore[no-any-return,no-untyped-call]
+    return _DiracWeights.apply(groups * len(weights), *weights, *alphas, *betas)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class _DiracWeights(torch.autograd.Function):
@@ -107,8 +107,8 @@ class _DiracWeights(torch.autograd.Function):
         norm = _filter_norm(weight)
         scale = _per_filter(beta, weight) / norm
         along = (grad * weight).sum(filter_axes, keepdim=True) / norm  # the gradient along W / ||W||
-        # moving W along itself changes nothing, unless its norm is the floor, which does not move
-        grad_weight = torch.addcmul(grad * scale, weight, along * scale / norm * (norm > EPS), value=-1)
+        # moving W along itself changes nothing, so that part of the gradient goes
+        grad_weight = (grad * scale).addcmul_(weight, along * scale / norm, value=-1)
         identity = identity_diagonal(grad, ctx.groups)
         outputs = len(beta) // ctx.groups
         grad_alpha = F.pad(identity, (0, outputs - identity.shape[1])).reshape(-1)
@@ -118,19 +118,33 @@ class _DiracWeights(torch.autograd.Function):
         )
 
 
+def draw_filters(weight: Tensor, init: Init) -> None:
+    """Fill filters in place: "normal" from N(0, 1) as in the paper, "kaiming" as in the authors' last code.
+
+    Raises:
+        UsageError: an unknown `init`.
+
+    >>> draw_filters(torch.empty(8, 8, 3, 3), "normal")
+    """
+    if init not in get_args(Init):
+        raise UsageError(f"init is {init!r}; choose one of {', '.join(get_args(Init))}")
+    nn.init.normal_(weight) if init == "normal" else nn.init.kaiming_normal_(weight)
+
+
 def _formula(weight: Tensor, alpha: Tensor, beta: Tensor, groups: int) -> Tensor:
     """The definition, in differentiable operations."""
     dtype = weight.dtype
     weight, alpha, beta = (_at_least_float32(tensor) for tensor in (weight, alpha, beta))
     effective = weight * (_per_filter(beta, weight) / _filter_norm(weight))
     identity = identity_diagonal(effective, groups)
-    identity += alpha.unflatten(0, (groups, -1))[:, : identity.shape[1]]
+    identity += alpha.view(groups, -1)[:, : identity.shape[1]]
     return effective.to(dtype)
 
 
 def _filter_norm(weight: Tensor) -> Tensor:
-    """[out, 1, ...]: the norm of each filter, at least EPS."""
-    return torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)), keepdim=True).clamp_min(EPS)
+    """[out, 1, ...]: the norm of each filter; infinite for one of zeros, which makes its gradients zero."""
+    norm: Tensor = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)), keepdim=True)
+    return norm.masked_fill(norm < EPS, torch.inf)
 
 
 def _per_filter(scale: Tensor, weight: Tensor) -> Tensor:
@@ -180,12 +194,10 @@ class _DiracConv(nn.modules.conv._ConvNd):
         beta: float = 0.1,
         init: Init = "normal",
     ) -> None:
-        if init not in get_args(Init):
-            raise UsageError(f"init is {init!r}; choose one of {', '.join(get_args(Init))}")
-        # the class that follows in the bases has this signature, _ConvNd has another
-        super().__init__(  # type: ignore[call-arg]
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype  # type: ignore[arg-type]
-        )
+        arguments: tuple[Any, ...] = (
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )  # fmt: skip
+        super().__init__(*arguments)  # of nn.Conv1d, nn.Conv2d or nn.Conv3d, which follow in the bases
         self.alpha = nn.Parameter(self.weight.new_empty(out_channels))
         self.beta = nn.Parameter(self.weight.new_empty(out_channels))
         self.start = (alpha, beta, init)
@@ -199,7 +211,7 @@ class _DiracConv(nn.modules.conv._ConvNd):
         alpha, beta, init = self.start
         nn.init.constant_(self.alpha, alpha)
         nn.init.constant_(self.beta, beta)
-        nn.init.normal_(self.weight) if init == "normal" else nn.init.kaiming_normal_(self.weight)
+        draw_filters(self.weight, init)
 
     def effective_weight(self) -> Tensor:
         """The filters that this layer convolves with, [out, in / groups, *kernel]: see `dirac_weight`."""
@@ -212,7 +224,7 @@ class _DiracConv(nn.modules.conv._ConvNd):
             input: the images, as for `torch.nn.Conv1d`, `Conv2d` and `Conv3d`.
             weight: this layer's effective weight where it was computed already, see `effective_weights`.
         """
-        return self._conv_forward(input, self.effective_weight() if weight is None else weight, self.bias)  # type: ignore[no-any-return,operator]
+        return self._conv_forward(input, self.effective_weight() if weight is None else weight, self.bias)
 
 
 class DiracConv1d(_DiracConv, nn.Conv1d):
@@ -279,7 +291,10 @@ def effective_weights(layers: Sequence[DiracConv]) -> list[Tensor]:
     for indices in alike.values():
         same = [layers[index] for index in indices]
         computed = dirac_weights(
-            [layer.weight for layer in same], [layer.alpha for layer in same], [layer.beta for layer in same], same[0].groups
+            [layer.weight for layer in same],
+            [layer.alpha for layer in same],
+            [layer.beta for layer in same],
+            same[0].groups,
         )
         result.update(zip(indices, computed, strict=True))
     return [result[index] for index in range(len(layers))]
