@@ -1,0 +1,129 @@
+"""`load`: a network from any file that holds one, told by what the file contains, never by executing any of it."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diracnets.errors import FileError, UsageError
+from diracnets.models import authors
+from diracnets.models.authors import check_backed
+from diracnets.models.facts import ModelFacts, attach_facts
+from diracnets.models.file import check_is_file, read
+from diracnets.models.recognize import on_meta
+
+CHECKPOINT_FORMAT = "diracnets-checkpoint-1"
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+    """The network in a file, in evaluation mode.
+
+    Args:
+        path: a model file (gives the chain), a checkpoint of `diracnets train` (gives the DiracNet, with averaged
+            weights where it averaged), a training checkpoint of the paper's authors (a DiracNet), or a folded network
+            with the names of their release (a chain).
+        device: where to put it.
+
+    Returns:
+        The network. Where the file tells input size and normalization, or they are known for it, it has them as its
+        attribute `facts`, a `ModelFacts`.
+
+    Raises:
+        FileError: there is no such file, it is damaged, or holds something else, such as objects that could run code.
+        UsageError: there is no such device.
+
+    >>> import tempfile
+    >>> from diracnets.models.file import save
+    >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
+    >>> save(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), path, facts=ModelFacts((1, 8, 8), mean=(0.5,), std=(0.5,)))
+    >>> load(path)(torch.zeros(1, 1, 8, 8)).shape
+    torch.Size([1, 2])
+    """
+    path = Path(path)
+    check_is_file(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+    if head[:2] in (b"PK", b"\x80\x02"):  # a zip archive or a bare pickle, as torch.save writes them
+        model = _from_checkpoint(path, read_checkpoint(path))
+    elif head[8:] == b"{":
+        model = read(path)
+    else:
+        raise FileError(
+            f"{path} is neither a model file (.safetensors) nor a checkpoint that torch.save wrote, or is damaged"
+        )
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {str(device)!r} cannot be used: {_first_line(error)}") from error
+
+
+def read_checkpoint(path: str | Path) -> Any:  # noqa: ANN401
+    """What `torch.save` wrote to a file, as long as it is tensors, numbers, text and containers of them.
+
+    Raises:
+        FileError: the file is damaged, or holds other Python objects: nothing in it has been executed then.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"(?:GLOBAL|global|class) [`'\"]?([\w.]+\.[\w.]+)", str(error))
+        what = f"the Python object {found[1]}" if found else "something else than tensors, numbers and text"
+        raise FileError(
+            f"{path} holds {what}, and is not loaded, since unpickling that could run any code; "
+            "ask for a .safetensors file or a plain state dict"
+        ) from error
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # a damaged archive or pickle raises almost anything
+        raise FileError(f"{path} is damaged, or not a file that torch.save wrote: {_first_line(error)}") from error
+
+
+def _from_checkpoint(path: Path, data: Any) -> nn.Module:  # noqa: ANN401
+    try:
+        if isinstance(data, Mapping) and str(data.get("format", "")).startswith("diracnets-checkpoint-"):
+            return _own(path, data)
+        if authors.is_training(data):
+            return authors.from_training(data)
+        if authors.is_released(data):
+            return authors.from_released(data)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise FileError(f"{path} does not hold a whole network: {_first_line(error)}") from error
+    raise FileError(
+        f"{path} holds no network that diracnets knows: no checkpoint of its training or of the paper's authors"
+    )
+
+
+def _own(path: Path, data: Mapping[str, Any]) -> nn.Module:
+    if data["format"] != CHECKPOINT_FORMAT:
+        raise FileError(
+            f"{path} has the format {str(data['format'])[:60]!r}, which this diracnets cannot read: upgrade it"
+        )
+    config, state = data["model"], data["state"]
+    if not isinstance(config, Mapping) or not isinstance(state, Mapping) or config.keys() & {"device", "dtype"}:
+        raise ValueError("its network is not described as it should be")
+    if any(int(number) > 4 + len(state) for number in re.findall(r"-(\d+)", str(config.get("name")))[:1]):
+        raise ValueError(f"it has {len(state)} tensors, too few for a {config['name']}")
+    net = on_meta(dict(config))
+    wanted = net.state_dict()
+    for name in sorted(wanted.keys() | state.keys()):
+        tensor = state.get(name)
+        if name not in wanted or not isinstance(tensor, Tensor) or tensor.shape != wanted[name].shape:
+            raise ValueError(f"the tensor {name} is missing, left over, or not of the shape that {config['name']} has")
+        check_backed(name, tensor)
+    net.load_state_dict(dict(state), assign=True)
+    if "facts" in data:
+        attach_facts(net, ModelFacts.from_data(data["facts"]))
+    return net.eval()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:200]
