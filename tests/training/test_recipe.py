@@ -1,0 +1,196 @@
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import pytest
+
+from diracnets.data.augmentation import Augmentation
+from diracnets.errors import FileError, UsageError
+from diracnets.training.recipe import Recipe, recipe_names
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_survive_a_file(name, tmp_path):
+    recipe = Recipe.load(name)
+    recipe.save(tmp_path / "recipe.toml")
+    assert Recipe.load(tmp_path / "recipe.toml") == recipe
+
+
+def test_every_field_survives_a_file(tmp_path):
+    recipe = Recipe(
+        model='a "quoted" \\ name\x7f\n\té',
+        width=1 / 3,
+        init="kaiming",
+        data="folder",
+        image_size=96,
+        epochs=7,
+        batch_size=33,
+        lr=1e-07,
+        momentum=0.0,
+        weight_decay=1e22,
+        schedule="cosine",
+        warmup=0.1,
+        drop_factor=0.3,
+        restart_momentum=True,
+        label_smoothing=0.2,
+        clip=2.0,
+        ema=0.999,
+        freeze=True,
+        augment=Augmentation("resized", pad=2, min_scale=0.5, flip=True, cutout=3),
+        precision="float16",
+        channels_last=False,
+        compile=True,
+        seed=2**62,
+        deterministic=True,
+        eval_every=3,
+    )
+    recipe.save(tmp_path / "recipe.toml")
+    assert Recipe.load(tmp_path / "recipe.toml") == recipe
+
+
+def test_paper_cifar_is_the_papers():
+    recipe = Recipe.load("paper-cifar")
+    assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.momentum, recipe.nesterov) == (
+        200,
+        128,
+        0.1,
+        0.9,
+        False,
+    )
+    assert (recipe.weight_decay, recipe.schedule, recipe.drops, recipe.drop_factor) == (
+        5e-4,
+        "step",
+        (60, 120, 160),
+        0.2,
+    )
+    assert recipe.restart_momentum
+    assert recipe.augment == Augmentation(crop="pad", pad=4, flip=True)
+    extras = (recipe.label_smoothing, recipe.clip, recipe.ema, recipe.average_last, recipe.warmup, recipe.freeze)
+    assert not any(extras)
+
+
+def test_paper_imagenet_is_the_papers():
+    recipe = Recipe.load("paper-imagenet")
+    assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.momentum, recipe.nesterov) == (
+        100,
+        256,
+        0.1,
+        0.9,
+        False,
+    )
+    assert (recipe.weight_decay, recipe.schedule, recipe.drops, recipe.drop_factor) == (1e-4, "step", (30, 60, 90), 0.1)
+    assert recipe.restart_momentum
+    assert recipe.image_size == 224
+    assert recipe.augment == Augmentation(crop="resized", min_scale=0.08, flip=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("learning_rat = 0.1", "learning_rat"),
+        ("epoch = 3", "'epochs'"),
+        ("[augment]\nflipp = true", "'flip'"),
+        ("epochs = 1.5", "epochs"),
+        ("epochs = true", "epochs"),
+        ("nesterov = 1", "nesterov"),
+        ('lr = "0.1"', "lr"),
+        ("model = 28", "model"),
+        ("drops = [1.5]", "drops"),
+        ("drops = 60", "drops"),
+        ("augment = 3", "augment"),
+        ('schedule = "steps"', "schedule"),
+        ('[augment]\ncrop = "corner"', "crop"),
+        ("lr = nan", "lr"),
+    ],
+)
+def test_a_wrong_key_or_type_is_named(text, named, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as error:
+        Recipe.load(path)
+    assert named in str(error.value)
+    assert "mine.toml" in str(error.value) or named in ("lr", "crop")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 1),
+        ("lr", 0.0),
+        ("lr", -0.1),
+        ("lr", float("inf")),
+        ("width", 0.0),
+        ("momentum", 1.0),
+        ("weight_decay", -1e-4),
+        ("warmup", 1.0),
+        ("drops", (0, 3)),
+        ("drops", (60, 30)),
+        ("drop_factor", 0.0),
+        ("label_smoothing", 1.0),
+        ("clip", -1.0),
+        ("ema", 1.0),
+        ("average_last", 1.5),
+        ("image_size", 0),
+        ("seed", -1),
+        ("eval_every", 0),
+        ("schedule", "linear"),
+        ("precision", "float64"),
+    ],
+)
+def test_impossible_values_are_refused(name, value):
+    with pytest.raises(UsageError, match=name):
+        replace(Recipe(), **{name: value})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"drops": (3,), "schedule": "cosine"},
+        {"nesterov": True, "momentum": 0.0},
+        {"ema": 0.9, "average_last": 0.1},
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(values):
+    with pytest.raises(UsageError):
+        Recipe(**values)
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(UsageError, match="'fast-cifar'"):
+        Recipe.load("fast-cifr")
+
+
+@pytest.mark.parametrize("content", [None, b"epochs = ", b"\xff\xfe"])
+def test_unreadable_files_are_file_errors(content, tmp_path):
+    path = tmp_path / "recipe.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(FileError, match=r"recipe\.toml"):
+        Recipe.load(path)
+
+
+def test_differences_name_the_fields():
+    assert Recipe().differences(Recipe(lr=0.3)) == ["lr: 0.1, not 0.3"]
+    assert Recipe().differences(Recipe()) == []
+
+
+def test_every_field_has_its_docstring():
+    import ast
+    import inspect
+
+    body = ast.parse(inspect.getsource(Recipe)).body[0].body
+    documented = {
+        before.target.id
+        for before, after in zip(body, body[1:], strict=False)
+        if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr)
+    }
+    assert documented == {field.name for field in fields(Recipe)}
+
+
+def test_recipes_need_no_torch():
+    code = (
+        "import sys; from diracnets.training.recipe import Recipe; Recipe.load('demo'); print('torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"
