@@ -1,0 +1,68 @@
+"""Averages of the weights along a run, which are often better than the last weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from diracnets.models.diracnet import DiracNet
+from diracnets.training.recipe import Recipe
+
+
+class Average:
+    """The average of a network's weights that a recipe asks for: moving (`ema`), or even over the last steps.
+
+    BatchNorm statistics belong to the weights that they were taken with, so those of the average are taken anew, by
+    `estimate_statistics`, whenever the average is evaluated.
+
+    Args:
+        recipe: decides which average, and from which step on.
+        net: the network in training.
+        steps: steps in the whole run.
+    """
+
+    def __init__(self, recipe: Recipe, net: nn.Module, steps: int) -> None:
+        self.model = (
+            AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else AveragedModel(net)
+        )
+        self.first_step = 0 if recipe.ema else min(round((1 - recipe.average_last) * steps), steps - 1)
+
+    @property
+    def net(self) -> DiracNet:
+        """The network with the averaged weights."""
+        return cast(DiracNet, self.model.module)
+
+    def update(self, net: nn.Module, step: int) -> None:
+        """Take in the weights that `net` has after step `step`, counted from 0 in the whole run."""
+        if step >= self.first_step:
+            self.model.update_parameters(net)
+
+    def started(self) -> bool:
+        """Whether the average holds any step's weights yet."""
+        return bool(self.model.n_averaged)
+
+
+def estimate_statistics(net: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set the running statistics of all BatchNorms to their mean over some batches of images.
+
+    Args:
+        net: stays in the mode it was in.
+        batches: images, [batch, channels, height, width], on the network's device.
+    """
+    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    was_training = net.training
+    net.train()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean of all batches
+    with torch.no_grad():
+        for images in batches:
+            net(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    net.train(was_training)

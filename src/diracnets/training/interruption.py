@@ -1,0 +1,67 @@
+"""Ctrl-C and SIGTERM: a request to stop after the step at hand, and how to go on."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import threading
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from diracnets.errors import DiracNetsError
+
+
+class Interrupted(DiracNetsError):
+    """A run that was stopped by a signal after it was saved; the message says how to go on."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal = signal_number
+        self.exit_code = 128 + signal_number  # as shells report a process that a signal ended
+
+
+class Interruption:
+    """While this context is open, the first SIGINT or SIGTERM is remembered in `signal`; a second one acts as usual.
+
+    Python delivers signals to the main thread alone: in another thread nothing is caught, and `signal` stays None.
+
+    >>> with Interruption() as interruption:
+    ...     signal.raise_signal(signal.SIGTERM)
+    ...     interruption.signal == signal.SIGTERM
+    True
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[signal.Signals, signal._HANDLER] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, handler)
+
+
+def command_to_resume(run: Path, data_dir: str | Path | None, device: str, workers: int | None) -> str:
+    """The command line that resumes a run with the circumstances that it was begun in.
+
+    >>> command_to_resume(Path("runs/first one"), None, "cpu", None)
+    "diracnets train --resume --run 'runs/first one' --device cpu"
+    """
+    options = {"--data-dir": data_dir, "--device": None if device == "auto" else device, "--workers": workers}
+    given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    return shlex.join(["diracnets", "train", "--resume", "--run", str(run), *given])

@@ -1,0 +1,39 @@
+"""A small network and small images for the tests of training."""
+
+import pytest
+import torch
+from torch import nn
+
+from diracnets.data.images import ImageData
+from diracnets.data.memory import MemoryImages
+from diracnets.models.registry import create_model
+
+
+def striped_images(count, name, seed, classes=3):
+    """Noise with a bright row for each class, which a small network learns in a few steps."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    pixels = torch.randint(0, 120, (count, 8, 8, 1), generator=generator, dtype=torch.uint8)
+    pixels[torch.arange(count), 2 * labels + 1] += 100
+    return MemoryImages(pixels, labels, name=name, mean=(0.3,), std=(0.2,))
+
+
+@pytest.fixture(scope="session")
+def stripes():
+    """72 images to train on, 30 to validate, of 8x8 grey pixels in 3 classes."""
+    train, val = striped_images(72, "stripes train", 0), striped_images(30, "stripes val", 1)
+    return ImageData("stripes", ("low", "middle", "high"), (1, 8, 8), (0.3,), (0.2,), train, val)
+
+
+@pytest.fixture
+def warm_net():
+    """A DiracNet with random weights whose BatchNorm statistics have seen some images."""
+    torch.manual_seed(1)
+    net = create_model("diracnet-10-0.25", num_classes=3, in_channels=1, image_size=8)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.bias)
+    with torch.no_grad():
+        for _ in range(3):
+            net(torch.randn(32, 1, 8, 8) * 2)
+    return net.eval()

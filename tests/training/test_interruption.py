@@ -1,0 +1,47 @@
+import signal
+import threading
+
+import pytest
+
+from diracnets.training.interruption import Interrupted, Interruption
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_remembered_and_the_second_acts(number):
+    seen = []
+    before = signal.signal(number, lambda *_: seen.append(number))
+    try:
+        with Interruption() as interruption:
+            assert interruption.signal is None
+            signal.raise_signal(number)
+            assert (interruption.signal, seen) == (number, [])
+            signal.raise_signal(number)
+            assert seen == [number]
+    finally:
+        signal.signal(number, before)
+
+
+def test_handlers_come_back_without_a_signal_and_after_an_error():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ZeroDivisionError), Interruption():
+        assert signal.getsignal(signal.SIGINT) != before[0]
+        _ = 1 / 0
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_other_threads_catch_nothing():
+    before, found = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with Interruption() as interruption:
+            found.append((signal.getsignal(signal.SIGTERM), interruption.signal))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [(before, None)]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_exit_code_is_the_shells(number, code):
+    assert Interrupted("stopped", number).exit_code == code
