@@ -1,0 +1,66 @@
+"""What is done to training images at random, as plain numbers: part of a recipe, so it imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from diracnets.errors import UsageError
+
+Crop = Literal["none", "pad", "resized"]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of training images, in this order: crop, flip, cutout.
+
+    The default changes nothing.
+
+    Attributes:
+        crop: "none"; "pad": reflect-pad by `pad` and crop to the size before; "resized": a random part of the image,
+            of `min_scale` to all of its area and of 3/4 to 4/3 its proportions, resized to the input size. "resized"
+            needs images that are decoded one by one (a folder, a large `Dataset`).
+        pad: pixels added on each side by "pad".
+        min_scale: smallest area of "resized", as a fraction of the image.
+        flip: mirror left and right with probability 1/2.
+        cutout: side in pixels of a square set to the mean colour, 0 for none. Its centre is any pixel of the image, so
+            it may reach over the border.
+
+    Raises:
+        UsageError: a value is impossible.
+
+    >>> Augmentation(crop="pad", pad=4, flip=True, cutout=8)
+    Augmentation(crop='pad', pad=4, min_scale=0.08, flip=True, cutout=8)
+    """
+
+    crop: Crop = "none"
+    pad: int = 4
+    min_scale: float = 0.08
+    flip: bool = False
+    cutout: int = 0
+
+    def __post_init__(self) -> None:
+        crops = get_args(Crop)
+        if self.crop not in crops:
+            near = difflib.get_close_matches(str(self.crop), crops, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"crop must be one of {', '.join(crops)}, not {self.crop!r}{hint}")
+        if not _whole(self.pad) or self.pad < 1:
+            raise UsageError(
+                f'pad must be a whole number of at least 1 pixel, not {self.pad!r} (crop="none" pads nothing)'
+            )
+        if (
+            isinstance(self.min_scale, bool)
+            or not isinstance(self.min_scale, int | float)
+            or not 0 < self.min_scale <= 1
+        ):
+            raise UsageError(f"min_scale must be a fraction over 0 and up to 1, not {self.min_scale!r}")
+        if not isinstance(self.flip, bool):
+            raise UsageError(f"flip must be true or false, not {self.flip!r}")
+        if not _whole(self.cutout) or self.cutout < 0:
+            raise UsageError(f"cutout must be a whole number of pixels, 0 for none, not {self.cutout!r}")
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,104 @@
+"""What training and evaluation see of a data set: its facts, and batches of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diracnets.data.augmentation import Augmentation
+from diracnets.data.random import order
+from diracnets.errors import UsageError
+
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+class Images(Protocol):
+    """Labelled images, numbered from 0."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N], on the CPU."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What to call an image to a user: its file, or "cifar10 test 123"."""
+
+    def image(self, index: int) -> Image.Image:
+        """The image as it was before any change, for showing.
+
+        Raises:
+            DataError: it cannot be decoded, or has neither 1 nor 3 channels.
+        """
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        epoch: int | None = None,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+        first: int = 0,
+    ) -> Iterator[Batch]:
+        """Batches of (images, labels, indices) on the device; the last one may be smaller.
+
+        Args:
+            batch_size: images a batch.
+            epoch: None gives every image once, in order and unchanged, for evaluation. A number, from 0, shuffles and
+                augments: what comes depends on (seed, epoch, image) alone.
+            augment: random changes, where `epoch` is given.
+            seed: of the run.
+            first: number of the batch to start at, from 0, to go on with an epoch that was interrupted.
+
+        Returns:
+            An iterator of images float32 [B, C, H, W], normalised, channels_last; labels int64 [B]; indices int64 [B].
+
+        Raises:
+            UsageError: at once, for impossible numbers or an augmentation that does not suit these images.
+            DataError: while iterating, for an image that cannot be decoded.
+        """
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set.
+
+    Attributes:
+        name: "cifar10", ...
+        classes: names of the classes, in the order of their labels.
+        input_size: channels, height and width of the batches' images.
+        mean: normalization, per channel, of pixels in 0..1.
+        std: normalization, per channel, of pixels in 0..1.
+        train: images to train on.
+        val: images held out.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train: Images
+    val: Images
+
+
+def schedule(
+    length: int, batch_size: int, *, epoch: int | None, augment: Augmentation | None, seed: int, first: int
+) -> tuple[Tensor, ...]:
+    """The samples of each batch of an epoch, int64 on the CPU, for every implementation of `Images.batches`."""
+    if batch_size < 1:
+        raise UsageError(f"the batch size must be at least 1, not {batch_size}")
+    count = -(-length // batch_size)
+    if not 0 <= first <= count:
+        raise UsageError(
+            f"cannot start at batch {first}: an epoch of {length} images has {count} batches of {batch_size}"
+        )
+    if epoch is None and augment is not None:
+        raise UsageError("augmentation needs the number of the epoch: give epoch, or no augment")
+    samples = torch.arange(length) if epoch is None else order(seed, epoch, length)
+    return torch.split(samples[first * batch_size :], batch_size) if first < count else ()

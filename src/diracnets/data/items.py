@@ -1,0 +1,182 @@
+"""The items of any map-style `Dataset`, checked and brought to pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Subset
+
+from diracnets.data import decode
+from diracnets.data.augment import Size
+from diracnets.data.decode import Pixels, reported
+from diracnets.errors import DataError
+
+
+class MapStyle(Protocol):
+    """What a `torch.utils.data.Dataset` with numbered items offers, and a list of (image, label) too."""
+
+    def __len__(self) -> int:
+        """How many items."""
+
+    def __getitem__(self, index: int, /) -> Any:  # noqa: ANN401
+        """A pair of image and label."""
+
+
+class Items:
+    """Some items of a Dataset; implements `diracnets.data.stream.Source`.
+
+    Args:
+        dataset: gives (image, label) for a number. An image is a PIL image, a torch tensor [C, H, W] or [H, W], or a
+            numpy array [H, W, C] or [H, W]: uint8, or floats in 0..1, which are rounded to 256 levels.
+        numbers: which items.
+        name: what to call the Dataset to a user.
+        channels: 1 or 3 converts PIL images to grey or RGB; None leaves that to each image.
+        resize: whether images of another size than asked for are resized, or refused.
+    """
+
+    def __init__(
+        self, dataset: MapStyle, numbers: Sequence[int], name: str, *, channels: int | None = None, resize: bool = False
+    ) -> None:
+        self._dataset = dataset
+        self._numbers = numbers
+        self._name = name
+        self._channels = channels
+        self._resize = resize
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """Of the items, within the Dataset."""
+        return self._numbers
+
+    def select(self, indices: Sequence[int]) -> Items:
+        """Some of these items."""
+        numbers = [self._numbers[index] for index in indices]
+        return Items(self._dataset, numbers, self._name, channels=self._channels, resize=self._resize)
+
+    def labels(self) -> list[int]:
+        """All labels: from the Dataset's `targets` where it has them, else item by item.
+
+        Raises:
+            DataError: a label is not a whole number from 0.
+        """
+        targets = attribute(self._dataset, "targets")
+        if targets is None or len(targets) != len(self._dataset):
+            return [self.pair(index)[1] for index in range(len(self))]
+        return [whole_label(targets[number], self.name(index)) for index, number in enumerate(self._numbers)]
+
+    def name(self, index: int) -> str:
+        """As "dataset item 12"."""
+        return f"{self._name} item {self._numbers[index]}"
+
+    def pair(self, index: int) -> tuple[Pixels, int]:
+        """Pixels, uint8 [H, W, C], as they come, and label.
+
+        Raises:
+            DataError: the Dataset fails, or gives something else than described above.
+        """
+        name = self.name(index)
+        with reported(name):
+            item = self._dataset[self._numbers[index]]
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise DataError(f"{name} is a {type(item).__name__}, and should be a pair of image and label")
+        return _pixels(item[0], name, self._channels), whole_label(item[1], name)
+
+    def fitted_pair(self, index: int, size: Size) -> tuple[Pixels, int]:
+        """As `pair`, with the image for evaluation: uint8 [H, W, C] of `size`.
+
+        Raises:
+            DataError: also where the image has another size and may not be resized.
+        """
+        pixels, label = self.pair(index)
+        channels, height, width = size
+        if pixels.shape == (height, width, channels):
+            return pixels, label
+        if not self._resize or pixels.shape[2] != channels:
+            raise DataError(
+                f"{self.name(index)} has height, width, channels {pixels.shape}, not {(height, width, channels)}: "
+                "give image_size, and images of one number of channels"
+            )
+        return decode.fitted(_picture(pixels, self.name(index)), size), label
+
+    def image(self, index: int) -> Image.Image:
+        """The image as it comes, grey or RGB."""
+        return _picture(self.pair(index)[0], self.name(index))
+
+    def fitted(self, index: int, size: Size) -> Pixels:
+        """The image for evaluation."""
+        return self.fitted_pair(index, size)[0]
+
+    def random_part(self, index: int, size: Size, min_scale: float, draws: Sequence[float]) -> Pixels:
+        """A random part of the image for training."""
+        return decode.random_part(_picture(self.pair(index)[0], self.name(index)), size, min_scale, draws)
+
+
+def attribute(dataset: MapStyle, name: str) -> Any:  # noqa: ANN401
+    """What torchvision's data sets keep as "targets" or "classes", through `Subset` too; None where there is none."""
+    if not isinstance(dataset, Subset):
+        return getattr(dataset, name, None)
+    found = attribute(cast(MapStyle, dataset.dataset), name)
+    return found if found is None or name == "classes" else [found[index] for index in dataset.indices]
+
+
+def whole_label(label: object, name: str) -> int:
+    """A label as a number: an int, or a tensor or array that holds one.
+
+    Raises:
+        DataError: it is none, or negative.
+    """
+    value = label.item() if isinstance(label, Tensor | np.ndarray | np.generic) and _holds_one(label) else label
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise DataError(f"the label of {name} is {label!r}, and should be a whole number from 0")
+    return value
+
+
+def _holds_one(label: Tensor | np.ndarray[Any, Any] | np.generic) -> bool:
+    return label.ndim == 0 or (label.ndim == 1 and len(label) == 1)  # type: ignore[arg-type]
+
+
+def _pixels(image: object, name: str, channels: int | None) -> Pixels:
+    if isinstance(image, Image.Image):
+        grey = image.mode in ("1", "L", "F") or image.mode.startswith("I")
+        with reported(name):
+            return decode.as_array(decode.decoded(image, channels or (1 if grey else 3)))
+    if isinstance(image, Tensor):
+        values = image.detach().cpu()
+        if values.dtype == torch.bfloat16:
+            values = values.float()
+        array: np.ndarray[Any, Any] = values.numpy()
+        array = array.transpose(1, 2, 0) if array.ndim == 3 else array
+    elif isinstance(image, np.ndarray):
+        array = image
+    else:
+        raise DataError(f"the image of {name} is a {type(image).__name__}, and should be a PIL image, tensor or array")
+    array = array[..., None] if array.ndim == 2 else array
+    if array.ndim != 3 or 0 in array.shape:
+        raise DataError(
+            f"the image of {name} has shape {tuple(image.shape)}, and should have height, width and channels"
+        )
+    if np.issubdtype(array.dtype, np.floating):
+        low, high = float(array.min()), float(array.max())
+        if not 0 <= low <= high <= 1:  # also where one is not a number
+            raise DataError(
+                f"the image of {name} has values from {low:g} to {high:g}, and floats should lie in 0..1: "
+                "leave normalization to diracnets"
+            )
+        array = np.rint(array * 255).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise DataError(f"the image of {name} is of {array.dtype}, and should be of uint8, or of floats in 0..1")
+    return np.ascontiguousarray(array)
+
+
+def _picture(pixels: Pixels, name: str) -> Image.Image:
+    if pixels.shape[2] not in (1, 3):
+        raise DataError(f"{name} has {pixels.shape[2]} channels: only images of 1 or 3 can be shown or resized")
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)

@@ -1,0 +1,96 @@
+"""One function for all data: by name, or from a `Dataset` of one's own."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import torch
+
+from diracnets.data.cifar import CIFAR10, CIFAR100, load_cifar
+from diracnets.data.dataset import load_dataset
+from diracnets.data.digits import load_digits
+from diracnets.data.folder import FolderSource, Listing, find_images
+from diracnets.data.images import ImageData
+from diracnets.data.items import MapStyle
+from diracnets.data.names import data_names
+from diracnets.data.stream import StreamedImages
+from diracnets.errors import UsageError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_FOLDER_SIZE = 224
+
+
+def load_data(
+    data: str | MapStyle | tuple[MapStyle, MapStyle],
+    *,
+    data_dir: str | Path | None = None,
+    image_size: int | None = None,
+    device: torch.device | str = "cpu",
+    workers: int | None = None,
+    download: bool = True,
+) -> ImageData:
+    """Images to train on and images held out, ready to be batched.
+
+    Args:
+        data: "digits", "cifar10", "cifar100", "folder", or a map-style Dataset of (image, label), or a pair of them: to
+            train on, and held out. See `diracnets.data.dataset.load_dataset`.
+        data_dir: "folder": the folder, see `diracnets.data.folder.find_images`. CIFAR: where its files are, or are
+            downloaded to; None takes ./data. Digits need none.
+        image_size: side in pixels of the images of a folder (None takes 224) or Dataset (None leaves them as they are).
+            The other sets have one size, which is the only one allowed.
+        device: where the batches will be, and the images too where they are small.
+        workers: processes that decode the images of a folder or large Dataset; None takes one a processor, at most 4.
+            Images in memory need none.
+        download: whether CIFAR may be downloaded.
+
+    Raises:
+        UsageError: an unknown name, an impossible size or number of workers, a folder without `data_dir`.
+        DataError, FileError: the data is not there or cannot be used; the message names what is wrong.
+        MissingExtraError: digits without scikit-learn.
+
+    >>> data = load_data("digits")
+    >>> len(data.train), len(data.val), data.input_size
+    (1438, 359, (1, 8, 8))
+    >>> images, labels, indices = next(data.train.batches(128, epoch=0))
+    >>> images.shape, images.dtype
+    (torch.Size([128, 1, 8, 8]), torch.float32)
+    """
+    if image_size is not None and image_size < 1:
+        raise UsageError(f"the image size must be at least 1 pixel, not {image_size}")
+    if workers is not None and workers < 0:
+        raise UsageError(f"the number of workers must be 0 or more, not {workers}")
+    if not isinstance(data, str):
+        return load_dataset(data, image_size=image_size, device=device, workers=workers)
+    if data not in data_names():
+        near = difflib.get_close_matches(data, data_names(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"there is no data named {data!r}, only {', '.join(data_names())}{hint}")
+    if data == "folder":
+        return _load_folder(data_dir, image_size or _FOLDER_SIZE, device, workers)
+    side = 8 if data == "digits" else 32
+    if image_size not in (None, side):
+        raise UsageError(f"the images of {data} have {side} pixels, not {image_size}: leave the image size out")
+    if data == "digits":
+        return load_digits(device)
+    published = CIFAR10 if data == "cifar10" else CIFAR100
+    return load_cifar(published, Path("data") if data_dir is None else data_dir, device=device, fetch=download)
+
+
+def _load_folder(
+    data_dir: str | Path | None, image_size: int, device: torch.device | str, workers: int | None
+) -> ImageData:
+    if data_dir is None:
+        raise UsageError("data 'folder' needs to know which one: give data_dir")
+    size = (3, image_size, image_size)
+
+    def images(listing: Listing) -> StreamedImages:
+        labels = torch.tensor(listing.labels)
+        source = FolderSource(listing.files)
+        return StreamedImages(
+            source, labels, size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, device=device, workers=workers
+        )
+
+    train, val = find_images(data_dir)
+    return ImageData("folder", train.classes, size, IMAGENET_MEAN, IMAGENET_STD, images(train), images(val))

@@ -1,0 +1,100 @@
+"""Images that live on the device as one uint8 tensor and are augmented there: no worker process to wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diracnets.data.augment import Normalizer, augmented, check
+from diracnets.data.augmentation import Augmentation
+from diracnets.data.images import Batch, schedule
+from diracnets.errors import DataError
+
+
+class MemoryImages:
+    """Labelled images of one size, held in memory; implements `diracnets.data.images.Images`.
+
+    Args:
+        pixels: uint8 [N, H, W, C].
+        labels: int64 [N].
+        name: what to call the set to a user; `name(i)` appends a number.
+        mean: per channel, of pixels in 0..1.
+        std: per channel, of pixels in 0..1.
+        device: where the batches will be, and the pixels too if it is a CPU or CUDA device.
+        numbers: the images' numbers in the set they come from, if not 0, 1, 2, ...
+
+    >>> pixels = torch.zeros(5, 8, 8, 1, dtype=torch.uint8)
+    >>> images = MemoryImages(pixels, torch.arange(5), name="black", mean=[0.0], std=[1.0])
+    >>> [tuple(x.shape) for x, y, i in images.batches(2)]
+    [(2, 1, 8, 8), (2, 1, 8, 8), (1, 1, 8, 8)]
+    >>> images.name(3)
+    'black 3'
+    """
+
+    def __init__(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        *,
+        name: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str = "cpu",
+        numbers: Sequence[int] | None = None,
+    ) -> None:
+        self.labels = labels
+        self._device = torch.device(device)
+        # Elsewhere (MPS) overlapping strided views are copied out, which is slower than augmenting on the CPU.
+        self._home = self._device if self._device.type in ("cpu", "cuda") else torch.device("cpu")
+        self._pixels = pixels.contiguous().to(self._home)
+        self._name = name
+        self._numbers = numbers
+        channels, height, width = pixels.shape[3], pixels.shape[1], pixels.shape[2]
+        self._size = (channels, height, width)
+        self._normalize = Normalizer(self._size, mean, std, self._home)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """As "cifar10 test 123"."""
+        return f"{self._name} {index if self._numbers is None else self._numbers[index]}"
+
+    def image(self, index: int) -> Image.Image:
+        """The image, grey or RGB."""
+        pixels = self._pixels[index].cpu()
+        if pixels.shape[2] not in (1, 3):
+            raise DataError(f"{self.name(index)} has {pixels.shape[2]} channels: it cannot be shown as a picture")
+        return Image.fromarray(pixels.squeeze(2).numpy())
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        epoch: int | None = None,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+        first: int = 0,
+    ) -> Iterator[Batch]:
+        """See `Images.batches`."""
+        plan = schedule(len(self), batch_size, epoch=epoch, augment=augment, seed=seed, first=first)
+        if augment is not None:
+            check(augment, self._size, resizable=False)
+        return self._batches(plan, epoch, augment or Augmentation(), seed)
+
+    def _batches(
+        self, plan: tuple[Tensor, ...], epoch: int | None, augment: Augmentation, seed: int
+    ) -> Iterator[Batch]:
+        flat = self._pixels.view(len(self), -1)  # whole images are copied at the speed of memory
+        for samples in plan:
+            here = samples.to(self._home)
+            pixels = flat.index_select(0, here).view(-1, *self._pixels.shape[1:])
+            if epoch is None:
+                images = self._normalize(pixels)
+            else:
+                images = augmented(pixels, here, augment, self._normalize, seed=seed, epoch=epoch)
+            indices = here.to(self._device)
+            yield images.to(self._device), self.labels[samples].to(self._device), indices

@@ -1,0 +1,93 @@
+"""Random numbers that are addressed, not consumed: a hash of (seed, epoch, sample, stream).
+
+What is drawn for a sample does not depend on what was drawn before it, on the batch it is in, or on the device, so a
+resumed run, or one with another number of workers, sees the same images. The hash is the finalizer of SplitMix64
+(Steele, Lea & Flood 2014) chained over the four numbers, in torch's int64 arithmetic, which wraps.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import torch
+from torch import Tensor
+
+
+class Stream(enum.IntEnum):
+    """What a draw is for: no two uses share their numbers. Large steps leave room for several numbers each."""
+
+    ORDER = 0
+    CROP = 16
+    FLIP = 32
+    CUTOUT = 48
+    RESIZED = 64
+
+
+def draw(seed: int, epoch: int, samples: Tensor, stream: Stream, count: int = 1) -> Tensor:
+    """Random bits for each of `samples`.
+
+    Args:
+        seed: any integer.
+        epoch: the epoch, from 0.
+        samples: int64 [B], numbers of the samples.
+        stream: what the bits are for.
+        count: how many independent rows, at most 16 (`Stream.RESIZED`: any number).
+
+    Returns:
+        int64 [count, B] on `samples`' device, 62 random bits each: from 0 to 2**62 - 1.
+
+    >>> draw(0, 3, torch.tensor([7, 8]), Stream.FLIP).equal(draw(0, 3, torch.tensor([8, 7]), Stream.FLIP).flip(1))
+    True
+    """
+    key = _mix(samples + _mix_number(_mix_number(seed) + epoch))
+    streams = torch.arange(int(stream), int(stream) + count, device=samples.device)
+    return _shift(_mix(key + streams[:, None] * _GOLDEN), 2)  # [count, B]
+
+
+def below(bits: Tensor, limit: int) -> Tensor:
+    """Uniform integers from 0 to `limit` - 1 (of at most 2**31) out of the bits that `draw` gives.
+
+    >>> int(below(torch.tensor(2**62 - 1), 10))
+    9
+    """
+    return (bits >> 31) * limit >> 31
+
+
+def fraction(bits: Tensor) -> Tensor:
+    """Uniform float32 in [0, 1) out of the bits that `draw` gives: multiples of 2**-24, exact on every device.
+
+    >>> float(fraction(torch.tensor(2**61)))
+    0.5
+    """
+    return (bits >> 38).float() * 2.0**-24
+
+
+def order(seed: int, epoch: int, length: int) -> Tensor:
+    """The order in which an epoch visits its samples: a permutation, int64 [length], on the CPU.
+
+    >>> order(0, 0, 1000).sort().values.equal(torch.arange(1000))
+    True
+    """
+    return draw(seed, epoch, torch.arange(length), Stream.ORDER)[0].argsort(stable=True)
+
+
+_GOLDEN = -0x61C8864680B583EB  # 2**64 / golden ratio, as a signed number
+_FIRST = -0x40A7B892E31B1A47
+_SECOND = -0x6B2FB644ECCEEE15
+
+
+def _shift(bits: Tensor, by: int) -> Tensor:
+    """A right shift that brings in zeros: torch's brings in the sign."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    bits = bits + _GOLDEN
+    bits = (bits ^ _shift(bits, 30)) * _FIRST
+    bits = (bits ^ _shift(bits, 27)) * _SECOND
+    return bits ^ _shift(bits, 31)
+
+
+def _mix_number(value: int) -> int:
+    signed = (value + 2**63) % 2**64 - 2**63
+    return int(_mix(torch.tensor(signed)))

@@ -1,0 +1,46 @@
+"""Holds out part of a set that comes without a split: the same part each time, the same share of every class."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+
+from diracnets.errors import DataError
+
+
+def hold_out(
+    labels: Sequence[int], keys: Sequence[str], classes: Sequence[str], *, one_in: int = 5
+) -> tuple[list[int], list[int]]:
+    """Numbers of the images to train on, and of those held out: one in five of each class, rounded, at least one.
+
+    Which ones is decided by a hash of each image's key, so that adding images to a class moves almost none of the
+    others. It depends on no seed: a network must never be judged by images that it was trained on.
+
+    Args:
+        labels: of all images.
+        keys: of all images, unique: a path within the folder, a number.
+        classes: names, for the error.
+        one_in: hold out one in this many.
+
+    Returns:
+        Two sorted lists of numbers.
+
+    Raises:
+        DataError: a class has fewer than two images.
+
+    >>> train, held_out = hold_out([0] * 10 + [1] * 5, [str(n) for n in range(15)], ["cat", "dog"])
+    >>> len(train), [n // 10 for n in held_out]
+    (12, [0, 0, 1])
+    """
+    members: dict[int, list[int]] = defaultdict(list)
+    for number, label in enumerate(labels):
+        members[label].append(number)
+    held_out: list[int] = []
+    for label, numbers in members.items():
+        if len(numbers) < 2:
+            raise DataError(f"class {classes[label]!r} has one image: at least two are needed to hold one out")
+        numbers.sort(key=lambda number: hashlib.blake2b(keys[number].encode(errors="surrogateescape")).digest())
+        held_out += numbers[: max(1, round(len(numbers) / one_in))]
+    chosen = set(held_out)
+    return [number for number in range(len(labels)) if number not in chosen], sorted(held_out)

@@ -1,0 +1,227 @@
+"""Images that are decoded one by one, by worker processes, and then augmented in batches on the device."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from diracnets.data.augment import Normalizer, Size, augmented, check
+from diracnets.data.augmentation import Augmentation
+from diracnets.data.decode import Pixels
+from diracnets.data.images import Batch, schedule
+from diracnets.data.random import Stream, draw, fraction
+from diracnets.errors import DataError, DiracNetsError, UsageError
+
+_DRAWS = 40  # for one random part: ten attempts of four numbers
+
+
+class Source(Protocol):
+    """Where a stream's images come from. It is sent to worker processes."""
+
+    def name(self, index: int) -> str:
+        """What to call an image to a user."""
+
+    def image(self, index: int) -> Image.Image:
+        """The image as it was before any change."""
+
+    def fitted(self, index: int, size: Size) -> Pixels:
+        """The image for evaluation, uint8 [H, W, C]."""
+
+    def random_part(self, index: int, size: Size, min_scale: float, draws: Sequence[float]) -> Pixels:
+        """A random part of the image for training, uint8 [H, W, C]."""
+
+
+def default_workers() -> int:
+    """One a processor that this process may use, and at most 4."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, allowed)
+
+
+class StreamedImages:
+    """Labelled images that are decoded when they are needed; implements `diracnets.data.images.Images`.
+
+    Worker processes are started for each pass over the images and end with it, also when it is abandoned.
+
+    Args:
+        source: gives the images.
+        labels: int64 [N].
+        size: [C, H, W] of the batches' images.
+        mean: per channel, of pixels in 0..1.
+        std: per channel, of pixels in 0..1.
+        device: where the batches will be.
+        workers: processes that decode; 0 decodes in this one, None takes `default_workers()`.
+
+    Raises:
+        UsageError: a negative number of workers.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        labels: Tensor,
+        *,
+        size: Size,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str = "cpu",
+        workers: int | None = None,
+    ) -> None:
+        self.labels = labels
+        self._source = source
+        self._size = size
+        self._device = torch.device(device)
+        self._home = self._device if self._device.type in ("cpu", "cuda") else torch.device("cpu")
+        self._normalize = Normalizer(size, mean, std, self._home)
+        self._workers = default_workers() if workers is None else workers
+        if self._workers < 0:
+            raise UsageError(f"the number of workers must be 0 or more, not {workers}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """The image's file, or its number in its data set."""
+        return self._source.name(index)
+
+    def image(self, index: int) -> Image.Image:
+        """The image as it was before any change."""
+        return self._source.image(index)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        epoch: int | None = None,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+        first: int = 0,
+    ) -> Iterator[Batch]:
+        """See `Images.batches`."""
+        plan = schedule(len(self), batch_size, epoch=epoch, augment=augment, seed=seed, first=first)
+        augment = augment or Augmentation()
+        check(augment, self._size, resizable=True)
+        part = None
+        if epoch is not None and augment.crop == "resized":
+            part = _RandomPart(seed, epoch, augment.min_scale)
+        return self._batches(plan, part, epoch, augment, seed)
+
+    def _batches(
+        self, plan: tuple[Tensor, ...], part: _RandomPart | None, epoch: int | None, augment: Augmentation, seed: int
+    ) -> Iterator[Batch]:
+        # Tensors in requests would travel through shared memory, one file descriptor each; lists do not.
+        requests = [_Request(samples.tolist(), part) for samples in plan]
+        with _answers(_Decoder(self._source, self._size), requests, self._workers, self._home) as answers:
+            for samples, answer in zip(plan, answers, strict=True):
+                if isinstance(answer, DiracNetsError):
+                    raise answer
+                here = samples.to(self._home)
+                pixels = answer.to(self._home, non_blocking=True)
+                if epoch is None:
+                    images = self._normalize(pixels)
+                else:
+                    images = augmented(pixels, here, augment, self._normalize, seed=seed, epoch=epoch)
+                yield images.to(self._device), self.labels[samples].to(self._device), here.to(self._device)
+
+
+@dataclass(frozen=True)
+class _RandomPart:
+    seed: int
+    epoch: int
+    min_scale: float
+
+
+@dataclass(frozen=True)
+class _Request:
+    samples: list[int]
+    part: _RandomPart | None
+
+
+class _Decoder(Dataset[Tensor | DiracNetsError]):
+    """A worker's job: a batch of pixels for a request, or the error, which would lose its class if it were raised."""
+
+    def __init__(self, source: Source, size: Size) -> None:
+        self._source = source
+        self._size = size
+
+    def __getitem__(self, request: _Request) -> Tensor | DiracNetsError:
+        try:
+            return torch.from_numpy(np.stack(self._pixels(request)))
+        except DiracNetsError as error:
+            error.__cause__ = error.__traceback__ = None
+            return error
+
+    def _pixels(self, request: _Request) -> list[Pixels]:
+        part = request.part
+        if part is None:
+            return [self._source.fitted(sample, self._size) for sample in request.samples]
+        bits = draw(part.seed, part.epoch, torch.tensor(request.samples), Stream.RESIZED, _DRAWS)
+        draws = fraction(bits).T.tolist()  # [B, 40]
+        return [
+            self._source.random_part(sample, self._size, part.min_scale, numbers)
+            for sample, numbers in zip(request.samples, draws, strict=True)
+        ]
+
+
+@contextmanager
+def _answers(
+    decoder: _Decoder, requests: list[_Request], workers: int, device: torch.device
+) -> Iterator[Iterator[Tensor | DiracNetsError]]:
+    """The decoder's answers, in order; when the block ends, however it does, no worker is left."""
+    loader = DataLoader(
+        decoder,
+        batch_size=None,
+        sampler=requests,
+        num_workers=min(workers, len(requests)),
+        collate_fn=_as_it_is,
+        worker_init_fn=_leave_interrupts_to_the_parent,
+        generator=torch.Generator(),  # or each pass would draw from the global one
+        pin_memory=device.type == "cuda",
+        multiprocessing_context="fork" if workers and requests and sys.platform == "linux" else None,
+    )
+    with warnings.catch_warnings():
+        # Workers run neither torch's threads nor CUDA, so that forking a process that has them is safe.
+        warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*worker processes in total")
+        iterator = iter(loader)
+    try:
+        yield _surviving(iterator)
+    finally:
+        stop = getattr(iterator, "_shutdown_workers", None)  # else they would live until the next garbage collection
+        if stop is not None:
+            stop()
+
+
+def _surviving(iterator: Iterator[Tensor | DiracNetsError]) -> Iterator[Tensor | DiracNetsError]:
+    while True:
+        try:
+            answer = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "worker" not in str(error):
+                raise
+            raise DataError(
+                "a process that decodes images died, most likely for lack of (shared) memory: "
+                "use fewer workers or a smaller batch, or 0 workers"
+            ) from error
+        yield answer
+
+
+def _as_it_is(answer: Any) -> Any:  # noqa: ANN401
+    return answer
+
+
+def _leave_interrupts_to_the_parent(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
