@@ -40,12 +40,11 @@ $(READY): pyproject.toml constraints.txt
 				"install a newer one or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; \
 		fi; \
 		echo "Making the environment .venv with $$("$$found" --version)"; \
-		if ! "$$found" -m venv --clear .venv >.venv.log 2>&1; then \
-			cat .venv.log >&2; rm -rf .venv .venv.log; \
+		if ! log="$$("$$found" -m venv --clear .venv 2>&1)"; then \
+			echo "$$log" >&2; rm -rf .venv; \
 			echo "make: $$found could not make an environment in .venv;" \
 				"where its venv module is missing, install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; \
 		fi; \
-		rm -f .venv.log; \
 	fi
 	@echo "Installing torch and the rest into .venv, once (some minutes on a slow network)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH_FROM) torch \

@@ -1,0 +1,169 @@
+"""The command line: finds the command, parses its options, turns errors into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from types import FrameType
+from typing import Protocol
+
+import diracnets
+from diracnets.errors import DiracNetsError, UsageError
+
+COMMANDS = {  # in the order in which a user meets them
+    "demo": ("Demo", "the whole way on handwritten digits, in about a minute: train, fold, classify"),
+    "train": ("Train", "train a network by a recipe and fold it; --resume continues"),
+    "eval": ("Evaluate", "accuracy, loss, table by class and worst mistakes of a trained network"),
+    "fold": ("Fold", "turn a checkpoint into a model file, and prove that it computes the same"),
+    "predict": ("Predict", "classify images with a model file"),
+    "info": ("Info", "layers, parameters, multiply-adds and origin of a network or file"),
+    "models": ("Models", "the networks that there are, by name"),
+    "verify": ("Verify", "check that a model file is whole and unchanged"),
+}
+HELP = """usage: diracnets COMMAND [OPTIONS]
+
+Very deep plain convolutional networks: train with the Dirac parameterization,
+fold to a bare conv-ReLU chain, use it from one file.
+
+{commands}
+
+  diracnets COMMAND --help   the options of a command
+  --version                  the version of diracnets
+  --debug                    with any command: show where an error came from
+"""
+
+
+class Command(Protocol):
+    """A parsed command line: the fields are its options."""
+
+    def execute(self) -> None:
+        """Do it, and print what there is to see."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return the exit code of the process.
+
+    Args:
+        argv: the words after the program's name; those of the process by default.
+
+    Returns:
+        0 where all went well, 1 for a failure, 2 for wrong use, 130 and 143 where it was interrupted or terminated.
+
+    >>> main(["--version"])
+    diracnets 0.1.0
+    0
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a file name in no encoding must not stop a table
+    try:
+        with _terminated_as_exit():
+            _run(words)
+            sys.stdout.flush()
+    except SystemExit as stop:  # of the parser, after its message or help
+        return stop.code if isinstance(stop.code, int) else 0
+    except BrokenPipeError:  # `diracnets models | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except (KeyboardInterrupt, Exception) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"diracnets: {_sentence(error)}", file=sys.stderr)
+        return _exit_code(error)
+    return 0
+
+
+def _run(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help", "help"):
+        rows = (f"  {name:<10} {summary}" for name, (_, summary) in COMMANDS.items())
+        print(HELP.format(commands="\n".join(rows)), end="")
+        if not words:
+            raise SystemExit(UsageError.exit_code)
+    elif words[0] == "--version":
+        print(f"diracnets {diracnets.__version__}")
+    else:
+        parse(words).execute()
+
+
+def parse(words: Sequence[str]) -> Command:
+    """The command that `words` spell, with its options filled in; nothing is run and torch stays unimported.
+
+    Args:
+        words: a command's name and its options.
+
+    Raises:
+        UsageError: there is no such command.
+        SystemExit: the options are wrong (code 2), or ask for help (code 0); the parser has printed what to say.
+
+    >>> parse(["predict", "digits.safetensors", "two.png"]).images
+    ('two.png',)
+    """
+    import tyro
+
+    name, *options = words
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        raise UsageError(f"there is no command {name!r}: {hint}")
+    kind = getattr(importlib.import_module(f"diracnets.commands.{name}"), COMMANDS[name][0])
+    start = kind.start_from(options) if hasattr(kind, "start_from") else tyro.MISSING_NONPROP
+    style = (tyro.conf.PositionalMetavarFromFieldName,)
+    with _plain_where_asked():
+        command: Command = tyro.cli(kind, prog=f"diracnets {name}", args=options, default=start, config=style)
+    return command
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or "interrupted"
+    if isinstance(error, DiracNetsError):
+        return str(error)
+    return f"{type(error).__name__}: {error} (unexpected; --debug shows where it came from)"
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    return error.exit_code if isinstance(error, DiracNetsError) else 1
+
+
+@contextmanager
+def _plain_where_asked() -> Iterator[None]:
+    """The parser decides about colours by TERM alone; this makes NO_COLOR and a piped stderr count for it too."""
+    before = os.environ.get("TERM")
+    if os.environ.get("NO_COLOR") or not sys.stderr.isatty():
+        os.environ["TERM"] = "dumb"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("TERM", None)
+        else:
+            os.environ["TERM"] = before
+
+
+@contextmanager
+def _terminated_as_exit() -> Iterator[None]:
+    """SIGTERM unwinds like an exception, so that no half-written file stays."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,151 @@
+"""`diracnets eval`: how good a trained network is, class by class, and where it is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from diracnets.commands.output import note, stdout, table
+from diracnets.errors import UsageError
+from diracnets.files import written_whole
+
+if TYPE_CHECKING:
+    from diracnets.data.images import ImageData
+    from diracnets.models.facts import ModelFacts
+    from diracnets.training.metrics import Evaluation
+
+_CLASSES_SHOWN = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Evaluate a model file or checkpoint on the held-out images of a data set."""
+
+    file: Positional[Path]
+    """Model file (.safetensors) or checkpoint."""
+    data: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """digits, cifar10, cifar100 or folder; by default what the network was trained on."""
+    data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """Where the images are."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto for the best that there is."""
+    batch_size: int = 256
+    """Images at a time."""
+    workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """Processes that decode images of a folder; by default one a core."""
+    worst: int = 10
+    """How many of the worst mistakes to name."""
+    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """Also write evaluation.json and the picture confusion.png there."""
+    json: FlagCreatePairsOff[bool] = False
+    """Print JSON and nothing else."""
+
+    def execute(self) -> None:
+        """Evaluate, print, and write what `out` asks for."""
+        if self.worst < 0:
+            raise UsageError(f"--worst is {self.worst}; it must be 0 or more")
+        from diracnets.data.load import load_data
+        from diracnets.models.facts import facts_of
+        from diracnets.models.load import load
+        from diracnets.training.devices import choose_device
+        from diracnets.training.metrics import evaluate
+
+        device = choose_device(self.device)
+        model = load(self.file, device)
+        facts = facts_of(model)
+        data = load_data(
+            self.data or _trained_on(facts, self.file),
+            data_dir=self.data_dir,
+            image_size=facts.input_size[-1] if facts else None,
+            device=device,
+            workers=self.workers,
+        )
+        if facts is not None:
+            _check(facts, data, self.file)
+        evaluation = evaluate(model, data.val, batch_size=self.batch_size, worst=self.worst)
+        summary = _summary(evaluation, data, self.file)
+        if self.json:
+            print(json.dumps(summary, indent=2))
+        else:
+            _show(evaluation, data)
+        if self.out is not None:
+            self._write(summary, evaluation, data, self.out)
+
+    def _write(self, summary: dict[str, Any], evaluation: Evaluation, data: ImageData, out: Path) -> None:
+        from diracnets.training.plots import draw_confusion
+
+        with written_whole(out / "evaluation.json") as part:
+            part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        draw_confusion(evaluation.confusion, data.classes, out / "confusion.png")
+        note(f"wrote {out / 'evaluation.json'} and {out / 'confusion.png'}")
+
+
+def _trained_on(facts: ModelFacts | None, file: Path) -> str:
+    trained_on = facts.provenance.get("data") if facts else None
+    name = trained_on.get("name") if isinstance(trained_on, dict) else None
+    if not isinstance(name, str):
+        raise UsageError(f"{file} does not say what it was trained on; give --data digits, cifar10, cifar100 or folder")
+    return name
+
+
+def _check(facts: ModelFacts, data: ImageData, file: Path) -> None:
+    """Refuse images that the network was not made for: its numbers would mean nothing."""
+    if facts.classes and facts.classes != data.classes:
+        pairs = zip(facts.classes, data.classes, strict=False)
+        first = next((f"{mine!r} where {data.name} has {theirs!r}" for mine, theirs in pairs if mine != theirs), "")
+        counts = f"{len(facts.classes)} classes where {data.name} has {len(data.classes)}"
+        raise UsageError(f"{file} has other classes than {data.name}: {first or counts}; choose its own data")
+    if facts.input_size != data.input_size:
+        sizes = ["x".join(map(str, size)) for size in (facts.input_size, data.input_size)]
+        raise UsageError(f"{file} takes images of {sizes[0]}, those of {data.name} are {sizes[1]}; choose its own data")
+    far = any(abs(a - b) > 1e-4 for a, b in zip(facts.mean + facts.std, data.mean + data.std, strict=True))
+    if far:
+        raise UsageError(f"{file} was trained with another normalization than {data.name} has; choose its own data")
+
+
+def _summary(evaluation: Evaluation, data: ImageData, file: Path) -> dict[str, Any]:
+    """Plain values for JSON, with names in place of numbers of classes."""
+    classes = data.classes
+    return {
+        "file": str(file),
+        "data": data.name,
+        "images": evaluation.count,
+        "top1": evaluation.top1,
+        "top5": evaluation.top5,
+        "loss": evaluation.loss,
+        "classes": [
+            {"class": classes[row.label], "images": row.count, "correct": row.correct} for row in evaluation.per_class
+        ],
+        "confusion": evaluation.confusion.tolist(),
+        "worst": [
+            dataclasses.asdict(mistake) | {"true": classes[mistake.true], "predicted": classes[mistake.predicted]}
+            for mistake in evaluation.worst
+        ],
+    }
+
+
+def _show(evaluation: Evaluation, data: ImageData) -> None:
+    console, classes = stdout(), data.classes
+    console.print(
+        f"{data.name}, {evaluation.count:,} held-out images: top-1 {evaluation.top1:.2%}, top-5 {evaluation.top5:.2%}, "
+        f"loss {evaluation.loss:.4f}\n"
+    )
+    ranked = sorted(evaluation.per_class, key=lambda row: row.accuracy if row.count else 2.0)
+    shown, title = ranked, "By class, the hardest first"
+    if len(ranked) > _CLASSES_SHOWN:
+        shown = ranked[:_CLASSES_SHOWN]
+        title = f"The {_CLASSES_SHOWN} hardest of {len(ranked)} classes (--json has all)"
+    rows = [[classes[row.label], row.count, row.correct, f"{row.accuracy:.2%}"] for row in shown]
+    console.print(table(["class", "images", "correct", "accuracy"], rows, title))
+    if evaluation.worst:
+        mistakes = [
+            [mistake.name, classes[mistake.true], classes[mistake.predicted], f"{mistake.probability:.1%}"]
+            for mistake in evaluation.worst
+        ]
+        console.print()
+        console.print(table(["image", "is", "taken for", "with"], mistakes, "The worst mistakes, the surest first"))

@@ -1,0 +1,43 @@
+"""`diracnets fold`: a checkpoint becomes a model file, and the proof is printed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from diracnets.commands.output import stdout
+from diracnets.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Fold a trained network: Dirac parameterization and batch norms go into plain convolutions, and one file is left.
+
+    Both networks are run on the same inputs, and nothing is written unless they agree."""
+
+    file: Positional[Path]
+    """A checkpoint: of a run of diracnets, or of the paper's authors (.pt7)."""
+    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """The model file to write; by default the checkpoint's name with .safetensors."""
+
+    def execute(self) -> None:
+        """Fold, write, and print the proof."""
+        from diracnets.models.diracnet import DiracNet
+        from diracnets.models.facts import facts_of
+        from diracnets.models.load import load
+        from diracnets.training.finish import write_model_file
+
+        net = load(self.file)
+        if not isinstance(net, DiracNet):
+            raise UsageError(f"{self.file} is folded already; to keep it in another place, copy it")
+        facts = facts_of(net)
+        if facts is None:
+            raise UsageError(
+                f"{self.file} does not say which images it takes, as a model file has to; fold it from Python"
+            )
+        out = self.out or self.file.with_suffix(".safetensors")
+        chain = write_model_file(net, facts, out)
+        stdout().print(f"{chain.fold_report}\nwrote       {out}, {out.stat().st_size:,} bytes", soft_wrap=True)

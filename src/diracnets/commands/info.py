@@ -1,0 +1,107 @@
+"""`diracnets info`: what a network consists of and costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from tyro.conf import FlagCreatePairsOff, Positional
+
+from diracnets.commands.output import stdout, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from diracnets.deploy.info import Info as Description
+
+
+@dataclass(frozen=True)
+class Info:
+    """Layers, parameters, multiply-adds, receptive field, sizes and origin of a network or of a file that holds one."""
+
+    model: Positional[str]
+    """A network's name, such as diracnet-28-1, or a model file or checkpoint."""
+    json: FlagCreatePairsOff[bool] = False
+    """Print JSON and nothing else."""
+
+    def execute(self) -> None:
+        """Print what there is to say."""
+        from diracnets.deploy.info import describe
+
+        info = describe(self.model)
+        if self.json:
+            print(json.dumps(asdict(info), indent=2))
+            return
+        console = stdout()
+        rows = [
+            [
+                layer.name,
+                layer.type,
+                _size(layer.output_shape),
+                layer.parameters,
+                layer.multiply_adds,
+                _size(layer.receptive_field) if layer.receptive_field else "all",
+            ]
+            for layer in info.layers
+        ]
+        console.print(table(["layer", "type", "output", "parameters", "multiply-adds", "sees"], rows))
+        console.print()
+        for name, value in _totals(info):
+            console.print(f"{name:<16} {value}", soft_wrap=True)
+        for title, facts in (("origin", info.provenance), ("fold", info.fold)):
+            _tree(console, title, facts)
+
+
+def _totals(info: Description) -> list[tuple[str, str]]:
+    folded = "" if info.folded_parameters == info.parameters else f", {info.folded_parameters:,} when folded"
+    sizes = ", ".join(f"{_bytes(size)} in {dtype}" for dtype, size in info.weight_bytes.items())
+    totals = [
+        ("name", f"{info.name} ({info.kind})"),
+        ("input", _size(info.input_size)),
+        ("parameters", f"{info.parameters:,}{folded}"),
+        ("multiply-adds", f"{info.multiply_adds:,} an image"),
+        ("receptive field", f"{_size(info.receptive_field)} pixels" if info.receptive_field else "the whole image"),
+        ("folded weights", sizes),
+    ]
+    if info.file_bytes is not None:
+        totals.append(("file", _bytes(info.file_bytes)))
+    if info.classes:
+        more = ", ..." if len(info.classes) > 12 else ""
+        totals.append(("classes", f"{len(info.classes)}: {', '.join(info.classes[:12])}{more}"))
+    if info.mean:
+        totals.append(("normalization", f"mean {_numbers(info.mean)}, std {_numbers(info.std)} of pixels in 0..1"))
+    return totals
+
+
+def _tree(console: Console, title: str, facts: Mapping[str, Any], indent: int = 0) -> None:
+    """Nested facts, a line each."""
+    if not facts:
+        return
+    console.print(" " * indent + title)
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            _tree(console, key, value, indent + 2)
+        else:
+            console.print(f"{' ' * (indent + 2)}{key:<{max(14 - indent, 1)}} {value}", soft_wrap=True)
+
+
+def _size(numbers: tuple[int, ...]) -> str:
+    return "x".join(map(str, numbers))
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.4f}" for value in values)
+
+
+def _bytes(count: int) -> str:
+    """As people say sizes.
+
+    >>> _bytes(812), _bytes(688_168), _bytes(36_423_050 * 4)
+    ('812 bytes', '688.2 kB', '145.7 MB')
+    """
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"

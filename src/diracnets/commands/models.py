@@ -1,0 +1,37 @@
+"""`diracnets models`: the networks that there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tyro.conf import Positional
+
+from diracnets.commands.output import stdout, table
+from diracnets.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Models:
+    """The networks that can be made by name, with their parameters (10 classes for CIFAR's, 1000 for ImageNet's).
+
+    diracnet-N-k and plain-N-k exist for every N = 6n + 4 and any width k; some of them are listed."""
+
+    pattern: Positional[str] = "*"
+    """Only names that match, such as 'plain-*' or '*-28-*'."""
+
+    def execute(self) -> None:
+        """Print the table."""
+        import torch
+
+        from diracnets.models.registry import create_model, list_models
+
+        names = list_models(self.pattern)
+        if not names:
+            raise UsageError(f"no network that is listed matches {self.pattern!r}; `diracnets models` lists them all")
+        rows = []
+        for name in names:
+            with torch.device("meta"):  # shapes alone: nothing is allocated or drawn
+                net = create_model(name)
+            size = "x".join(map(str, net.input_size))
+            rows.append([name, sum(weight.numel() for weight in net.parameters()), size, net.num_classes])
+        stdout().print(table(["name", "parameters", "input", "classes"], rows))

@@ -1,0 +1,54 @@
+"""What commands print with: results on stdout, the rest on stderr, tables that stay readable in a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_PIPE_WIDTH = 400  # nothing is cut or wrapped where no terminal shows it
+
+
+def stdout() -> Console:
+    """A console for results: colours and the terminal's width on a terminal, plain whole lines elsewhere."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    return Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
+
+
+def note(text: str) -> None:
+    """One line about what goes on, on stderr."""
+    print(text, file=sys.stderr)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> Table:
+    """A table whose columns of numbers stand right and whose floats have three decimals.
+
+    >>> stdout().print(table(["name", "parameters"], [["diracnet-16-1", 173402]]))
+    name            parameters
+    ──────────────────────────
+    diracnet-16-1      173,402
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    made = Table(box=SIMPLE_HEAD, title=title, title_style="bold", title_justify="left", pad_edge=False)
+    made.show_edge = False
+    rows = list(rows)
+    for index, column in enumerate(columns):
+        numeric = all(isinstance(row[index], int | float) for row in rows)
+        made.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*map(_cell, row))
+    return made
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

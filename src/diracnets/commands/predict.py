@@ -1,0 +1,57 @@
+"""`diracnets predict`: images in, names out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from diracnets.commands.output import stdout, table
+from diracnets.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Classify images with a model file or a checkpoint, which says how to scale and normalize them."""
+
+    file: Positional[Path]
+    """Model file (.safetensors) or checkpoint."""
+    images: Positional[Annotated[tuple[str, ...], arg(metavar="IMAGE [IMAGE ...]", help_behavior_hint="")]] = ()
+    """Image files, folders of them, or patterns such as 'photos/*.jpg'."""
+    top: int = 5
+    """How many classes to list for each image."""
+    batch_size: int = 32
+    """Images at a time."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto for the best that there is."""
+    json: FlagCreatePairsOff[bool] = False
+    """Print JSON: a list with an object for each image."""
+    csv: FlagCreatePairsOff[bool] = False
+    """Print CSV: a line for each image and class, the likeliest first."""
+
+    def execute(self) -> None:
+        """Print the predictions."""
+        if not self.images:
+            raise UsageError("predict needs images behind the model file: files, folders or patterns")
+        if self.json and self.csv:
+            raise UsageError("--json and --csv exclude each other; leave one out")
+        from diracnets.deploy.predict import predict
+
+        found = predict(self.file, self.images, top=self.top, batch_size=self.batch_size, device=self.device)
+        if self.json:
+            print(json.dumps([asdict(prediction) for prediction in found], indent=2))
+            return
+        if self.csv:
+            lines = csv.writer(sys.stdout, lineterminator="\n")
+            lines.writerow(["image", "rank", "label", "probability"])
+            for each in found:
+                lines.writerows([each.name, rank, *one] for rank, one in enumerate(each.top, start=1))
+            return
+        places = range(max(len(each.top) for each in found))
+        rows = [[each.name, *(f"{label} {probability:.1%}" for label, probability in each.top)] for each in found]
+        stdout().print(table(["image", *(str(place + 1) for place in places)], rows))
