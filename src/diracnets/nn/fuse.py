@@ -1,0 +1,151 @@
+"""The algebra of folding: a batch norm in evaluation mode is a scale and a shift of each channel, and those move into filters."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from diracnets.nn.dirac import DiracConv, DiracConv1d, DiracConv2d, DiracConv3d
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+ORDINARY: dict[type[nn.Module], type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {
+    DiracConv1d: nn.Conv1d,
+    DiracConv2d: nn.Conv2d,
+    DiracConv3d: nn.Conv3d,
+}
+
+
+def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """The two vectors [channels] with `norm(x) = scale * x + shift` for each channel, in evaluation mode.
+
+    >>> norm = nn.BatchNorm2d(2, eps=0.0).eval()
+    >>> _ = norm.running_mean.fill_(3.0), norm.running_var.fill_(4.0)
+    >>> [vector.tolist() for vector in scale_and_shift(norm)]
+    [[0.5, 0.5], [-1.5, -1.5]]
+    """
+    mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    scale = (var + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -mean * scale
+    return scale.detach(), (shift if norm.bias is None else shift + norm.bias).detach()
+
+
+def scale_outputs(
+    weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor, *, groups: int = 1, transposed: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The weight and bias of the layer that computes `scale * layer(x) + shift`.
+
+    Args:
+        weight: [out, in / groups, *kernel], [out, in] of a linear layer, or [in, out / groups, *kernel] if `transposed`.
+        bias: [out] or None.
+        scale, shift: [out].
+        groups: those of the convolution.
+        transposed: whether it is the weight of a transposed convolution.
+
+    >>> weight, bias = scale_outputs(torch.ones(1, 2), None, torch.tensor([3.0]), torch.tensor([4.0]))
+    >>> weight.tolist(), bias.tolist()
+    ([[3.0, 3.0]], [4.0])
+    """
+    kernel = (1,) * (weight.ndim - 2)
+    if transposed:
+        by_group = weight.unflatten(0, (groups, -1))  # [groups, in / groups, out / groups, *kernel]
+        scaled = (by_group * scale.reshape(groups, 1, -1, *kernel)).flatten(0, 1)
+    else:
+        scaled = weight * scale.reshape(-1, 1, *kernel)
+    return scaled, shift.clone() if bias is None else bias * scale + shift
+
+
+def scale_inputs(
+    weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor, *, groups: int = 1, transposed: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """The weight and bias of the layer that computes `layer(scale * x + shift)`.
+
+    Where a layer pads with zeros this holds for shifts of zero alone: what it pads with is not shifted. The same goes for
+    a transposed convolution, to whose outputs a varying number of inputs contributes.
+
+    Args:
+        weight: as for `scale_outputs`.
+        bias: [out] or None.
+        scale, shift: [in].
+        groups: those of the convolution.
+        transposed: whether it is the weight of a transposed convolution; then `shift` must be zero.
+
+    Returns:
+        The weight, and the bias, which is None where there was none and nothing is shifted.
+
+    >>> weight, bias = scale_inputs(torch.ones(1, 2), None, torch.tensor([3.0, 5.0]), torch.tensor([4.0, 1.0]))
+    >>> weight.tolist(), bias.tolist()
+    ([[3.0, 5.0]], [5.0])
+    """
+    kernel = (1,) * (weight.ndim - 2)
+    if transposed:
+        return weight * scale.reshape(-1, 1, *kernel), bias
+    by_group = weight.unflatten(0, (groups, -1))  # [groups, out / groups, in / groups, *kernel]
+    scaled = (by_group * scale.reshape(groups, 1, -1, *kernel)).flatten(0, 1)
+    if not shift.any():
+        return scaled, bias
+    constant = (by_group * shift.reshape(groups, 1, -1, *kernel)).flatten(2).sum(2).flatten()  # [out]
+    return scaled, constant if bias is None else bias + constant
+
+
+def then(layer: Layer, norm: _BatchNorm) -> Layer:
+    """A layer that computes `norm(layer(x))`: a convolution, a transposed one, a linear layer or a batch norm."""
+    scale, shift = scale_and_shift(norm)
+    if isinstance(layer, _BatchNorm):
+        own_weight = torch.ones_like(scale) if layer.weight is None else layer.weight
+        merged = with_tensors(layer, *scale_outputs(own_weight[:, None], layer.bias, scale, shift))
+        merged.weight = nn.Parameter(merged.weight.flatten(), requires_grad=False)
+        merged.affine = True
+        return merged
+    return with_tensors(layer, *scale_outputs(*_tensors(layer), scale, shift, **_layout(layer)))
+
+
+def after(norm: _BatchNorm, layer: Layer) -> Layer:
+    """A layer that computes `layer(norm(x))`; see `scale_inputs` for where that is possible."""
+    return with_tensors(layer, *scale_inputs(*_tensors(layer), *scale_and_shift(norm), **_layout(layer)))
+
+
+def without_dirac(conv: DiracConv) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
+    """The ordinary convolution with the effective weight of a Dirac convolution; its hooks stay behind.
+
+    >>> without_dirac(DiracConv2d(3, 4, 3, stride=2, padding=1))
+    Conv2d(3, 4, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))
+    """
+    ordinary = ORDINARY[type(conv)](
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,  # type: ignore[arg-type]  # a tuple of the right length, which mypy cannot know
+        stride=conv.stride,  # type: ignore[arg-type]
+        padding=conv.padding,  # type: ignore[arg-type]
+        dilation=conv.dilation,  # type: ignore[arg-type]
+        groups=conv.groups,
+        bias=conv.bias is not None,
+        padding_mode=conv.padding_mode,
+        device="meta",  # draws no random numbers
+    ).train(conv.training)
+    return with_tensors(ordinary, conv.effective_weight(), conv.bias)
+
+
+def with_tensors(layer: Layer, weight: Tensor, bias: Tensor | None) -> Layer:
+    """A copy of `layer` with another weight and bias, none of which asks for gradients."""
+    result = copy.deepcopy(layer, {id(tensor): tensor for tensor in layer.parameters()})
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        result._parameters[name] = None if tensor is None else nn.Parameter(tensor.detach(), requires_grad=False)
+    return result
+
+
+def _tensors(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    return cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
+
+
+def _layout(layer: nn.Module) -> dict[str, int]:
+    """How the channels lie in a layer's weight, as arguments of `scale_outputs` and `scale_inputs`."""
+    return {"groups": cast(int, getattr(layer, "groups", 1)), "transposed": isinstance(layer, TRANSPOSED)}
