@@ -14,7 +14,7 @@ def striped_images(count, name, seed, classes=3):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
     pixels = torch.randint(0, 120, (count, 8, 8, 1), generator=generator, dtype=torch.uint8)
-    pixels[torch.arange(count), 2 * labels + 1] += 100
+    pixels[torch.arange(count), 3 * labels + 1] += 100
     return MemoryImages(pixels, labels, name=name, mean=(0.3,), std=(0.2,))
 
 

@@ -1,3 +1,6 @@
+import ast
+import inspect
+import itertools
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -176,13 +179,10 @@ def test_differences_name_the_fields():
 
 
 def test_every_field_has_its_docstring():
-    import ast
-    import inspect
-
     body = ast.parse(inspect.getsource(Recipe)).body[0].body
     documented = {
         before.target.id
-        for before, after in zip(body, body[1:], strict=False)
+        for before, after in itertools.pairwise(body)
         if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr)
     }
     assert documented == {field.name for field in fields(Recipe)}

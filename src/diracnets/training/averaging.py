@@ -26,9 +26,8 @@ class Average:
     """
 
     def __init__(self, recipe: Recipe, net: nn.Module, steps: int) -> None:
-        self.model = (
-            AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else AveragedModel(net)
-        )
+        moving = get_ema_multi_avg_fn(recipe.ema) if recipe.ema else None  # type: ignore[no-untyped-call]
+        self.model = AveragedModel(net, multi_avg_fn=moving)
         self.first_step = 0 if recipe.ema else min(round((1 - recipe.average_last) * steps), steps - 1)
 
     @property

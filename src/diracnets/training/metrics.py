@@ -77,7 +77,7 @@ def evaluate(
     Args:
         model: from normalized images [batch, channels, height, width] to logits [batch, K]; a DiracNet, a chain, or any
             other. Its mode is put back afterwards.
-        images: on the model's device.
+        images: their batches are put on the model's device.
         batch_size: images at a time.
         precision: the arithmetic; anything but float32 gives slightly different numbers.
         worst: mistakes to name.
@@ -144,11 +144,13 @@ def outputs(
         UsageError: the network is for another number of channels or classes.
     """
     was_training = model.training
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     model.eval()
     try:
         for batch, labels, _ in images.batches(batch_size):
             _check_channels(model, batch)
-            with torch.inference_mode(), Precision(precision, "").autocast(batch.device):
+            batch, labels = batch.to(device), labels.to(device)
+            with torch.inference_mode(), Precision(precision, "").autocast(device):
                 logits = model(batch).float()
             if int(labels.max()) >= logits.shape[1]:
                 raise UsageError(

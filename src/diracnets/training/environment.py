@@ -1,0 +1,86 @@
+"""What a run was made with: versions, machine, command and commit."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+import diracnets
+from diracnets.files import written_whole
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes.
+
+    >>> sorted(versions())
+    ['diracnets', 'numpy', 'python', 'torch']
+    """
+    return {
+        "diracnets": diracnets.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # a str of its own class, which a checkpoint must not hold
+        "numpy": numpy.__version__,
+    }
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Facts about this moment on this machine, as JSON can hold them."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "commit": _commit(),
+        "versions": versions(),
+        "platform": platform.platform(),
+        "device": device_name(device),
+        "processor": device_name(torch.device("cpu")),
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def record_environment(path: str | Path, device: torch.device) -> None:
+    """Append the present environment to the JSON list at `path`: an entry for the start, one for each resumption.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    path = Path(path)
+    entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    with written_whole(path) as part:
+        part.write_text(json.dumps([*entries, describe_environment(device)], indent=2) + "\n", encoding="utf-8")
+
+
+def device_name(device: torch.device) -> str:
+    """The make of a graphics card or processor, as its driver or the system calls it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "Apple GPU"
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The git commit of the working directory, "+changes" where files differ from it; None outside a repository."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return commit + "+changes" if _git("status", "--porcelain", "--untracked-files=no") else commit
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    ran = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
+    return ran.stdout.strip()

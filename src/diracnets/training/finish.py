@@ -1,0 +1,48 @@
+"""The end of a run: the network is folded, and its chain becomes the model file."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from diracnets.data.images import ImageData
+from diracnets.models.diracnet import DiracNet
+from diracnets.models.facts import ModelFacts
+from diracnets.models.file import save
+from diracnets.nn.fold import FoldReport, fold
+from diracnets.training.environment import device_name, versions
+from diracnets.training.recipe import Recipe
+
+
+def facts_of_run(recipe: Recipe, data: ImageData, history: list[dict[str, Any]], device: torch.device) -> ModelFacts:
+    """What a checkpoint or model file of this run says about its network."""
+    evaluated = [row for row in history if "val_accuracy" in row]
+    provenance = {
+        "recipe": recipe.table(),
+        "data": {"name": data.name, "train": len(data.train), "val": len(data.val)},
+        "epoch": history[-1]["epoch"] if history else 0,
+        "accuracy": evaluated[-1]["val_accuracy"] if evaluated else None,
+        "seed": recipe.seed,
+        "versions": versions(),
+        "device": device_name(device),
+    }
+    return ModelFacts(data.input_size, tuple(data.mean), tuple(data.std), tuple(data.classes), provenance)
+
+
+def write_model_file(net: DiracNet, facts: ModelFacts, path: Path) -> nn.Module:
+    """Fold a network, write the chain to a model file, and give the chain, on the CPU.
+
+    Raises:
+        FoldError: the chain does not compute the same.
+        FileError: the file cannot be written.
+    """
+    chain = fold(deepcopy(net).cpu().eval())
+    report = cast(FoldReport, chain.fold_report)
+    numbers = ("max_abs", "max_rel", "max_abs_float64", "max_rel_float64", "parameters_before", "parameters_after")
+    save(chain, path, facts=replace(facts, fold={name: getattr(report, name) for name in numbers}))
+    return chain

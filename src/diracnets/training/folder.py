@@ -1,0 +1,80 @@
+"""The run folder: which files it holds, and when a run may begin or go on in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from diracnets.errors import FileError, MissingExtraError, UsageError
+from diracnets.files import written_whole
+from diracnets.training.checkpoint import read_checkpoint
+from diracnets.training.plots import draw_curve
+from diracnets.training.recipe import Recipe
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: the folder; it is made when something is written to it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.toml"
+        self.environment = self.path / "environment.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.last = self.path / "last.pt"
+        self.best = self.path / "best.pt"
+        self.curve = self.path / "curve.png"
+        self.events = self.path / "tensorboard"
+        self.model = self.path / "model.safetensors"
+
+    def check_unused(self) -> None:
+        """Raise `UsageError` where the folder already holds a run."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"{self.path} is a file, not a folder for a run")
+        if self.recipe.exists() or self.last.exists():
+            raise UsageError(f"{self.path} already holds a run: resume it, or choose another folder")
+
+    def read_last(self, recipe: Recipe) -> dict[str, Any]:
+        """The last checkpoint, if it is of a run by this recipe.
+
+        Raises:
+            UsageError: there is no checkpoint, or its run has another recipe; the message names each difference.
+            FileError: the checkpoint is damaged.
+        """
+        if not self.last.exists():
+            raise UsageError(f"there is no run to resume in {self.path}: it holds no {self.last.name}")
+        checkpoint = read_checkpoint(self.last)
+        differences = Recipe.from_table(checkpoint["recipe"], str(self.last)).differences(recipe)
+        if differences:
+            raise UsageError(
+                f"the run in {self.path} has another recipe ({'; '.join(differences)}): resume it with its own, "
+                "or begin a new run in another folder"
+            )
+        return checkpoint
+
+    def rewrite_metrics(self, history: list[dict[str, Any]]) -> None:
+        """Make `metrics.jsonl` hold exactly these rows."""
+        with written_whole(self.metrics) as part:
+            part.write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Add one row to `metrics.jsonl`, in one write, so that whoever follows the file sees whole lines."""
+        try:
+            with self.metrics.open("ab", buffering=0) as file:
+                file.write(json.dumps(row).encode() + b"\n")
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise FileError(f"cannot write {self.metrics}: {error.strerror or error}") from error
+
+    def draw(self, history: list[dict[str, Any]]) -> str | None:
+        """Draw the curve; what to say where matplotlib is not installed."""
+        try:
+            draw_curve(history, self.curve)
+        except MissingExtraError as error:
+            return f"no {self.curve.name}: {error}"
+        return None

@@ -1,0 +1,167 @@
+"""The training of a network by a recipe, from top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from diracnets.data.images import ImageData
+from diracnets.data.load import load_data
+from diracnets.errors import UsageError
+from diracnets.training.devices import choose_device, memory_format, repeatable
+from diracnets.training.events import Events
+from diracnets.training.folder import RunFolder
+from diracnets.training.interruption import Interruption, command_to_resume
+from diracnets.training.precision import Precision, choose_precision
+from diracnets.training.recipe import Recipe
+from diracnets.training.reporter import Reporter
+from diracnets.training.run import Run, Trained, steps_per_epoch
+from diracnets.training.schedule import momentum_restarts, rate
+from diracnets.training.start import network_to_resume, starting_network
+from diracnets.training.state import State
+
+CHECK_STEPS = 20  # from one look at the loss to the next; a look waits for the device
+
+
+def train(
+    recipe: Recipe,
+    *,
+    run: str | Path,
+    data: ImageData | None = None,
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    resume: bool = False,
+    start: nn.Module | str | Path | None = None,
+    quiet: bool = False,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> Trained:
+    """Train a network by a recipe, fold it, and write everything to a run folder.
+
+    The folder gets recipe.toml, environment.json, metrics.jsonl, the checkpoints last.pt and best.pt, curve.png (with
+    the extra `plot`), TensorBoard events (with the extra `tensorboard`), and in the end model.safetensors. Ctrl-C or
+    SIGTERM (in the main thread) ends the step at hand, saves, and raises `Interrupted`; resuming then gives, bit by
+    bit, the weights that the run would have had without it. torch's random state is seeded by the recipe.
+
+    Args:
+        recipe: what to do. When resuming, the very recipe that the run began with.
+        run: the folder; it must not hold a run yet, unless `resume`.
+        data: images of one's own, made by `load_data`; by default those that the recipe names.
+        data_dir: where the recipe's images are.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        workers: processes that decode images of a folder; by default as many as there are processors.
+        resume: go on from the run's last checkpoint.
+        start: trained weights to begin with, see `starting_network`.
+        quiet: show nothing.
+        on_epoch: called with each epoch's row of `metrics.jsonl`.
+
+    Raises:
+        UsageError: a name, number or combination that makes no sense; a folder that holds a run, or none to resume.
+        DataError, FileError: images or files that cannot be read or written.
+        TrainingError: the loss or a weight has become infinite or NaN.
+        Interrupted: the run was stopped by a signal, and is saved.
+
+    >>> import tempfile
+    >>> recipe = replace(Recipe.load("demo"), model="diracnet-10-0.25", epochs=1, precision="float32")
+    >>> trained = train(recipe, run=tempfile.mkdtemp(), device="cpu", quiet=True)
+    >>> sorted(path.name for path in trained.run.iterdir() if path.suffix in (".toml", ".jsonl", ".safetensors"))
+    ['metrics.jsonl', 'model.safetensors', 'recipe.toml']
+    """
+    folder, place = RunFolder(run), choose_device(device)
+    if data is not None:
+        recipe = replace(recipe, data=data.name)
+    if resume and start is not None:
+        raise UsageError("a resumed run goes on from its own weights; give no others to start from")
+    if not resume:
+        folder.check_unused()
+    saved = folder.read_last(recipe) if resume else None
+
+    with repeatable(recipe.seed, deterministic=recipe.deterministic), Interruption() as interruption:
+        if data is None:
+            data = load_data(
+                recipe.data,
+                data_dir=data_dir,
+                image_size=recipe.image_size,
+                device=place,
+                workers=workers,
+            )
+        steps = steps_per_epoch(recipe, data)
+        data.train.batches(recipe.batch_size, epoch=1, augment=recipe.augment)  # refuses what does not suit the images
+        net = starting_network(recipe, data, start) if saved is None else network_to_resume(saved, recipe, data)
+        net.to(place, memory_format=memory_format(recipe.channels_last))  # type: ignore[call-overload]
+        if saved is None:
+            batch_size = min(recipe.batch_size, len(data.train))
+            precision = choose_precision(recipe.precision, net, batch_size, data.input_size)
+        else:
+            precision = Precision(*saved["resume"]["precision"])
+        state = State(recipe, net, precision, steps)
+        if saved is not None:
+            state.restore(saved["resume"])
+
+        command = command_to_resume(folder.path, data_dir, device, workers)
+        with (
+            Reporter(recipe.epochs, steps, quiet=quiet) as reporter,
+            closing(Events(folder.events, state.epoch - 1)) as events,
+        ):
+            running = Run(recipe, data, folder, state, steps, reporter, interruption, command)
+            running.begin(resumed=saved is not None)
+            forward = torch.compile(net) if recipe.compile else net
+            while state.epoch <= recipe.epochs:
+                train_epoch(running, forward)
+                row = running.finish_epoch()
+                events.write(row)
+                if on_epoch is not None:
+                    on_epoch(row)
+                running.stop_if_asked()
+            return running.finish()
+
+
+def train_epoch(run: Run, forward: Callable[[Tensor], Tensor]) -> None:
+    """Train on what is left of the epoch at hand.
+
+    Args:
+        run: the run, whose state is changed.
+        forward: its network, or what that was compiled to.
+    """
+    recipe, state, steps, layout = run.recipe, run.state, run.steps, memory_format(run.recipe.channels_last)
+    net, optimizer, scaler = state.net, state.optimizer, state.scaler
+    net.train(not recipe.freeze)  # frozen features are those of evaluation
+    begun = time.perf_counter() - state.seconds
+    batches = run.data.train.batches(
+        recipe.batch_size, epoch=state.epoch, augment=recipe.augment, seed=recipe.seed, first=state.batch
+    )
+    for images, labels, _ in islice(batches, steps - state.batch):
+        step = (state.epoch - 1) * steps + state.batch
+        if momentum_restarts(recipe, step, steps):
+            optimizer.state.clear()
+        for group in optimizer.param_groups:
+            group["lr"] = rate(recipe, step, steps)
+
+        images, labels = images.to(state.device, memory_format=layout), labels.to(state.device)
+        with state.precision.autocast(state.device):
+            logits = forward(images)
+            loss = cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if recipe.clip:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        if state.average is not None:
+            state.average.update(net, step)
+
+        state.add(loss, logits, labels, seconds=time.perf_counter() - begun)
+        run.reporter.step(state.epoch, state.batch, state.seen / state.seconds)
+        if state.batch % CHECK_STEPS == 0 or state.batch == steps:
+            run.check_finite()
+        run.stop_if_asked()

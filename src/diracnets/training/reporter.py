@@ -1,0 +1,93 @@
+"""What a run shows: a live progress bar on a terminal, plain lines elsewhere, and one line an epoch in both."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+REFRESH_SECONDS = 0.2
+
+
+class Reporter:
+    """Writes to standard output, unless `quiet`.
+
+    Args:
+        epochs: of the whole run.
+        steps: batches an epoch.
+        quiet: show nothing.
+        console: where to write.
+    """
+
+    def __init__(self, epochs: int, steps: int, *, quiet: bool = False, console: Console | None = None) -> None:
+        self._epochs, self._steps = epochs, steps
+        self._console = Console(quiet=quiet) if console is None else console
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._begun = time.monotonic()
+        self._steps_before: int | None = None
+        self._shown = 0.0
+
+    def __enter__(self) -> Reporter:
+        if self._console.is_terminal and not self._console.quiet:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
+            self._progress = Progress(*columns, console=self._console, transient=True, refresh_per_second=5)
+            self._task = self._progress.add_task("", total=self._steps, state="")
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """One line of text."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def step(self, epoch: int, batch: int, images_per_second: float) -> None:
+        """After `batch` batches of an epoch; cheap enough to be called each time."""
+        done = (epoch - 1) * self._steps + batch
+        if self._steps_before is None:
+            self._steps_before = done - 1
+        now = time.monotonic()
+        if self._progress is None or now - self._shown < REFRESH_SECONDS:
+            return
+        self._shown = now
+        state = f"{batch}/{self._steps} batches, {images_per_second:,.0f} images/s, {self._time_left(done)} left"
+        self._progress.update(self._task, completed=batch, description=f"epoch {epoch}/{self._epochs}", state=state)
+
+    def evaluating(self, done: int, count: int) -> None:
+        """While `done` of `count` images have been evaluated."""
+        if self._progress is not None:
+            self._progress.update(self._task, state=f"evaluated {done:,} of {count:,} images")
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """The line of a finished epoch."""
+        width = len(str(self._epochs))
+        parts = [f"epoch {row['epoch']:{width}}/{self._epochs}", f"train {row['accuracy']:7.2%} loss {row['loss']:.4f}"]
+        if "val_loss" in row:
+            parts.append(f"val {row['val_accuracy']:7.2%} loss {row['val_loss']:.4f}")
+        parts += [f"rate {row['rate']:.2g}", f"{row['images_per_second']:,.0f} images/s"]
+        parts.append(f"{self._time_left(row['epoch'] * self._steps)} left")
+        self.say("  ".join(parts))
+
+    def _time_left(self, done: int) -> str:
+        taken = done - (self._steps_before or 0)
+        left = self._epochs * self._steps - done
+        return duration((time.monotonic() - self._begun) * left / max(taken, 1))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person would say them.
+
+    >>> duration(7.2), duration(83), duration(7500)
+    ('7s', '1m23s', '2h05m')
+    """
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"

@@ -1,0 +1,196 @@
+"""A run while it runs: what it says, when it evaluates, and what it writes to its folder."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from diracnets.data.images import ImageData
+from diracnets.errors import DataError, TrainingError
+from diracnets.models.diracnet import DiracNet
+from diracnets.models.facts import ModelFacts, attach_facts
+from diracnets.training.averaging import estimate_statistics
+from diracnets.training.checkpoint import save_checkpoint
+from diracnets.training.devices import memory_format
+from diracnets.training.environment import device_name, record_environment
+from diracnets.training.finish import facts_of_run, write_model_file
+from diracnets.training.folder import RunFolder
+from diracnets.training.interruption import Interrupted, Interruption
+from diracnets.training.metrics import evaluate
+from diracnets.training.recipe import Recipe
+from diracnets.training.reporter import Reporter
+from diracnets.training.schedule import rate
+from diracnets.training.state import State
+
+STATISTICS_BATCHES = 50  # from which the BatchNorm statistics of averaged weights are taken
+DRAW_SECONDS = 30.0  # from one picture of the curve to the next
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a finished run gives."""
+
+    run: Path
+    """The run folder."""
+    net: DiracNet
+    """The trained network, with averaged weights where the recipe averages, in evaluation mode."""
+    chain: nn.Module
+    """What the network folds to, on the same device."""
+    accuracy: float
+    """Part of the validation images that the network gets right, 0 to 1."""
+    history: list[dict[str, Any]]
+    """The rows of `metrics.jsonl`, one an epoch."""
+    model_file: Path
+    """The chain, in a file that describes itself."""
+
+
+@dataclass
+class Run:
+    """A run and all that it needs; `loop.train` takes it from one end to the other."""
+
+    recipe: Recipe
+    data: ImageData
+    folder: RunFolder
+    state: State
+    steps: int
+    """Batches an epoch."""
+    reporter: Reporter
+    interruption: Interruption
+    command: str
+    """What resumes the run."""
+    drawn: float = field(default_factory=time.monotonic)
+    """When the curve was last drawn."""
+
+    def begin(self, *, resumed: bool) -> None:
+        """Write the run's first files, and say what is going to happen, on what, and in which arithmetic."""
+        recipe, state, say = self.recipe, self.state, self.reporter.say
+        if not resumed:
+            recipe.save(self.folder.recipe)
+            self.save()
+        self.folder.rewrite_metrics(state.history)
+        record_environment(self.folder.environment, state.device)
+        images = f"{len(self.data.train):,} images to train on, {len(self.data.val):,} to validate"
+        say(f"{recipe.model} on {self.data.name}: {images}; everything goes to {self.folder.path}")
+        say(f"{device_name(state.device)}, {state.precision.name}: {state.precision.reason}")
+        if late := [drop for drop in recipe.drops if drop > recipe.epochs]:
+            say(f"the drops at epochs {', '.join(map(str, late))} lie beyond the last epoch, {recipe.epochs}")
+        if resumed:
+            say(f"resumed after {state.epoch - 1} epochs and {state.batch} of {self.steps} batches")
+
+    def finish_epoch(self) -> dict[str, Any]:
+        """Evaluate when it is time to, write the epoch's numbers and the checkpoints, and move on to the next epoch."""
+        recipe, state = self.recipe, self.state
+        row: dict[str, Any] = {
+            "epoch": state.epoch,
+            "loss": float(state.loss_sum) / state.seen,
+            "accuracy": int(state.correct) / state.seen,
+            "rate": rate(recipe, state.epoch * self.steps - 1, self.steps),
+            "seconds": state.seconds,
+            "images_per_second": state.seen / state.seconds,
+        }
+        last, improved = state.epoch == recipe.epochs, False
+        if last or state.epoch % recipe.eval_every == 0:
+            if state.evaluated is not state.net and not recipe.freeze:
+                self.estimate_statistics()
+            evaluation = evaluate(state.evaluated, self.data.val, on_batch=self.evaluating)
+            row |= {"val_loss": evaluation.loss, "val_accuracy": evaluation.top1}
+            improved = evaluation.top1 > state.best
+            state.best = max(state.best, evaluation.top1)
+        state.history.append(row)
+        state.begin_epoch(state.epoch + 1)
+        if improved:
+            save_checkpoint(self.folder.best, self.content())
+        self.save()
+        self.folder.append_metrics(row)
+        self.reporter.epoch(row)
+        if last or time.monotonic() - self.drawn > DRAW_SECONDS:
+            self.drawn = time.monotonic()
+            if (why_not := self.folder.draw(state.history)) and last:
+                self.reporter.say(why_not)
+        return row
+
+    def estimate_statistics(self) -> None:
+        """Give averaged weights BatchNorm statistics of their own, from some of the epoch's batches."""
+        recipe, state = self.recipe, self.state
+        batches = self.data.train.batches(
+            recipe.batch_size, epoch=state.epoch, augment=recipe.augment, seed=recipe.seed
+        )
+        some = islice(batches, min(self.steps, STATISTICS_BATCHES))
+        layout = memory_format(recipe.channels_last)
+        with state.precision.autocast(state.device):
+            estimate_statistics(
+                state.evaluated, (images.to(state.device, memory_format=layout) for images, _, _ in some)
+            )
+
+    def evaluating(self, done: int) -> None:
+        """Show how far the evaluation is; a run that is to stop leaves it, and does it anew when it is resumed."""
+        self.reporter.evaluating(done, len(self.data.val))
+        self.stop_if_asked()
+
+    def finish(self) -> Trained:
+        """Fold the trained network and write the model file."""
+        net, facts, history = self.state.evaluated.eval(), self.facts(), self.state.history
+        attach_facts(net, facts)
+        chain = write_model_file(net, facts, self.folder.model).to(self.state.device)
+        accuracy = history[-1]["val_accuracy"]
+        self.reporter.say(f"validation accuracy {accuracy:.2%}; the folded network is in {self.folder.model}")
+        return Trained(self.folder.path, net, chain, accuracy, history, self.folder.model)
+
+    def facts(self) -> ModelFacts:
+        """What the run's files say about its network."""
+        return facts_of_run(self.recipe, self.data, self.state.history, self.state.device)
+
+    def content(self) -> dict[str, Any]:
+        """What a checkpoint needs for evaluating."""
+        evaluated = self.state.evaluated
+        return {
+            "model": evaluated.config,
+            "state": evaluated.state_dict(),
+            "facts": self.facts().to_data(),
+            "recipe": self.recipe.table(),
+        }
+
+    def save(self) -> None:
+        """Write the checkpoint to resume from."""
+        save_checkpoint(self.folder.last, {**self.content(), "resume": self.state.to_data()})
+
+    def stop_if_asked(self) -> None:
+        """Save and raise `Interrupted` if a signal came."""
+        if self.interruption.signal is None:
+            return
+        self.check_finite()
+        self.save()
+        state = self.state
+        raise Interrupted(
+            f"stopped after {state.epoch - 1} of {self.recipe.epochs} epochs and {state.batch} of {self.steps} batches "
+            f"and saved; go on with: {self.command}",
+            self.interruption.signal,
+        )
+
+    def check_finite(self) -> None:
+        """Raise `TrainingError` if a loss of this epoch was infinite or NaN."""
+        recipe, state = self.recipe, self.state
+        if not state.loss_sum.isfinite():
+            raise TrainingError(
+                f"the loss became infinite or NaN in epoch {state.epoch}, by batch {state.batch}: try a lower rate "
+                f"(lr is {recipe.lr}), a longer warmup, clip = 1, or float32 (it was {state.precision.name}); "
+                f"the last good checkpoint is {self.folder.last}"
+            )
+
+
+def steps_per_epoch(recipe: Recipe, data: ImageData) -> int:
+    """Batches an epoch: a last batch of a single image is left out, for it has no statistics to normalize with.
+
+    Raises:
+        DataError: less than two images to train on.
+    """
+    full, rest = divmod(len(data.train), recipe.batch_size)
+    steps = full + (rest > 1)
+    if steps == 0:
+        raise DataError(f"{data.name} has {len(data.train)} images to train on, but training needs at least 2")
+    return steps

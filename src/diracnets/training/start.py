@@ -1,0 +1,103 @@
+"""The network that a run starts with: fresh, or with the weights of a trained one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from diracnets.data.images import ImageData
+from diracnets.errors import UsageError
+from diracnets.models.diracnet import DiracNet
+from diracnets.models.facts import ModelFacts, facts_of
+from diracnets.models.load import load
+from diracnets.models.registry import create_model
+from diracnets.models.unfold import unfold
+from diracnets.training.recipe import Recipe
+
+UNFOLD_IMAGES = 256  # whose statistics a chain's batch norms get back
+
+
+def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | Path | None = None) -> DiracNet:
+    """The recipe's network for the images at hand.
+
+    Args:
+        recipe: its `model`, `width`, `init` and `freeze` decide.
+        data: its image size, channels and classes decide.
+        start: trained weights to begin with: a DiracNet, a chain that one was folded to, or a file that `load` reads.
+            The classifier is made anew where the classes are others.
+
+    Returns:
+        A network of its own on the CPU. With `freeze`, only the classifier's parameters need a gradient.
+
+    Raises:
+        UsageError: the recipe's network is not that of `start`, takes other images, or `freeze` without `start`.
+        FileError: `start` is a file that cannot be read.
+    """
+    channels, height, width = data.input_size
+    if start is None:
+        if recipe.freeze:
+            raise UsageError("freeze trains the classifier on trained features; give the weights to start from")
+        return create_model(
+            recipe.model,
+            num_classes=len(data.classes),
+            in_channels=channels,
+            image_size=(height, width),
+            width=recipe.width,
+            init=recipe.init,
+        )
+    trained = load(start) if isinstance(start, str | Path) else start
+    if isinstance(trained, nn.Sequential):
+        trained = unfold(trained, _some_images(recipe, data))
+    if not isinstance(trained, DiracNet):
+        raise UsageError(f"a run can start from a DiracNet or its chain, not from a {type(trained).__name__}")
+    config = trained.config
+    if (config["name"], config["width"]) != (recipe.model, recipe.width):
+        raise UsageError(
+            f"the recipe's network is {recipe.model} (width {recipe.width}), but the weights are those of "
+            f"{config['name']} (width {config['width']}); ask for that one, or for other weights"
+        )
+    if config["in_channels"] != channels:
+        raise UsageError(
+            f"the weights are for images of {config['in_channels']} channels, but those of {data.name} have {channels}"
+        )
+    net = create_model(**{**config, "image_size": (height, width)})
+    net.load_state_dict(trained.state_dict())
+    facts = facts_of(trained)
+    other_classes = facts is not None and facts.classes and facts.classes != data.classes
+    if other_classes or net.num_classes != len(data.classes):
+        net.reset_classifier(len(data.classes))
+    _freeze(net, recipe)
+    return net
+
+
+def network_to_resume(checkpoint: dict[str, Any], recipe: Recipe, data: ImageData) -> DiracNet:
+    """The network of a checkpoint, its weights still fresh.
+
+    Raises:
+        UsageError: the images are not those that the run began with.
+    """
+    facts = ModelFacts.from_data(checkpoint["facts"])
+    counts = {"name": data.name, "train": len(data.train), "val": len(data.val)}
+    if (facts.provenance["data"], facts.input_size, facts.classes) != (counts, data.input_size, data.classes):
+        raise UsageError(
+            f"these are not the images that the run began with: {counts}, of {data.input_size} in {len(data.classes)} "
+            f"classes, instead of {facts.provenance['data']}, of {facts.input_size} in {len(facts.classes)} classes"
+        )
+    net = create_model(**checkpoint["model"])
+    _freeze(net, recipe)
+    return net
+
+
+def _some_images(recipe: Recipe, data: ImageData) -> Tensor:
+    """A few hundred of the images as training sees them, on the CPU."""
+    images, _, _ = next(data.train.batches(UNFOLD_IMAGES, epoch=0, augment=recipe.augment, seed=recipe.seed))
+    return images.cpu()
+
+
+def _freeze(net: DiracNet, recipe: Recipe) -> None:
+    """If the recipe says so, let only the classifier's parameters need a gradient."""
+    if recipe.freeze:
+        net.requires_grad_(False)
+        net.fc.requires_grad_(True)

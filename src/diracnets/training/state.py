@@ -1,0 +1,106 @@
+"""The state of a run: everything that a step changes, into a checkpoint and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diracnets.models.diracnet import DiracNet
+from diracnets.training.averaging import Average
+from diracnets.training.optimizer import make_optimizer
+from diracnets.training.precision import Precision
+from diracnets.training.recipe import Recipe
+
+
+class State:
+    """Where a run stands.
+
+    Args:
+        recipe: what the run does.
+        net: the network in training, on its device.
+        precision: the arithmetic that was chosen.
+        steps: batches an epoch.
+    """
+
+    def __init__(self, recipe: Recipe, net: DiracNet, precision: Precision, steps: int) -> None:
+        self.net = net
+        self.device = next(net.parameters()).device
+        self.precision = precision
+        self.scaler = precision.scaler(self.device)
+        self.optimizer = make_optimizer(recipe, net, scaled=self.scaler.is_enabled())
+        averaging = recipe.ema or recipe.average_last
+        self.average = Average(recipe, net, recipe.epochs * steps) if averaging else None
+        self.best = -1.0
+        """Highest validation accuracy so far."""
+        self.history: list[dict[str, Any]] = []
+        """The rows of `metrics.jsonl`."""
+        self.epoch = 1
+        """The epoch at hand, counted from 1; one above the last when all is done."""
+        self.begin_epoch(1)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Stand before the first batch of an epoch."""
+        self.epoch = epoch
+        self.batch = 0
+        """Batches done in this epoch."""
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.seen = 0
+        """Images in these batches."""
+        self.seconds = 0.0
+        """Time that they took."""
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, seconds: float) -> None:
+        """Take in what one step found, `seconds` into the epoch, without waiting for the device."""
+        self.loss_sum += loss.detach() * len(labels)
+        self.correct += (logits.detach().argmax(1) == labels).sum()
+        self.seen += len(labels)
+        self.batch += 1
+        self.seconds = seconds
+
+    @property
+    def evaluated(self) -> DiracNet:
+        """The network to evaluate and keep: that with averaged weights once there are any, else the one in training."""
+        if self.average is not None and self.average.started():
+            return self.average.net
+        return self.net
+
+    def to_data(self) -> dict[str, Any]:
+        """All of it, as plain values and tensors."""
+        return {
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.model.state_dict(),
+            "precision": [self.precision.name, self.precision.reason],
+            "best": self.best,
+            "history": self.history,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "loss_sum": self.loss_sum,
+            "correct": self.correct,
+            "seen": self.seen,
+            "seconds": self.seconds,
+            "random": _random_state(self.device),
+        }
+
+    def restore(self, data: dict[str, Any]) -> None:
+        """Take on the state that `to_data` gave, the global random state of torch included."""
+        self.net.load_state_dict(data["net"])
+        self.optimizer.load_state_dict(data["optimizer"])
+        self.scaler.load_state_dict(data["scaler"])
+        if self.average is not None:
+            self.average.model.load_state_dict(data["average"])
+        for name in ("best", "history", "epoch", "batch", "seen", "seconds"):
+            setattr(self, name, data[name])
+        self.loss_sum, self.correct = data["loss_sum"].to(self.device), data["correct"].to(self.device)
+        torch.set_rng_state(data["random"][0])
+        if self.device.type == "cuda" and len(data["random"]) > 1:
+            torch.cuda.set_rng_state(data["random"][1], self.device)
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    on_device = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *on_device]

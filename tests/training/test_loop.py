@@ -1,0 +1,357 @@
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from diracnets.data.augmentation import Augmentation
+from diracnets.errors import FileError, TrainingError, UsageError
+from diracnets.models.load import load
+from diracnets.training.interruption import Interrupted
+from diracnets.training.loop import train
+from diracnets.training.metrics import evaluate
+from diracnets.training.precision import Precision
+from diracnets.training.recipe import Recipe
+
+RECIPE = Recipe(
+    model="diracnet-10-0.25",
+    data="stripes",
+    init="kaiming",
+    epochs=4,
+    batch_size=16,
+    lr=0.05,
+    nesterov=True,
+    schedule="one-cycle",
+    warmup=0.25,
+    augment=Augmentation(crop="pad", pad=1, flip=True, cutout=2),
+    precision="float32",
+)
+STEPS = 5  # an epoch of the 72 stripes
+
+
+def run(recipe, folder, data, **options):
+    return train(recipe, run=folder, data=data, device="cpu", quiet=True, **options)
+
+
+def stop_after(monkeypatch, steps):
+    """Let a signal come in the middle of that step."""
+    before, count = nn.functional.cross_entropy, iter(range(1, 10_000))
+
+    def counting(*args, **kwargs):
+        if next(count) == steps:
+            signal.raise_signal(signal.SIGTERM)
+        return before(*args, **kwargs)
+
+    monkeypatch.setattr("diracnets.training.loop.cross_entropy", counting)
+
+
+def same_weights(one, other):
+    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
+    return all(name == also and tensor.equal(twin) for (name, tensor), (also, twin) in pairs)
+
+
+def metrics(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if "second" not in name} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, stripes):
+    """A run that nothing interrupted."""
+    return run(RECIPE, tmp_path_factory.mktemp("whole") / "run", stripes)
+
+
+def test_a_run_learns_and_leaves_its_files(whole, stripes):
+    assert whole.history[-1]["loss"] < 0.7 * whole.history[0]["loss"]
+    assert whole.accuracy == whole.history[-1]["val_accuracy"]
+    names = {path.name for path in whole.run.iterdir()}
+    expected = {"recipe.toml", "environment.json", "metrics.jsonl", "last.pt", "best.pt", "curve.png", "tensorboard"}
+    assert names == expected | {"model.safetensors"}
+    assert Recipe.load(whole.run / "recipe.toml") == RECIPE
+    assert [row["epoch"] for row in metrics(whole.run)] == [1, 2, 3, 4]
+    environment = json.loads((whole.run / "environment.json").read_text())
+    assert environment[0]["versions"]["torch"] == torch.__version__
+    assert next((whole.run / "tensorboard").iterdir()).stat().st_size > 0
+
+
+def test_all_its_files_hold_the_network_that_was_trained(whole, stripes):
+    trained = evaluate(whole.net, stripes.val)
+    assert trained.top1 == whole.accuracy
+    assert not whole.net.training
+    for model in (whole.chain, load(whole.model_file), load(whole.run / "last.pt")):
+        assert evaluate(model, stripes.val).predictions.equal(trained.predictions)
+    facts = load(whole.model_file).facts
+    assert (facts.classes, facts.input_size, facts.mean) == (stripes.classes, stripes.input_size, stripes.mean)
+    assert facts.provenance["accuracy"] == whole.accuracy
+    assert Recipe.from_table(dict(facts.provenance["recipe"])) == RECIPE
+    assert facts.fold["max_rel_float64"] <= 1e-9
+    best = evaluate(load(whole.run / "best.pt"), stripes.val).top1
+    assert best == max(row["val_accuracy"] for row in whole.history)
+
+
+def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(whole, stripes, tmp_path):
+    assert same_weights(run(RECIPE, tmp_path / "again", stripes).net, whole.net)
+    assert not same_weights(run(replace(RECIPE, seed=1), tmp_path / "other", stripes).net, whole.net)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 10, 20])
+def test_a_stopped_run_goes_on_bit_by_bit(steps, whole, stripes, tmp_path, monkeypatch):
+    """In the first step, within an epoch, at the end of one, in the very last step."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, steps)
+        with pytest.raises(Interrupted, match="diracnets train --resume --run") as stopped:
+            run(RECIPE, tmp_path / "run", stripes)
+    assert stopped.value.exit_code == 143
+    resumed = run(RECIPE, tmp_path / "run", stripes, resume=True)
+    assert same_weights(resumed.net, whole.net)
+    assert metrics(tmp_path / "run") == metrics(whole.run)
+    assert len(json.loads((tmp_path / "run" / "environment.json").read_text())) == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ema": 0.8},
+        {"average_last": 0.6},
+        {"schedule": "step", "warmup": 0.0, "drops": (2, 3), "restart_momentum": True, "nesterov": False},
+        {"precision": "bfloat16", "clip": 0.5, "label_smoothing": 0.1},
+        {"precision": "float16", "channels_last": False},
+        {"deterministic": True, "eval_every": 3},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_two_epochs_and_two_more_are_four(changes, stripes, tmp_path):
+    recipe = replace(RECIPE, **changes)
+    whole = run(recipe, tmp_path / "whole", stripes)
+
+    def stop(row):
+        if row["epoch"] == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted) as stopped:
+        run(recipe, tmp_path / "run", stripes, on_epoch=stop)
+    assert stopped.value.exit_code == 130
+    resumed = run(recipe, tmp_path / "run", stripes, resume=True)
+    assert same_weights(resumed.net, whole.net)
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+
+
+def test_a_signal_during_the_evaluation_is_heeded(whole, stripes, tmp_path, monkeypatch):
+    def interrupted(model, images, *, on_batch):
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate(model, images, batch_size=7, on_batch=on_batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("diracnets.training.run.evaluate", interrupted)
+        with pytest.raises(Interrupted, match="after 0 of 4 epochs and 5 of 5 batches"):
+            run(RECIPE, tmp_path / "run", stripes)
+    assert same_weights(run(RECIPE, tmp_path / "run", stripes, resume=True).net, whole.net)
+    assert metrics(tmp_path / "run") == metrics(whole.run)
+
+
+def test_sigterm_from_outside_ends_a_process_in_order(tmp_path):
+    pytest.importorskip("sklearn")
+    code = (
+        "import sys\n"
+        "from dataclasses import replace\n"
+        "from diracnets.training.interruption import Interrupted\n"
+        "from diracnets.training.loop import train\n"
+        "from diracnets.training.recipe import Recipe\n"
+        "recipe = replace(Recipe.load('demo'), model='diracnet-10-0.25', epochs=500, precision='float32')\n"
+        "try:\n"
+        "    train(recipe, run=sys.argv[1], device='cpu')\n"
+        "except Interrupted as stopped:\n"
+        "    print(stopped)\n"
+        "    sys.exit(stopped.exit_code)\n"
+    )
+    folder = tmp_path / "a run"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    deadline = time.monotonic() + 60
+    while not ((folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text()):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert output.splitlines()[-1].endswith(shlex.join(["--resume", "--run", str(folder), "--device", "cpu"]))
+    assert load(folder / "last.pt").num_classes == 10
+
+
+def test_resuming_a_finished_run_gives_what_it_gave(whole, stripes, tmp_path):
+    (whole.run / "model.safetensors").unlink()
+    again = run(RECIPE, whole.run, stripes, resume=True)
+    assert same_weights(again.net, whole.net)
+    assert (again.accuracy, again.history) == (whole.accuracy, whole.history)
+    assert again.model_file.exists()
+
+
+def test_rows_that_a_crash_left_behind_the_checkpoint_go_away(whole, stripes, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        with pytest.raises(Interrupted):
+            run(RECIPE, tmp_path / "run", stripes)
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "loss": 9.0}\n{"epoch"')
+    run(RECIPE, tmp_path / "run", stripes, resume=True)
+    assert metrics(tmp_path / "run") == metrics(whole.run)
+
+
+def test_a_folder_that_holds_a_run_is_refused(whole, stripes):
+    with pytest.raises(UsageError, match="already holds a run"):
+        run(RECIPE, whole.run, stripes)
+
+
+def test_resuming_nothing_is_refused(stripes, tmp_path):
+    with pytest.raises(UsageError, match="no run to resume"):
+        run(RECIPE, tmp_path, stripes, resume=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("changes", [{"lr": 0.01}, {"epochs": 5}, {"augment": Augmentation()}])
+def test_resuming_by_another_recipe_names_what_differs(changes, whole, stripes):
+    with pytest.raises(UsageError, match=next(iter(changes))):
+        run(replace(RECIPE, **changes), whole.run, stripes, resume=True)
+
+
+def test_resuming_on_other_images_is_refused(whole, stripes):
+    with pytest.raises(UsageError, match="not the images"):
+        run(RECIPE, whole.run, replace(stripes, classes=("a", "b", "c")), resume=True)
+
+
+def test_a_damaged_checkpoint_is_a_file_error(stripes, tmp_path):
+    (tmp_path / "last.pt").write_bytes(b"PK damaged")
+    with pytest.raises(FileError, match=r"last\.pt"):
+        run(RECIPE, tmp_path, stripes, resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(stripes, tmp_path, monkeypatch):
+    def explode(row):
+        monkeypatch.setattr(
+            "diracnets.training.loop.cross_entropy", lambda logits, *_, **__: logits.sum() * float("nan")
+        )
+
+    with pytest.raises(TrainingError, match=r"epoch 2.*lower rate.*clip"):
+        run(RECIPE, tmp_path / "run", stripes, on_epoch=explode)
+    assert load(tmp_path / "run" / "last.pt").facts.provenance["epoch"] == 1
+    assert len(metrics(tmp_path / "run")) == 1
+
+
+def test_momentum_restarts_at_a_drop(stripes, tmp_path):
+    """With a momentum of nearly one, forgetting it at a drop makes another network."""
+    recipe = replace(RECIPE, schedule="step", warmup=0.0, drops=(3,), nesterov=False, epochs=3)
+    kept = run(recipe, tmp_path / "kept", stripes)
+    restarted = run(replace(recipe, restart_momentum=True), tmp_path / "restarted", stripes)
+    assert metrics(kept.run)[:2] == metrics(restarted.run)[:2]
+    assert not same_weights(kept.net, restarted.net)
+
+
+def test_averaged_weights_are_what_is_kept(stripes, tmp_path):
+    trained = run(replace(RECIPE, average_last=0.5), tmp_path / "run", stripes)
+    checkpoint = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    last, kept = checkpoint["resume"]["net"], checkpoint["state"]
+    assert not last["fc.weight"].equal(kept["fc.weight"])
+    assert trained.net.fc.weight.equal(kept["fc.weight"])
+    assert evaluate(trained.chain, stripes.val).top1 == trained.accuracy
+
+
+def test_clipping_shortens_steps(stripes, tmp_path):
+    recipe = replace(RECIPE, epochs=1, weight_decay=0.0, momentum=0.0, nesterov=False)
+    start = run(replace(recipe, lr=1e-12), tmp_path / "start", stripes).net.fc.weight
+    moved = [
+        float((run(replace(recipe, clip=clip), tmp_path / str(clip), stripes).net.fc.weight - start).detach().norm())
+        for clip in (0.0, 1e-3)
+    ]
+    assert moved[1] < moved[0] / 10
+
+
+def test_compiling_changes_no_names(whole, stripes, tmp_path, monkeypatch):
+    compiled = []
+
+    class Compiled(nn.Module):  # as torch.compile wraps a module, without waiting for a compiler
+        def __init__(self, model):
+            super().__init__()
+            self._orig_mod = model
+
+        def forward(self, images):
+            compiled.append(len(images))
+            return self._orig_mod(images)
+
+    monkeypatch.setattr(torch, "compile", Compiled)
+    trained = run(replace(RECIPE, compile=True, epochs=1), tmp_path / "run", stripes)
+    assert sum(compiled) == len(stripes.train)
+    assert trained.net.state_dict().keys() == whole.net.state_dict().keys()
+    assert load(tmp_path / "run" / "last.pt").state_dict().keys() == whole.net.state_dict().keys()
+
+
+def test_auto_precision_is_kept_when_resuming(stripes, tmp_path, monkeypatch):
+    recipe = replace(RECIPE, precision="auto")
+    with monkeypatch.context() as patch:
+        patch.setattr("diracnets.training.loop.choose_precision", lambda *_: Precision("bfloat16", "measured"))
+        stop_after(patch, 7)
+        with pytest.raises(Interrupted):
+            run(recipe, tmp_path / "run", stripes)
+    resumed = run(recipe, tmp_path / "run", stripes, resume=True)
+    whole = run(replace(recipe, precision="bfloat16"), tmp_path / "whole", stripes)
+    assert same_weights(resumed.net, whole.net)
+
+
+def test_a_last_batch_of_one_image_is_left_out(stripes, tmp_path):
+    trained = run(replace(RECIPE, batch_size=71, epochs=1), tmp_path / "run", stripes)
+    assert trained.history[0]["accuracy"] * 71 == pytest.approx(round(trained.history[0]["accuracy"] * 71))
+
+
+def test_deterministic_mode_ends_with_the_run(stripes, tmp_path):
+    run(replace(RECIPE, deterministic=True, epochs=1), tmp_path / "run", stripes)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({}, {"device": "cuda"}, "cuda"),
+        ({}, {"device": "abacus"}, "abacus"),
+        ({"model": "diracnet-18"}, {}, "too small"),
+        ({"model": "diracnet-11-1"}, {}, "diracnet-10-1"),
+        ({"freeze": True}, {}, "start from"),
+        ({"augment": Augmentation(crop="resized")}, {}, "resized"),
+    ],
+)
+def test_what_cannot_be_trained_leaves_nothing_behind(changes, options, message, stripes, tmp_path):
+    if options.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(UsageError, match=message):
+        train(replace(RECIPE, **changes), run=tmp_path / "run", data=stripes, quiet=True, **options)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_an_unwritable_folder_is_a_file_error(stripes, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="cannot write"):
+        run(RECIPE, tmp_path / "file" / "run", stripes)
+
+
+def test_plain_lines_where_there_is_no_terminal(stripes, tmp_path, capsys):
+    train(replace(RECIPE, epochs=2), run=tmp_path / "run", data=stripes, device="cpu")
+    lines = capsys.readouterr().out.splitlines()
+    assert "72 images to train on, 30 to validate" in lines[0]
+    assert "float32: as the recipe says" in lines[1]
+    assert [line.split()[1] for line in lines if line.startswith("epoch")] == ["1/2", "2/2"]
+    assert all("images/s" in line and "left" in line for line in lines if line.startswith("epoch"))
+    assert "\x1b" not in "".join(lines)
+
+
+def test_drops_beyond_the_last_epoch_are_told(stripes, tmp_path, capsys):
+    recipe = replace(RECIPE, schedule="step", warmup=0.0, drops=(1, 9), epochs=1)
+    train(recipe, run=tmp_path / "run", data=stripes, device="cpu")
+    assert "the drops at epochs 9 lie beyond the last epoch, 1" in capsys.readouterr().out

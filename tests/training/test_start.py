@@ -1,0 +1,111 @@
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from diracnets.errors import FileError, UsageError
+from diracnets.models.facts import ModelFacts, attach_facts
+from diracnets.models.file import save
+from diracnets.models.registry import create_model
+from diracnets.nn.fold import fold
+from diracnets.training.loop import train
+from diracnets.training.recipe import Recipe
+from diracnets.training.start import starting_network
+
+RECIPE = Recipe(model="diracnet-10-0.25", init="kaiming", epochs=1, batch_size=16, lr=0.01, precision="float32")
+FACTS = ModelFacts((1, 8, 8), mean=(0.3,), std=(0.2,), classes=("low", "middle", "high"))
+
+
+def outputs(net, data):
+    images, _, _ = next(data.val.batches(30))
+    with torch.inference_mode():
+        return net.eval()(images)
+
+
+def test_fresh_networks_fit_the_images(stripes):
+    net = starting_network(RECIPE, stripes)
+    assert (net.num_classes, net.input_size) == (3, (1, 8, 8))
+    assert net.config["init"] == "kaiming"
+
+
+def test_a_network_is_copied(stripes, warm_net):
+    net = starting_network(RECIPE, stripes, warm_net)
+    assert outputs(net, stripes).equal(outputs(warm_net, stripes))
+    with torch.no_grad():
+        net.fc.bias.add_(1)
+    assert not outputs(net, stripes).equal(outputs(warm_net, stripes))
+
+
+@pytest.mark.parametrize("from_file", [False, True])
+def test_a_chain_becomes_a_dirac_network_that_computes_the_same(from_file, stripes, warm_net, tmp_path):
+    start = fold(warm_net)
+    if from_file:
+        save(start, tmp_path / "model.safetensors", facts=FACTS)
+        start = tmp_path / "model.safetensors"
+    net = starting_network(RECIPE, stripes, start)
+    torch.testing.assert_close(outputs(net, stripes), outputs(warm_net, stripes), rtol=1e-4, atol=1e-4)
+
+
+def test_a_checkpoint_is_gone_on_from(stripes, tmp_path):
+    first = train(RECIPE, run=tmp_path / "first", data=stripes, device="cpu", quiet=True)
+    net = starting_network(RECIPE, stripes, tmp_path / "first" / "last.pt")
+    assert outputs(net, stripes).equal(outputs(first.net, stripes))
+    other = replace(RECIPE, lr=1e-9, weight_decay=0.0)
+    second = train(other, run=tmp_path / "second", data=stripes, device="cpu", quiet=True, start=first.net)
+    torch.testing.assert_close(second.net.fc.weight, first.net.fc.weight)
+
+
+@pytest.mark.parametrize("known", ["count", "names"])
+def test_other_classes_get_a_new_classifier(known, stripes, warm_net):
+    if known == "count":
+        warm_net.reset_classifier(5)
+    else:
+        attach_facts(warm_net, replace(FACTS, classes=("a", "b", "c")))
+    net = starting_network(RECIPE, stripes, warm_net)
+    assert net.num_classes == 3
+    if known == "names":
+        assert not net.fc.weight.equal(warm_net.fc.weight)
+    state = warm_net.state_dict()
+    assert all(tensor.equal(state[name]) for name, tensor in net.state_dict().items() if not name.startswith("fc."))
+
+
+def test_freezing_trains_the_classifier_alone(stripes, warm_net, tmp_path):
+    recipe = replace(RECIPE, freeze=True, lr=0.1, epochs=2, average_last=0.5)
+    trained = train(recipe, run=tmp_path / "run", data=stripes, device="cpu", quiet=True, start=warm_net).net
+    before = warm_net.state_dict()
+    for name, tensor in trained.state_dict().items():
+        assert tensor.equal(before[name]) != name.startswith("fc."), name
+
+
+def test_frozen_runs_resume(stripes, warm_net, tmp_path):
+    recipe = replace(RECIPE, freeze=True, epochs=2)
+    whole = train(recipe, run=tmp_path / "run", data=stripes, device="cpu", quiet=True, start=warm_net)
+    again = train(recipe, run=tmp_path / "run", data=stripes, device="cpu", quiet=True, resume=True)
+    assert again.net.fc.weight.equal(whole.net.fc.weight)
+    assert not again.net.groups[0][0].conv.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("recipe", "start", "message"),
+    [
+        (RECIPE, lambda: create_model("diracnet-16-0.25", in_channels=1), "diracnet-16-0.25"),
+        (RECIPE, lambda: create_model("diracnet-10-0.25"), "3 channels"),
+        (RECIPE, lambda: nn.Linear(2, 2), "Linear"),
+        (replace(RECIPE, freeze=True), lambda: None, "freeze"),
+    ],
+)
+def test_what_cannot_be_started_from(recipe, start, message, stripes):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        starting_network(recipe, stripes, start())
+
+
+def test_a_file_that_is_not_there(stripes, tmp_path):
+    with pytest.raises(FileError, match=r"none\.pt"):
+        starting_network(RECIPE, stripes, tmp_path / "none.pt")
+
+
+def test_resuming_takes_no_other_weights(stripes, warm_net, tmp_path):
+    with pytest.raises(UsageError, match="its own weights"):
+        train(RECIPE, run=tmp_path, data=stripes, resume=True, start=warm_net)
