@@ -77,6 +77,8 @@ class ModelFacts:
         Raises:
             UsageError: something is missing, of the wrong kind, or cannot be.
         """
+        if not isinstance(data, Mapping):
+            raise UsageError(f"facts are {reprlib.repr(data)}, not a mapping")
         lists = {key: data.get(key, []) for key in ("input_size", "mean", "std", "classes")}
         for key, value in lists.items():
             if not isinstance(value, list | tuple):
@@ -98,6 +100,16 @@ def facts_of(model: nn.Module) -> ModelFacts | None:
     """
     facts = model.__dict__.get("facts")
     return facts if isinstance(facts, ModelFacts) else None
+
+
+def input_size_of(model: nn.Module) -> tuple[int, ...] | None:
+    """(channels, height, width) of a network's images, by its facts or as `fold` carried it over, if it is known.
+
+    >>> input_size_of(nn.Identity()) is None
+    True
+    """
+    facts = facts_of(model)
+    return facts.input_size if facts is not None else model.__dict__.get("input_size")
 
 
 def _check_plain(value: Any, where: str, depth: int = 0) -> None:  # noqa: ANN401

@@ -127,6 +127,10 @@ def verify(path: str | Path) -> Verified:
     chain, content = _read(path)
     stored, found = content["probe"], _probe_output(chain, chain.facts)  # type: ignore[arg-type]
     scale = max(map(abs, stored))
+    if len(stored) != len(found):
+        raise FileError(
+            f"{path} is not a valid model file: its probe has {len(stored)} numbers where {len(found)} come out"
+        )
     difference = max(abs(a - b) for a, b in zip(stored, found, strict=True))
     if not difference <= _PROBE_TOLERANCE * scale:
         raise FileError(

@@ -35,6 +35,8 @@ def to_data(chain: nn.Module) -> list[dict[str, Any]]:
             f"a {type(chain).__name__} is not a flat chain, which is all that a model file holds: fold it first, "
             "and if that leaves branches, keep it by torch.save(model.state_dict(), ...)"
         )
+    if len(chain) == 0:
+        raise UsageError("a chain without layers cannot be kept in a model file")
     return [_describe(name, layer) for name, layer in zip(chain._modules, chain, strict=True)]
 
 
@@ -130,7 +132,7 @@ def _number(low: float, high: float) -> Check:
     def check(value: Any) -> float:  # noqa: ANN401
         if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
             raise ValueError(f"{reprlib.repr(value)} is not a number from {low} to {high}")
-        return float(value)
+        return value  # type: ignore[no-any-return]
 
     return check
 

@@ -73,7 +73,8 @@ def read_checkpoint(path: str | Path) -> Any:  # noqa: ANN401
         FileError: the file is damaged, or holds other Python objects: nothing in it has been executed then.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with Path(path).open("rb") as file:  # given a path, torch.load would go by its suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|global|class) [`'\"]?([\w.]+\.[\w.]+)", str(error))
         what = f"the Python object {found[1]}" if found else "something else than tensors, numbers and text"
@@ -95,7 +96,7 @@ def _from_checkpoint(path: Path, data: Any) -> nn.Module:  # noqa: ANN401
             return authors.from_training(data)
         if authors.is_released(data):
             return authors.from_released(data)
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RuntimeError) as error:
         raise FileError(f"{path} does not hold a whole network: {_first_line(error)}") from error
     raise FileError(
         f"{path} holds no network that diracnets knows: no checkpoint of its training or of the paper's authors"

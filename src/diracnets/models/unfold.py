@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diracnets.errors import UsageError
 from diracnets.models.diracnet import DiracNet
-from diracnets.models.facts import attach_facts, facts_of
+from diracnets.models.facts import attach_facts, facts_of, input_size_of
 from diracnets.models.layers import to_data
 from diracnets.models.recognize import chain_layers, on_meta, recognize
 from diracnets.models.registry import create_model
@@ -72,20 +72,24 @@ def unfold(chain: nn.Module, images: Tensor | None = None) -> DiracNet:
 
 
 def _network(chain: nn.Sequential) -> DiracNet:
-    first, *others = chain
+    layers = list(chain)
     groups: list[list[nn.Conv2d]] = [[]]
-    for layer in others:
+    for layer in layers[1:]:
         if isinstance(layer, nn.MaxPool2d) and groups[-1]:
             groups.append([])
         elif isinstance(layer, nn.Conv2d):
             groups[-1].append(layer)
     try:
-        if not isinstance(first, nn.Conv2d) or not isinstance(others[-1], nn.Linear) or not all(groups):
+        if (
+            not all(groups)
+            or not isinstance(first := layers[0], nn.Conv2d)
+            or not isinstance(last := layers[-1], nn.Linear)
+        ):
             raise ValueError("it does not consist of groups of convolutions with a linear layer behind them")
         widths, depths = [group[0].out_channels for group in groups], list(map(len, groups))
-        arguments = recognize(first.weight.shape, widths, depths, others[-1].out_features)
-        facts = facts_of(chain)
-        arguments |= {"image_size": facts.input_size[1:]} if facts is not None else {}
+        arguments = recognize(first.weight.shape, widths, depths, last.out_features)
+        size = input_size_of(chain)
+        arguments |= {"image_size": size[1:]} if size is not None else {}
         if _without_names(chain) != _without_names(chain_layers(on_meta(arguments))):
             raise ValueError(f"its layers are not those of {arguments['name']}")
     except ValueError as error:
