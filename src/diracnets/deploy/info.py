@@ -18,7 +18,7 @@ from diracnets.deploy.receptive import Field
 from diracnets.errors import UsageError
 from diracnets.models import layers
 from diracnets.models.diracnet import DiracNet
-from diracnets.models.facts import facts_of
+from diracnets.models.facts import facts_of, input_size_of
 from diracnets.models.load import load
 from diracnets.models.recognize import on_meta
 
@@ -117,7 +117,7 @@ def _describe(name: str, model: nn.Module, file_bytes: int | None) -> Info:
         input_size: tuple[int, ...] = model.input_size
     else:
         skeleton = layers.from_data(layers.to_data(model))
-        input_size = facts.input_size if facts is not None else model.__dict__.get("input_size", ())
+        input_size = input_size_of(model) or ()
     if not input_size:
         raise UsageError(f"{name} does not say which image size it takes, without which nothing can be counted")
     modules = dict(skeleton.named_modules())
