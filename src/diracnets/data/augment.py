@@ -73,14 +73,14 @@ def augmented(
     """
     height, width = pixels.shape[1:3]
     pad = augment.pad if augment.crop == "pad" else 0
+    top, left, mirror, row, column = draw(seed, epoch, samples, Stream.BATCH, 5)
     if pad or augment.flip:
-        top, left = below(draw(seed, epoch, samples, Stream.CROP, 2), 2 * pad + 1) - pad
-        mirror = below(draw(seed, epoch, samples, Stream.FLIP)[0], 2 if augment.flip else 1)
-        pixels = crop_and_flip(pixels, top, left, mirror, pad)
+        shift = 2 * pad + 1
+        mirror = below(mirror, 2 if augment.flip else 1)
+        pixels = crop_and_flip(pixels, below(top, shift) - pad, below(left, shift) - pad, mirror, pad)
     images = normalize(pixels)
     if augment.cutout:
-        rows, columns = draw(seed, epoch, samples, Stream.CUTOUT, 2)
-        cut_out(images, below(rows, height), below(columns, width), augment.cutout)
+        cut_out(images, below(row, height), below(column, width), augment.cutout)
     return images
 
 

@@ -14,12 +14,10 @@ from torch import Tensor
 
 
 class Stream(enum.IntEnum):
-    """What a draw is for: no two uses share their numbers. Large steps leave room for several numbers each."""
+    """What a draw is for: no two uses share their numbers. The steps leave room for several numbers each."""
 
     ORDER = 0
-    CROP = 16
-    FLIP = 32
-    CUTOUT = 48
+    BATCH = 16
     RESIZED = 64
 
 
@@ -31,17 +29,19 @@ def draw(seed: int, epoch: int, samples: Tensor, stream: Stream, count: int = 1)
         epoch: the epoch, from 0.
         samples: int64 [B], numbers of the samples.
         stream: what the bits are for.
-        count: how many independent rows, at most 16 (`Stream.RESIZED`: any number).
+        count: how many independent rows, up to the next stream's number.
 
     Returns:
         int64 [count, B] on `samples`' device, 62 random bits each: from 0 to 2**62 - 1.
 
-    >>> draw(0, 3, torch.tensor([7, 8]), Stream.FLIP).equal(draw(0, 3, torch.tensor([8, 7]), Stream.FLIP).flip(1))
+    >>> draw(0, 3, torch.tensor([7, 8]), Stream.BATCH).equal(draw(0, 3, torch.tensor([8, 7]), Stream.BATCH).flip(1))
     True
     """
-    key = _mix(samples + _mix_number(_mix_number(seed) + epoch))
-    streams = torch.arange(int(stream), int(stream) + count, device=samples.device)
-    return _shift(_mix(key + streams[:, None] * _GOLDEN), 2)  # [count, B]
+    key = _mix(samples + _signed(_mix_number(_mix_number(seed) + epoch)))
+    streams = torch.tensor(
+        [_signed(number * _GOLDEN) for number in range(stream, stream + count)], device=samples.device
+    )
+    return _shift(_mix(key + streams[:, None]), 2)  # [count, B]
 
 
 def below(bits: Tensor, limit: int) -> Tensor:
@@ -71,9 +71,23 @@ def order(seed: int, epoch: int, length: int) -> Tensor:
     return draw(seed, epoch, torch.arange(length), Stream.ORDER)[0].argsort(stable=True)
 
 
-_GOLDEN = -0x61C8864680B583EB  # 2**64 / golden ratio, as a signed number
-_FIRST = -0x40A7B892E31B1A47
-_SECOND = -0x6B2FB644ECCEEE15
+_WRAP = 2**64 - 1
+_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def _mix_number(value: int) -> int:
+    value = (value + _GOLDEN) & _WRAP
+    value = ((value ^ (value >> 30)) * _FIRST) & _WRAP
+    value = ((value ^ (value >> 27)) * _SECOND) & _WRAP
+    return value ^ (value >> 31)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """`_mix_number` of each, in signed numbers of the same bits."""
+    bits = bits + _signed(_GOLDEN)
+    bits = (bits ^ _shift(bits, 30)) * _signed(_FIRST)
+    bits = (bits ^ _shift(bits, 27)) * _signed(_SECOND)
+    return bits ^ _shift(bits, 31)
 
 
 def _shift(bits: Tensor, by: int) -> Tensor:
@@ -81,13 +95,5 @@ def _shift(bits: Tensor, by: int) -> Tensor:
     return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
-def _mix(bits: Tensor) -> Tensor:
-    bits = bits + _GOLDEN
-    bits = (bits ^ _shift(bits, 30)) * _FIRST
-    bits = (bits ^ _shift(bits, 27)) * _SECOND
-    return bits ^ _shift(bits, 31)
-
-
-def _mix_number(value: int) -> int:
-    signed = (value + 2**63) % 2**64 - 2**63
-    return int(_mix(torch.tensor(signed)))
+def _signed(value: int) -> int:
+    return (value + 2**63) % 2**64 - 2**63

@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from diracnets.data.augmentation import Augmentation
+from diracnets.data.memory import MemoryImages
+from diracnets.errors import DataError, UsageError
+
+AUGMENT = Augmentation(crop="pad", pad=2, flip=True, cutout=3)
+
+
+def images(count=50, channels=3, **more):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, 8, 8, channels), dtype=torch.uint8, generator=generator)
+    mean, std = [0.5] * channels, [0.25] * channels
+    return MemoryImages(pixels, torch.arange(count) % 7, name="noise", mean=mean, std=std, **more)
+
+
+def joined(batches):
+    return [torch.cat(parts) for parts in zip(*batches, strict=True)]
+
+
+def test_evaluation_gives_each_image_once_in_order():
+    data = images()
+    batches = list(data.batches(16))
+    assert [len(labels) for _, labels, _ in batches] == [16, 16, 16, 2]
+    pixels, labels, indices = joined(batches)
+    assert indices.equal(torch.arange(50))
+    assert labels.equal(data.labels)
+    assert batches[0][0].is_contiguous(memory_format=torch.channels_last)
+    restored = (pixels * 0.25 + 0.5).mul(255).round().to(torch.uint8)
+    assert restored[13].permute(1, 2, 0).numpy().tobytes() == data.image(13).tobytes()
+
+
+def test_an_epoch_is_shuffled_and_depends_on_seed_and_number_alone():
+    data = images()
+    pixels, labels, indices = joined(data.batches(16, epoch=2, augment=AUGMENT, seed=1))
+    assert indices.sort().values.equal(torch.arange(50))
+    assert not indices.equal(torch.arange(50))
+    assert labels.equal(data.labels[indices])
+    again = joined(data.batches(7, epoch=2, augment=AUGMENT, seed=1))
+    assert all(one.equal(other) for one, other in zip((pixels, labels, indices), again, strict=True))
+    for other in ({"epoch": 3, "seed": 1}, {"epoch": 2, "seed": 2}):
+        assert not indices.equal(joined(data.batches(16, augment=AUGMENT, **other))[2])
+
+
+@pytest.mark.parametrize("first", [0, 1, 3])
+def test_an_interrupted_epoch_goes_on_where_it_stopped(first):
+    data = images()
+    whole = list(data.batches(16, epoch=0, augment=AUGMENT))
+    rest = list(data.batches(16, epoch=0, augment=AUGMENT, first=first))
+    assert len(rest) == 4 - first
+    assert all(
+        a.equal(b) for one, other in zip(whole[first:], rest, strict=True) for a, b in zip(one, other, strict=True)
+    )
+    assert list(data.batches(16, epoch=0, first=4)) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"batch_size": 0}, "batch size must be at least 1, not 0"),
+        ({"batch_size": 16, "first": 5}, "cannot start at batch 5"),
+        ({"batch_size": 16, "first": -1}, "cannot start at batch -1"),
+        ({"batch_size": 16, "augment": AUGMENT}, "give epoch"),
+        ({"batch_size": 16, "epoch": 0, "augment": Augmentation(crop="resized")}, "needs a folder"),
+    ],
+)
+def test_wrong_use_is_refused_before_the_first_batch(arguments, said):
+    with pytest.raises(UsageError, match=said):
+        images().batches(**arguments)
+
+
+def test_names_and_pictures():
+    data = images(3, numbers=[10, 20, 30])
+    assert data.name(1) == "noise 20"
+    assert data.image(0).mode == "RGB"
+    assert images(3, channels=1).image(0).mode == "L"
+    with pytest.raises(DataError, match="noise 0 has 2 channels"):
+        images(3, channels=2).image(0)
