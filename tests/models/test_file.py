@@ -365,3 +365,16 @@ def test_unwritable_place_is_a_file_error(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(FileError, match="cannot write"):
         save(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), tmp_path / "file" / "m.safetensors", facts=FACTS)
+
+
+def test_full_disk_is_a_file_error_and_leaves_nothing(tmp_path):
+    resource = pytest.importorskip("resource")
+    chain = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 10))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(FileError, match=r"cannot write .*m\.safetensors"):
+            save(chain, tmp_path / "m.safetensors", facts=ModelFacts((3, 64, 64), FACTS.mean, FACTS.std))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
