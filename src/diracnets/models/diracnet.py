@@ -48,6 +48,7 @@ class DiracNet(nn.Module):
     Raises:
         UsageError: images smaller than `min_image_size`.
 
+    >>> import torch
     >>> from diracnets.models.registry import create_model
     >>> net = create_model("diracnet-16-0.25", num_classes=10)
     >>> net(torch.randn(2, 3, 32, 32)).shape

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from diracnets.models.diracnet import DiracNet
-from diracnets.models.registry import _IMAGENET_DEPTHS, create_model
+from diracnets.models.registry import IMAGENET_DEPTHS, create_model
 
 
 def recognize(stem: Sequence[int], widths: Sequence[int], depths: Sequence[int], num_classes: int) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def recognize(stem: Sequence[int], widths: Sequence[int], depths: Sequence[int],
     if len(widths) == 3 and len(set(depths)) == 1 and depths[0] % 2 == 0:
         factor = _factor(widths, (16, 32, 64))
         return {"name": f"diracnet-{3 * depths[0] + 4}-{_decimal(factor)}", **arguments}
-    for depth, known in _IMAGENET_DEPTHS.items():
+    for depth, known in IMAGENET_DEPTHS.items():
         if tuple(depths) == known:
             return {"name": f"diracnet-{depth}", **arguments, "width": _factor(widths, (64, 128, 256, 512))}
     raise ValueError(f"it has groups of {', '.join(map(str, depths))} blocks, which no DiracNet has")

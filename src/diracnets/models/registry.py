@@ -17,7 +17,7 @@ from diracnets.models.diracnet import DiracNet, batch_norm
 from diracnets.nn.dirac import DiracConv2d, Init, draw_filters
 
 _CIFAR_NAMES = ("16-1", "28-1", "28-5", "28-10", "34-2", "34-4", "52-1", "100-1", "196-1", "400-1", "1000-1")
-_IMAGENET_DEPTHS = {18: (4, 4, 4, 4), 34: (6, 8, 12, 6)}  # blocks of each group
+IMAGENET_DEPTHS = {18: (4, 4, 4, 4), 34: (6, 8, 12, 6)}  # blocks of each group
 _NAME = re.compile(r"(diracnet|plain)-(\d+)(?:-(\d+(?:\.\d+)?))?")
 
 
@@ -33,7 +33,7 @@ def list_models(pattern: str = "*") -> list[str]:
     >>> list_models("plain-[13]*")
     ['plain-16-1', 'plain-34-2', 'plain-34-4', 'plain-100-1', 'plain-196-1', 'plain-1000-1', 'plain-18', 'plain-34']
     """
-    sizes = (*_CIFAR_NAMES, *map(str, _IMAGENET_DEPTHS))
+    sizes = (*_CIFAR_NAMES, *map(str, IMAGENET_DEPTHS))
     return fnmatch.filter((f"{family}-{size}" for family in ("diracnet", "plain") for size in sizes), pattern)
 
 
@@ -100,7 +100,7 @@ def create_model(
         stem = OrderedDict(conv=_plain_conv(in_channels, widths[0], "kaiming"), bn=batch_norm(widths[0]))
     else:
         widths = [_channels(base, width, f"width {width}") for base in (64, 128, 256, 512)]
-        depths = list(_IMAGENET_DEPTHS[depth])
+        depths = list(IMAGENET_DEPTHS[depth])
         stem = OrderedDict(
             conv=_plain_conv(in_channels, widths[0], "kaiming", size=7, stride=2),
             bn=batch_norm(widths[0]),
@@ -132,7 +132,7 @@ def _parse(name: str) -> tuple[str, int, float | None]:
         )
     family, depth = match[1], int(match[2])
     if match[3] is None:
-        if depth not in _IMAGENET_DEPTHS:
+        if depth not in IMAGENET_DEPTHS:
             raise UsageError(f"{name}: without a width the depth is 18 or 34; for CIFAR-size images write {name}-1")
         return family, depth, None
     if depth < 10 or depth % 6 != 4:
