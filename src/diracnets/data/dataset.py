@@ -82,7 +82,7 @@ class _Set:
 
 def _items(dataset: MapStyle, name: str, *, channels: int | None = None, resize: bool = False) -> Items:
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        raise UsageError(f"a {type(dataset).__name__} is no map-style Dataset: it needs __len__ and __getitem__")
+        raise UsageError(f"{type(dataset).__name__} is no map-style Dataset: it needs __len__ and __getitem__")
     if len(dataset) == 0:
         raise DataError(f"the {name} set is empty: give it images")
     return Items(dataset, range(len(dataset)), name, channels=channels, resize=resize)

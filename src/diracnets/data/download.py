@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import re
+import ssl
 import sys
 import tarfile
 import tempfile
@@ -122,7 +123,7 @@ def _fetch_all(url: str, part: Path, report: Report) -> bool:
                 if error.code == 416 and part.exists():  # nothing lies behind what is there; its md5 will tell
                     return kept
                 raise FileError(f"cannot download {url}: the server answers {error.code} {error.reason}") from error
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        except (urllib.error.URLError, ssl.SSLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             if attempt == _ATTEMPTS:
                 have = part.stat().st_size if part.exists() else 0
                 reason = getattr(error, "reason", None) or error

@@ -7,7 +7,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -196,27 +196,19 @@ def _answers(
         warnings.filterwarnings("ignore", message=".*worker processes in total")
         iterator = iter(loader)
     try:
-        yield _surviving(iterator)
+        yield iterator
+    except (RuntimeError, EOFError, OSError) as error:  # how a death shows depends on what the process was doing
+        if not loader.num_workers or (isinstance(error, RuntimeError) and "worker" not in str(error)):
+            raise
+        raise DataError(
+            "a process that decodes images died, most likely for lack of (shared) memory: "
+            "use fewer workers or a smaller batch, or 0 workers"
+        ) from error
     finally:
         stop = getattr(iterator, "_shutdown_workers", None)  # else they would live until the next garbage collection
         if stop is not None:
-            stop()
-
-
-def _surviving(iterator: Iterator[Tensor | DiracNetsError]) -> Iterator[Tensor | DiracNetsError]:
-    while True:
-        try:
-            answer = next(iterator)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "worker" not in str(error):
-                raise
-            raise DataError(
-                "a process that decodes images died, most likely for lack of (shared) memory: "
-                "use fewer workers or a smaller batch, or 0 workers"
-            ) from error
-        yield answer
+            with suppress(RuntimeError):  # a worker's death, told again
+                stop()
 
 
 def _as_it_is(answer: Any) -> Any:  # noqa: ANN401

@@ -1,0 +1,140 @@
+import dataclasses
+import hashlib
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+
+from diracnets.data import load
+from diracnets.data.cifar import CIFAR10, CIFAR100, load_cifar
+from diracnets.data.load import load_data
+from diracnets.errors import DataError, FileError, UsageError
+
+IMAGES = 6  # a file
+
+
+def batch(published, seed):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, published.classes, IMAGES).tolist()
+    data = generator.integers(0, 256, (IMAGES, 3072), dtype=np.uint8)
+    return {b"batch_label": b"batch", b"data": data, published.labels_key.encode(): labels, b"filenames": [b"x"]}
+
+
+def write(published, folder, **changed):
+    """Files in the original layout, with the content of those named in `changed` replaced; what was published, now."""
+    folder.mkdir(parents=True)
+    *batches, meta = published.files
+    names = [f"class {n}".encode() for n in range(published.classes)]
+    content = {name: batch(published, seed) for seed, name in enumerate(batches)}
+    content[meta] = {published.classes_key.encode(): names}
+    md5s = {}
+    for name, value in content.items():
+        (folder / name).write_bytes(pickle.dumps(changed.get(name.replace(".", "_"), value), 2))
+        md5s[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    return dataclasses.replace(published, files=md5s), content
+
+
+def packed(published, folder, archive):
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, published.folder)
+    return dataclasses.replace(published, md5=hashlib.md5(archive.read_bytes()).hexdigest())
+
+
+@pytest.mark.parametrize("published", [CIFAR10, CIFAR100])
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_files_are_found_in_their_folder_and_above_it(tmp_path, published, inside):
+    fake, content = write(published, tmp_path / published.folder)
+    data = load_cifar(fake, tmp_path / published.folder if inside else tmp_path, fetch=False)
+    *train, test, _ = content.values()
+    assert (len(data.train), len(data.val)) == (IMAGES * len(train), IMAGES)
+    assert data.classes[-1] == f"class {published.classes - 1}"
+    assert data.input_size == (3, 32, 32)
+    assert data.train.labels.tolist() == [label for each in train for label in each[published.labels_key.encode()]]
+    assert data.val.name(2) == f"{published.name} test 2"
+    pixels, _, _ = next(data.val.batches(IMAGES))
+    planes = torch.from_numpy(test[b"data"]).view(-1, 3, 32, 32).double()
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (published.mean, published.std))
+    torch.testing.assert_close(pixels, ((planes - mean) / std).float(), atol=2e-6, rtol=0)
+
+
+def test_the_archive_is_unpacked_where_it_lies(tmp_path):
+    fake, _ = write(CIFAR10, tmp_path / "made")
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    fake = packed(fake, tmp_path / "made", data_dir / fake.archive)
+    load_cifar(fake, data_dir, fetch=False)
+    assert sorted(file.name for file in data_dir.iterdir()) == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
+    (data_dir / fake.archive).unlink()
+    assert len(load_cifar(fake, data_dir, fetch=False).train) == 5 * IMAGES
+
+
+def test_the_archive_is_downloaded_where_it_is_missing(tmp_path, monkeypatch):
+    fake, _ = write(CIFAR100, tmp_path / "made")
+    fake = packed(fake, tmp_path / "made", tmp_path / "served.tar.gz")
+    asked = []
+
+    def fetch(url, target, md5):
+        asked.append((url, md5))
+        target.parent.mkdir(parents=True)
+        target.write_bytes((tmp_path / "served.tar.gz").read_bytes())
+
+    monkeypatch.setattr("diracnets.data.cifar.download", fetch)
+    monkeypatch.setattr(load, "CIFAR100", fake)
+    assert len(load_data("cifar100", data_dir=tmp_path / "new").train) == IMAGES
+    load_data("cifar100", data_dir=tmp_path / "new")
+    assert asked == [(CIFAR100.url, fake.md5)]
+
+
+def test_without_files_or_download_the_ways_out_are_named(tmp_path):
+    with pytest.raises(
+        FileError, match=r"holds neither cifar-10-batches-py/ nor cifar-10-python.tar.gz: put one.*https"
+    ):
+        load_data("cifar10", data_dir=tmp_path, download=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_archive_is_named_and_left_alone(tmp_path):
+    (tmp_path / CIFAR10.archive).write_bytes(b"half of it")
+    with pytest.raises(FileError, match=r"cifar-10-python\.tar\.gz is damaged or incomplete .*: delete it"):
+        load_data("cifar10", data_dir=tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [CIFAR10.archive]
+
+
+def test_missing_and_damaged_files_are_named(tmp_path):
+    fake, _ = write(CIFAR10, tmp_path / CIFAR10.folder)
+    with (tmp_path / CIFAR10.folder / "data_batch_3").open("r+b") as file:
+        file.seek(-100, 2)
+        file.write(b"x")
+    with pytest.raises(FileError, match="data_batch_3 is damaged"):
+        load_cifar(fake, tmp_path)
+    (tmp_path / CIFAR10.folder / "data_batch_3").unlink()
+    with pytest.raises(FileError, match="cifar-10-batches-py lacks data_batch_3: complete it, or delete it"):
+        load_cifar(fake, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"data_batch_2": batch(CIFAR10, 0) | {b"labels": [0, 1, 2, 3, 4, 10]}}, "the label 10, and"),
+        (
+            {"data_batch_2": batch(CIFAR10, 0) | {b"labels": [0, 1, 2, 3, 4, -1]}},
+            "the label -1, and labels go from 0 to 9",
+        ),
+        ({"data_batch_2": batch(CIFAR10, 0) | {b"labels": [1, 2]}}, "holds no 6 labels under 'labels'"),
+        ({"data_batch_2": batch(CIFAR10, 0) | {b"data": np.zeros((6, 3000), np.uint8)}}, "holds no rows of 3x32x32"),
+        ({"test_batch": {b"labels": [1]}}, "holds no rows of 3x32x32"),
+        ({"batches_meta": {b"label_names": [b"cat"]}}, r"batches\.meta does not name 10 classes"),
+        ({"batches_meta": {b"label_names": print}}, r"batches\.meta is not a CIFAR file .* refused"),
+    ],
+)
+def test_content_that_is_not_cifar(tmp_path, changed, said):
+    fake, _ = write(CIFAR10, tmp_path / CIFAR10.folder, **changed)
+    with pytest.raises(DataError, match=said):
+        load_cifar(fake, tmp_path)
+
+
+def test_another_image_size_is_refused():
+    with pytest.raises(UsageError, match="the images of cifar10 have 32 pixels, not 64"):
+        load_data("cifar10", image_size=64)

@@ -1,0 +1,171 @@
+import multiprocessing
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Subset, TensorDataset
+
+from diracnets.data import dataset as module
+from diracnets.data.augmentation import Augmentation
+from diracnets.data.load import load_data
+from diracnets.data.memory import MemoryImages
+from diracnets.data.stream import StreamedImages
+from diracnets.errors import DataError, UsageError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 12, 10, 3), dtype=np.uint8)
+LABELS = [n % 4 for n in range(20)]
+
+
+class Listed(list):
+    """A list of items, with attributes as torchvision's data sets have them."""
+
+
+def as_items(convert, labels=LABELS):
+    return [(convert(image), label) for image, label in zip(PIXELS, labels, strict=True)]
+
+
+def pixels_of(images):
+    """uint8 [N, H, W, C], by number."""
+    return np.stack([np.asarray(images.image(n)) for n in range(len(images))])
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        Image.fromarray,
+        lambda image: image,
+        lambda image: torch.from_numpy(image).permute(2, 0, 1),
+        lambda image: torch.from_numpy(image).permute(2, 0, 1) / 255,
+        lambda image: image / 255,
+        lambda image: (image / 255).astype(np.float32),
+    ],
+    ids=["PIL", "numpy uint8", "tensor uint8", "tensor float", "numpy float64", "numpy float32"],
+)
+@pytest.mark.parametrize("as_label", [int, np.int64, torch.tensor, lambda label: torch.tensor([label])])
+def test_any_kind_of_image_and_label(convert, as_label):
+    items = as_items(convert, [as_label(label) for label in LABELS])
+    data = load_data((items, items[:4]))
+    assert data.input_size == (3, 12, 10)
+    assert data.classes == tuple("0123")
+    assert data.train.labels.tolist() == LABELS
+    assert (pixels_of(data.train) == PIXELS).all()
+    assert len(data.val) == 4
+    np.testing.assert_allclose(data.mean, PIXELS.mean((0, 1, 2)) / 255, atol=1e-6)
+    np.testing.assert_allclose(data.std, PIXELS.std((0, 1, 2)) / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_any_number_of_channels(channels):
+    pixels = torch.rand(20, channels, 8, 8)
+    data = load_data(TensorDataset(pixels[:, 0] if channels == 1 else pixels, torch.tensor(LABELS)))
+    assert data.input_size == (channels, 8, 8)
+    images, _, _ = next(data.train.batches(4, epoch=0, augment=Augmentation(crop="pad", pad=1, flip=True)))
+    assert images.shape == (4, channels, 8, 8)
+
+
+def test_one_dataset_is_split_and_its_class_names_are_kept():
+    items = Listed(as_items(Image.fromarray))
+    items.classes = ["ant", "bee", "cat", "dog"]
+    data = load_data(items)
+    assert (len(data.train), len(data.val)) == (16, 4)
+    assert data.classes == ("ant", "bee", "cat", "dog")
+    assert sorted(data.val.labels.tolist()) == [0, 1, 2, 3]
+    names = [data.val.name(n) for n in range(4)]
+    assert all(name.startswith("dataset item ") for name in names)
+    numbers = [int(name.split()[-1]) for name in names]
+    assert (pixels_of(data.val) == PIXELS[numbers]).all()
+    assert load_data(Subset(items, list(range(20)))).classes == data.classes
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_set_too_large_for_memory_is_streamed_alike(monkeypatch, workers):
+    items = as_items(Image.fromarray)
+    memory = load_data(items)
+    monkeypatch.setattr(module, "_MEMORY", 1000)
+    stream = load_data(items, workers=workers)
+    assert isinstance(memory.train, MemoryImages)
+    assert isinstance(stream.train, StreamedImages)
+    augment = Augmentation(crop="pad", pad=2, flip=True, cutout=3)
+    for one, other in zip(
+        memory.train.batches(5, epoch=1, augment=augment),
+        stream.train.batches(5, epoch=1, augment=augment),
+        strict=True,
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert stream.val.name(0) == memory.val.name(0)
+    resized = Augmentation(crop="resized")
+    assert next(stream.train.batches(5, epoch=1, augment=resized))[0].shape == (5, 3, 12, 10)
+    with pytest.raises(UsageError, match="needs a folder"):
+        memory.train.batches(5, epoch=1, augment=resized)
+    assert multiprocessing.active_children() == []
+
+
+def test_images_of_many_sizes_need_a_size(picture):
+    items = [(picture(20 + n, 30, n), n % 2) for n in range(10)]
+    with pytest.raises(DataError, match=r"dataset item 1 has .*\(30, 21, 3\), not \(30, 20, 3\): give image_size"):
+        load_data(items)
+    assert load_data(items, image_size=32).input_size == (3, 32, 32)
+    large = load_data(items, image_size=80, workers=0)
+    assert isinstance(large.train, StreamedImages)
+    assert next(large.val.batches(9))[0].shape == (2, 3, 80, 80)
+
+
+def test_streamed_labels_come_from_targets_without_reading_images(monkeypatch):
+    monkeypatch.setattr(module, "_MEMORY", 1000)
+    items = Listed(as_items(Image.fromarray))
+    items.targets = torch.tensor(LABELS).flip(0)
+    assert load_data((items, items), workers=0).train.labels.tolist() == LABELS[::-1]
+    part = Subset(items, [3, 4, 9])
+    assert load_data((part, part), workers=0).train.labels.tolist() == [LABELS[::-1][n] for n in (3, 4, 9)]
+
+
+class Failing(list):
+    def __getitem__(self, index):
+        if index == 7:
+            raise ValueError("no such record")
+        return super().__getitem__(index)
+
+
+class Changing(list):
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        self.reads = getattr(self, "reads", 0) + 1
+        return image[:, :: (-1) ** self.reads], label
+
+
+GOOD = PIXELS[0]
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "said"),
+    [
+        (3, UsageError, "int is no map-style Dataset"),
+        (iter([]), UsageError, "no map-style Dataset"),
+        (([], [], []), UsageError, "one Dataset or a pair of them, not 3"),
+        ([], DataError, "the dataset set is empty"),
+        ((as_items(np.array), []), DataError, "the validation set is empty"),
+        ([GOOD, GOOD], DataError, "dataset item 0 is a ndarray, and should be a pair"),
+        ([(GOOD, 0), ("x", 1)], DataError, "the image of dataset item 1 is a str"),
+        ([(GOOD, 0), (GOOD, 0.5)], DataError, r"the label of dataset item 1 is 0\.5"),
+        ([(GOOD, 0), (GOOD, -1)], DataError, "the label of dataset item 1 is -1"),
+        ([(GOOD, 0), (GOOD, torch.tensor([0, 1]))], DataError, "the label of dataset item 1 is tensor"),
+        ([(GOOD, 1)] * 4, DataError, "all images have the same label"),
+        ([(GOOD, 0), (GOOD.astype(int), 1)], DataError, "item 1 is of int64, and should be of uint8"),
+        ([(GOOD, 0), (GOOD / 100, 1)], DataError, r"item 1 has values from 0 to 2\.55.*leave normalization"),
+        ([(GOOD, 0), (GOOD * np.nan, 1)], DataError, "item 1 has values from nan"),
+        ([(GOOD, 0), (GOOD[0, 0], 1)], DataError, r"item 1 has shape \(3,\)"),
+        (Failing(as_items(np.array)), DataError, "dataset item 7 .*no such record"),
+        (Changing(as_items(np.array)), DataError, "changes each time it is read: leave random changes"),
+    ],
+)
+def test_what_cannot_be_used_is_named(data, error, said):
+    with pytest.raises(error, match=said):
+        load_data(data)
+
+
+def test_labels_beyond_the_class_names():
+    items = Listed(as_items(np.array))
+    items.classes = ["ant", "bee", "cat"]
+    with pytest.raises(DataError, match="the label of dataset item 3 is 3, and there are 3 classes"):
+        load_data(items)

@@ -1,0 +1,200 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diracnets.data.decode import decoded, fitted, opened, random_part, to_input
+from diracnets.errors import DataError, FileError, UsageError
+
+HALF = [0.5] * 3
+DRAWS = [0.5, 0.5, 0.25, 0.75] * 10
+
+
+def read(path, channels=3):
+    with opened(path) as image:
+        return np.asarray(decoded(image, channels)).astype(int)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "RGBA", "LA"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "gif", "tiff"])
+def test_every_kind_of_image_is_read_as_rgb_and_as_grey(tmp_path, picture, mode, suffix):
+    path = tmp_path / f"x.{suffix}"
+    image = picture().convert(mode)
+    try:
+        image.save(path, **({"quality": 95} if suffix in ("jpg", "webp") else {}))
+    except (OSError, ValueError):
+        pytest.skip(f"Pillow writes no {mode} as {suffix}")
+    expected = np.asarray(image.convert("RGB")).astype(int)
+    if mode not in ("1", "P"):  # whose dots lossy formats do not keep
+        assert np.abs(read(path) - expected).mean() < 8
+    assert read(path).shape == (30, 40, 3)
+    assert read(path, channels=1).shape == (30, 40)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_white(tmp_path, mode):
+    image = Image.new("RGBA", (4, 4), (10, 10, 10, 255))
+    image.putpixel((1, 2), (10, 10, 10, 0))
+    if mode == "P":
+        image = image.quantize(4)
+    image.convert(mode).save(tmp_path / "x.png")
+    found = read(tmp_path / "x.png")
+    assert found[2, 1].tolist() == [255] * 3
+    assert np.abs(found[0, 0] - 10).max() <= 1
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_16_bits_keep_their_upper_8(tmp_path, suffix):
+    values = np.arange(0, 65536, 4096, dtype=np.uint16).reshape(4, 4)
+    Image.fromarray(values).save(tmp_path / f"x.{suffix}")
+    assert read(tmp_path / f"x.{suffix}", channels=1).tolist() == (values >> 8).tolist()
+    assert read(tmp_path / f"x.{suffix}")[..., 2].tolist() == (values >> 8).tolist()
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_more_than_16_bits_are_refused(tmp_path, mode):
+    Image.new(mode, (4, 4), 70000).save(tmp_path / "x.tiff")
+    with pytest.raises(DataError, match=r"x\.tiff cannot be decoded.*convert it to 8 or 16 bits"):
+        read(tmp_path / "x.tiff")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_respected(tmp_path, suffix, orientation):
+    upright = Image.new("RGB", (64, 32), "black")
+    upright.paste("red", (0, 0, 16, 16))  # top left
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+    stored = upright if orientation == 1 else upright.transpose(Image.Transpose(undo[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / f"x.{suffix}", exif=exif, **({"quality": 95} if suffix != "tiff" else {}))
+    found = read(tmp_path / f"x.{suffix}")
+    assert found.shape == (32, 64, 3)
+    assert found[8, 8, 0] > 200
+    assert found[8, 56].max() < 60
+    assert found[24, 8].max() < 60
+    with opened(tmp_path / f"x.{suffix}") as image:
+        assert random_part(image, (3, 16, 32), 1.0, [1.0 - 1e-7, 0.5, 0, 0] * 10).shape == (16, 32, 3)
+
+
+def test_damaged_metadata_does_not_matter(tmp_path, picture):
+    picture().save(tmp_path / "x.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
+    assert read(tmp_path / "x.jpg").shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "gif", "tiff"])
+@pytest.mark.parametrize("keep", [0.6, 0.9])
+def test_truncated_images_are_named(tmp_path, picture, suffix, keep):
+    path = tmp_path / f"x.{suffix}"
+    picture(200, 150).save(path)
+    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+    with pytest.raises(DataError, match=rf"x\.{suffix} "):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", r"x\.jpg is empty \(0 bytes\)"),
+        (b"hello", r"x\.jpg is not an image that can be read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", r"x\.jpg is not an image"),
+    ],
+)
+def test_files_that_are_no_images_are_named(tmp_path, content, said):
+    (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        read(tmp_path / "x.jpg")
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(FileError, match=r"cannot read .*nothing\.png: No such file"):
+        read(tmp_path / "nothing.png")
+
+
+@pytest.mark.parametrize("limit", [999, 400])
+def test_decompression_bombs_are_refused(tmp_path, picture, monkeypatch, limit):
+    picture(50, 20).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)  # Pillow warns above it, and raises above twice that
+    with pytest.raises(DataError, match=rf"x\.png has .* pixels, more than the {limit}"):
+        read(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("size", [(40, 30), (300, 500), (1000, 90), (96, 96), (1, 1), (700, 3)])
+@pytest.mark.parametrize("input_size", [(3, 96, 96), (1, 96, 96), (3, 28, 28), (3, 80, 120)])
+def test_any_image_fits_any_input(picture, size, input_size):
+    pixels = fitted(picture(*size), input_size)
+    assert pixels.shape == (*input_size[1:], input_size[0])
+    assert pixels.dtype == np.uint8
+    part = random_part(picture(*size), input_size, 0.08, DRAWS)
+    assert part.shape == pixels.shape
+
+
+def test_large_inputs_see_the_centre_and_tiny_ones_the_whole(picture):
+    image = picture(448, 300)
+    image.paste("black", (0, 0, 40, 300))  # a bar at the left border, which the centre crop leaves out
+    assert fitted(image, (3, 200, 200))[:, 0].max() > 0
+    assert fitted(image, (3, 32, 32))[:, 0].max() == 0
+    exact = picture(224, 224)
+    assert fitted(exact, (3, 224, 224)).tobytes() == exact.tobytes()
+    larger = picture(512, 512)
+    expected = larger.resize((256, 256), Image.Resampling.BILINEAR).crop((16, 16, 240, 240))
+    assert fitted(larger, (3, 224, 224)).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_random_part_is_what_its_numbers_say(tmp_path, picture, suffix):
+    image = picture(800, 600)
+    image.save(tmp_path / f"x.{suffix}", quality=98)
+    draws = [0.25, 0.5, 0.5, 1 - 2**-24] * 10  # a quarter of the area, square, centred, at the bottom
+    with opened(tmp_path / f"x.{suffix}") as file:
+        found = random_part(file, (3, 64, 64), 0.0, draws)
+        assert file.width == (400 if suffix == "jpg" else 800)  # a JPEG is decoded at half its size: 346 pixels for 64
+    side, left, top = 346, 227, 254
+    box = (left, top, left + side, top + side)
+    expected = np.asarray(image.resize((64, 64), Image.Resampling.BILINEAR, box=box)).astype(int)
+    assert np.abs(found - expected).mean() < 1.5
+
+
+def test_random_parts_have_the_areas_and_proportions_asked_for():
+    from diracnets.data.decode import _random_box
+
+    generator = np.random.default_rng(0)
+    areas, ratios = [], []
+    for _ in range(2000):
+        left, top, width, height = _random_box(400, 300, 0.3, generator.random(40).tolist())
+        assert left >= 0
+        assert top >= 0
+        assert left + width <= 400
+        assert top + height <= 300
+        areas.append(width * height / 120_000)
+        ratios.append(width / height)
+    assert 0.29 < min(areas) < 0.32
+    assert max(areas) > 0.95
+    assert 0.74 < min(ratios) < 0.77
+    assert 1.3 < max(ratios) < 1.35
+    assert _random_box(1000, 10, 1.0, [0.5] * 40) == (493, 0, 13, 10)  # no attempt fits: the central part
+
+
+def test_to_input_is_normalized_and_the_same_from_a_file_and_a_picture(tmp_path, picture):
+    image = picture(300, 200)
+    image.save(tmp_path / "x.png")
+    one = to_input(image, (3, 96, 96), HALF, [0.25] * 3)
+    assert one.dtype == torch.float32
+    assert one.shape == (3, 96, 96)
+    assert one.equal(to_input(str(tmp_path / "x.png"), (3, 96, 96), HALF, [0.25] * 3))
+    expected = (fitted(image, (3, 96, 96)).astype(float) / 255 - 0.5) / 0.25
+    np.testing.assert_allclose(one.permute(1, 2, 0).numpy(), expected, atol=1e-5)
+    assert to_input(image, (1, 8, 8), [0.3], [0.4]).shape == (1, 8, 8)
+    assert image.size == (300, 200)
+
+
+def test_a_damaged_picture_in_memory_and_odd_channels(picture):
+    buffer = io.BytesIO()
+    picture(200, 200).save(buffer, "png")
+    broken = Image.open(io.BytesIO(buffer.getvalue()[:2000]))
+    with pytest.raises(DataError, match="the image cannot be decoded"):
+        to_input(broken, (3, 32, 32), HALF, HALF)
+    with pytest.raises(UsageError, match="the network takes 4"):
+        to_input(picture(), (4, 32, 32), [0.5] * 4, [0.5] * 4)

@@ -1,0 +1,102 @@
+import multiprocessing
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from diracnets.data.augmentation import Augmentation
+from diracnets.data.decode import to_input
+from diracnets.data.load import load_data
+from diracnets.data.stream import StreamedImages
+from diracnets.errors import DataError, UsageError
+
+RESIZED = Augmentation(crop="resized", min_scale=0.2, flip=True, cutout=5)
+PADDED = Augmentation(crop="pad", pad=3, flip=True)
+
+
+def train(folder, workers, image_size=32):
+    return load_data("folder", data_dir=folder, image_size=image_size, workers=workers).train
+
+
+def joined(batches):
+    return [torch.cat(parts) for parts in zip(*batches, strict=True)]
+
+
+def alike(one, other):
+    return all(a.equal(b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("augment", [RESIZED, PADDED, Augmentation()])
+def test_workers_batches_and_where_it_starts_do_not_matter(split_folder, augment):
+    alone = joined(train(split_folder, 0).batches(4, epoch=1, augment=augment, seed=3))
+    with_workers = train(split_folder, 2)
+    assert alike(alone, joined(with_workers.batches(4, epoch=1, augment=augment, seed=3)))
+    assert alike(alone, joined(with_workers.batches(5, epoch=1, augment=augment, seed=3)))
+    rest = joined(with_workers.batches(4, epoch=1, augment=augment, seed=3, first=2))
+    assert alike([part[8:] for part in alone], rest)
+    assert not alone[0].equal(joined(train(split_folder, 0).batches(4, epoch=2, augment=augment, seed=3))[0])
+    assert alone[2].sort().values.equal(torch.arange(12))
+    assert list(with_workers.batches(4, epoch=1, first=3)) == []
+
+
+@pytest.mark.parametrize("image_size", [32, 96])
+def test_evaluation_sees_what_prediction_sees(split_folder, image_size):
+    data = load_data("folder", data_dir=split_folder, image_size=image_size, workers=2)
+    pixels, labels, indices = joined(data.val.batches(3))
+    assert labels.tolist() == [0, 0, 1, 1]
+    assert indices.tolist() == [0, 1, 2, 3]
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+    for index in range(4):
+        assert pixels[index].equal(to_input(data.val.name(index), data.input_size, data.mean, data.std))
+    assert data.val.name(3).endswith("dog/1.png")
+    assert data.val.image(3).size == (40, 30)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_breaks_while_decoding_is_named(split_folder, workers):
+    broken = split_folder / "train" / "dog" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:-60])
+    data = train(split_folder, workers)
+    with pytest.raises(DataError, match=r"dog/1\.png cannot be decoded") as caught:
+        list(data.batches(4, epoch=0, augment=RESIZED))
+    assert "Traceback" not in str(caught.value)
+    assert multiprocessing.active_children() == []
+
+
+def test_no_process_is_left_when_a_pass_is_abandoned(split_folder):
+    data = train(split_folder, 2)
+    batches = data.batches(2, epoch=0, augment=RESIZED)
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    del batches
+    assert multiprocessing.active_children() == []
+
+
+class Dying:
+    def fitted(self, index, size):
+        if index == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return np.zeros((8, 8, 3), np.uint8)
+
+
+def test_a_worker_that_dies_is_reported():
+    data = StreamedImages(Dying(), torch.zeros(9).long(), size=(3, 8, 8), mean=[0.5] * 3, std=[0.5] * 3, workers=1)
+    with pytest.raises(DataError, match=r"a process that decodes images died.*use fewer workers"):
+        list(data.batches(1))
+    assert multiprocessing.active_children() == []
+
+
+def test_the_global_random_state_is_left_alone(split_folder):
+    before = torch.get_rng_state()
+    for workers in (0, 1):
+        list(train(split_folder, workers).batches(4, epoch=0, augment=RESIZED))
+    assert torch.get_rng_state().equal(before)
+
+
+def test_wrong_use_is_refused_before_the_first_batch(split_folder):
+    with pytest.raises(UsageError, match="pad 40 is too large"):
+        train(split_folder, 0).batches(4, epoch=0, augment=Augmentation(crop="pad", pad=40))
+    with pytest.raises(UsageError, match="workers must be 0 or more, not -1"):
+        train(split_folder, -1)
