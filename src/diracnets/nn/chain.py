@@ -44,7 +44,7 @@ def flatten(flow: Flow, model: nn.Module) -> nn.Sequential | None:
     chain = nn.Sequential()
     for step in steps:
         if not is_nothing(step):
-            again = any(step is other for other in chain) and not any(True for _ in step.parameters())
+            again = not step.state_dict() and any(step is other for other in chain)
             chain.append(copy.deepcopy(step) if again else step)
     for name in CARRIED:
         if hasattr(model, name):

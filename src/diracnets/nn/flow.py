@@ -23,8 +23,8 @@ class Flow:
     """The graphs of a model.
 
     Attributes:
-        graphs: one for each way through a `forward` that its flags allow, of the model and of each part that was followed
-            on its own; the targets of their nodes are names of modules in the model.
+        graphs: one for each way through a `forward` that its flags allow, of the model and of each part that was
+            followed on its own; the targets of their nodes are names of modules in the model.
         opaque: modules that could not be followed, by name, with the reason; "" is the model itself.
         calls: the nodes that call each module, by its name.
         read: the modules whose parameters or buffers are used directly.
@@ -51,8 +51,8 @@ class Flow:
 def follow(model: nn.Module) -> Flow:
     """Trace a model, symbolically: nothing is computed, no hook of it is called.
 
-    Flags of `forward` (arguments whose default is a bool or None) are traced with all their values. A part that cannot be
-    traced is left opaque, and the rest is traced around it. A part that has forward hooks is traced on its own.
+    Flags of `forward` (arguments whose default is a bool or None) are traced with all their values. A part that cannot
+    be traced is left opaque, and the rest is traced around it. A part that has forward hooks is traced on its own.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU())
     >>> [node.target for node in follow(model).graphs[0].nodes if node.op == "call_module"]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
+import math
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +15,25 @@ from torch.utils import _pytree as pytree
 
 from diracnets.errors import FoldError
 from diracnets.nn.chain import flatten
-from diracnets.nn.flow import first_floating, first_line, follow
-from diracnets.nn.plan import Folded, Plan, plan_batch_norms, plan_dirac
-from diracnets.nn.proof import Difference, compare, first_difference, in_float64, probe_inputs, run
+from diracnets.nn.dirac import DiracConv1d, DiracConv2d, DiracConv3d
+from diracnets.nn.diracify import undo
+from diracnets.nn.flow import follow
+from diracnets.nn.plan import Folded, Plan, make_plan
+from diracnets.nn.proof import (
+    Difference,
+    Record,
+    compare,
+    first_difference,
+    in_float64,
+    lowest_dtype,
+    probe_inputs,
+    run,
+)
+from diracnets.nn.surgery import as_in, copied, is_finite, rebuilt, replace_inside, tensors_of
 
-Module = TypeVar("Module", bound=nn.Module)
-
+DIRAC = (DiracConv1d, DiracConv2d, DiracConv3d)
 TOLERANCE = 1e-9  # relative, in float64
+LAYER_TOLERANCE = 1e-6  # relative, in float64, for the outputs of layers, which may be all rounding noise
 ROUNDING = 16.0  # times the model's own rounding error, in its dtype
 
 
@@ -72,15 +82,16 @@ class FoldReport:
 def fold(model: nn.Module, example_input: object = None, *, inplace: bool = False) -> nn.Module:
     """Turn Dirac convolutions, and the batch norms beside convolutions and linear layers, into ordinary layers.
 
-    What is folded is decided by the data flow (`torch.fx`), and only what is exact is done: a Dirac convolution becomes an
-    ordinary one; a batch norm goes into the layers before it, through pooling, Identity and Dropout where the order can be
-    exchanged, or into those behind it, or into another batch norm before it. All the rest is left and named with the reason
-    in the report, the result's attribute `fold_report`, a `FoldReport`. Where the model cannot be traced, the batch norms
-    are left.
+    What is folded is decided by the data flow (`torch.fx`), and only what is exact is done. A Dirac convolution becomes
+    an ordinary one. A batch norm goes into the layers before it, through pooling, Identity and Dropout where the order
+    can be exchanged, or into those behind it, or into another batch norm. All the rest is left, and named with the
+    reason in the report, a `FoldReport` in the result's attribute `fold_report`. Where the model cannot be traced, its
+    batch norms are left.
 
     The weights are computed in float64 and keep dtype, device and memory format. Then the original and the folded model
-    are run on the same batch, in float64, where they may differ by 1e-9 of the largest output, and in the model's dtype,
-    where they may differ by 16 times the rounding error that the original shows itself against float64.
+    run on the same batch: in float64, where they may differ by 1e-9 of the largest output, and by 1e-6 in each layer's;
+    and in the model's dtype, where they may differ by 16 times the rounding error that the original itself shows
+    against float64.
 
     Args:
         model: any module in evaluation mode. Its hooks run in the check, on copies of it.
@@ -89,14 +100,14 @@ def fold(model: nn.Module, example_input: object = None, *, inplace: bool = Fals
         inplace: replace the layers in `model` itself, with an Identity for each folded batch norm.
 
     Returns:
-        A model whose data flow is a straight line of torch's layers, as a DiracNet's is, becomes one flat `nn.Sequential`
-        without Dropout and Identity. Any other, and every one with `inplace`, keeps its class, with its layers replaced.
-        The result is in evaluation mode, and no parameter of it asks for gradients.
+        A model whose data flow is a straight line of torch's layers, as a DiracNet's is, becomes one flat
+        `nn.Sequential` without Dropout and Identity. Any other, and every one with `inplace`, keeps its class, with its
+        layers replaced. The result is in evaluation mode, and no parameter of it asks for gradients.
 
     Raises:
-        FoldError: the model is in training mode, has a batch norm without running statistics or with negative variances,
-            has weights that are not finite, cannot be copied or run, gives another output each time, the folded weights do
-            not fit the dtype, or the two models differ; the message names the layer where that starts.
+        FoldError: the model is in training mode, has a batch norm without running statistics or with negative
+            variances, has weights that are not finite, cannot be copied or run, gives another output each time, the
+            folded weights do not fit the dtype, or the two models differ: the message names the layer where it starts.
         UsageError: an example input that is neither a tensor nor a tuple.
 
     Source: Zagoruyko & Komodakis 2017, section 3.
@@ -112,7 +123,7 @@ def fold(model: nn.Module, example_input: object = None, *, inplace: bool = Fals
     >>> folded.fold_report.max_rel_float64 < 1e-12
     True
     """
-    devices = {tensor.device for tensor in _tensors(model).values() if tensor.device.type == "cuda"}
+    devices = {tensor.device for tensor in tensors_of(model).values() if tensor.device.type == "cuda"}
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices):
         return _fold(model, example_input, inplace)
 
@@ -121,38 +132,55 @@ def _fold(model: nn.Module, example_input: object, inplace: bool) -> nn.Module:
     check_foldable(model)
     inputs = probe_inputs(model, example_input)
     wide_inputs = in_float64(inputs)
+    dirac = [Folded(name, "dirac") for name, module in model.named_modules() if type(module) in DIRAC]
     before = sum(parameter.numel() for parameter in model.parameters())
 
-    original = _copied(model)
+    original = copied(model)
     output = run(original, inputs, "the model")
     original = in_float64(original)
-    ranks: dict[str, set[int]] = defaultdict(set)
-    wide_output = run(original, wide_inputs, "the model in float64", lambda name, x: ranks[name].add(x.ndim))
+    records: list[Record] = []
+    wide_output = run(original, wide_inputs, "the model in float64", records)
 
-    plan = plan_dirac(original)
-    plain = _rebuilt(original, plan.layers, share=True)
+    plain = undo(original)
     flow = follow(plain)
-    plan_batch_norms(plan, plain, flow, ranks)
+    ranks: dict[str, set[int]] = defaultdict(set)
+    for record in records:
+        ranks[record.name].add(record.ndim)
+    plan = make_plan(plain, flow, ranks)
 
-    wide = _rebuilt(original, plan.layers, share=True)
-    exact = compare(wide_output, run(flatten(flow, wide) or wide, wide_inputs, "the folded model in float64"))
-    if not exact.relative <= TOLERANCE:
-        _refuse(original, wide, wide_inputs, plan, TOLERANCE, exact)
+    wide = rebuilt(plain, plan.layers)
+    after: list[Record] = []
+    exact = compare(wide_output, run(wide, wide_inputs, "the folded model in float64", after))
+    if first_difference(records, after, LAYER_TOLERANCE, plan.moved) or not exact.relative <= TOLERANCE:
+        _refuse(original, wide, wide_inputs, plan, TOLERANCE, LAYER_TOLERANCE, exact)
+    if (straight := flatten(flow, wide)) is not None:
+        exact = compare(wide_output, run(straight, wide_inputs, "the chain in float64"))
+        if not exact.relative <= TOLERANCE:
+            _refuse(original, wide, wide_inputs, plan, TOLERANCE, LAYER_TOLERANCE, exact)
 
-    dtype, rounding = _rounding(model, wide_output, output)
-    layers = {name: _as_in(layer, model.get_submodule(name), name) for name, layer in plan.layers.items()}
-    parts = _rebuilt(model, layers)
+    dtype = lowest_dtype(model)
+    tiny = torch.finfo(dtype).tiny  # what is smaller may vanish in the model's dtype
+    own = compare(wide_output, output, tiny).relative
+    if own == math.inf:
+        raise FoldError(
+            f"the model's output on the probe batch overflows in {dtype}: give an example_input of real data"
+        )
+    rounding = max(TOLERANCE, ROUNDING * (own + torch.finfo(dtype).eps))
+    base = undo(model)
+    layers = {name: as_in(layer, base.get_submodule(name), name) for name, layer in plan.layers.items()}
+    parts = rebuilt(base, layers)
     chain = None if inplace else flatten(flow, parts)
     result = parts if chain is None else chain
-    rounded = compare(output, run(_copied(result), inputs, "the folded model"))
+    rounded = compare(output, run(copied(result), inputs, "the folded model"), tiny)
     if not rounded.relative <= rounding:
-        _refuse(_copied(model), parts, inputs, plan, rounding, rounded)
+        _refuse(copied(model), parts, inputs, plan, rounding, rounding, rounded)
 
     if inplace:
-        result = _replace(model, layers)
+        replace_inside(model, layers)
+        result = undo(model, inplace=True)
     result.eval().requires_grad_(False)
     result.__dict__["fold_report"] = FoldReport(
-        folded=tuple(plan.folded),
+        folded=(*dirac, *plan.folded),
         left=plan.left,
         chain=chain is not None,
         dtype=str(dtype).removeprefix("torch."),
@@ -173,7 +201,7 @@ def check_foldable(model: nn.Module) -> None:
     Raises:
         FoldError: see `fold`.
     """
-    for name, tensor in _tensors(model).items():
+    for name, tensor in tensors_of(model).items():
         if is_lazy(tensor) or tensor.is_meta:
             raise FoldError(f"{name} has no values yet; load or initialize the model before folding it")
     for name, module in model.named_modules():
@@ -184,123 +212,39 @@ def check_foldable(model: nn.Module) -> None:
             if module.running_mean is None or module.running_var is None:
                 raise FoldError(f"{where} has no running statistics: what it computes depends on the batch")
             for key, statistic in (("running_mean", module.running_mean), ("running_var", module.running_var)):
-                if not statistic.isfinite().all():
+                if not is_finite(statistic):
                     raise FoldError(f"{name}.{key} is not finite: train or load the model again".lstrip("."))
             if (module.running_var < 0).any():
                 raise FoldError(f"{name}.running_var is negative: load the model again".lstrip("."))
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not parameter.isfinite().all():
+        if parameter.is_floating_point() and not is_finite(parameter):
             raise FoldError(f"{name} is not finite: train or load the model again")
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict(itertools.chain(model.named_parameters(), model.named_buffers()))
-
-
-def _copied(model: Module) -> Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:  # objects in a model may raise anything when copied
-        raise FoldError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {first_line(error)}), "
-            "which the check of a fold needs; make copy.deepcopy(model) work"
-        ) from error
-
-
-def _rebuilt(model: nn.Module, layers: Mapping[str, nn.Module], *, share: bool = False) -> nn.Module:
-    """A copy of a model with other layers under the given names, wherever the model refers to them.
-
-    Args:
-        model: keeps its own layers.
-        layers: what takes the place of what.
-        share: let the copy use the model's own tensors.
-    """
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in _tensors(model).values()} if share else {}
-    modules = dict(model.named_modules())
-    memo |= {id(modules[name]): layer for name, layer in layers.items()}
-    for name, layer in layers.items():
-        _take_hooks(layer, copy.deepcopy(_hooks(modules[name]), memo))
-    return copy.deepcopy(model, memo)
-
-
-def _hooks(module: nn.Module) -> dict[str, Any]:
-    return {key: value for key, value in vars(module).items() if "hook" in key and value}
-
-
-def _take_hooks(layer: nn.Module, hooks: Mapping[str, Any]) -> None:
-    if not isinstance(layer, nn.Identity):  # which stands for a batch norm, and does not compute what that did
-        vars(layer).update(hooks)
-
-
-def _as_in(layer: nn.Module, original: nn.Module, name: str) -> nn.Module:
-    """A copy of a float64 layer with the dtypes, devices and memory formats of the one that it replaces."""
-    result = copy.deepcopy(layer, {id(tensor): tensor for tensor in layer.parameters()})
-    old = dict(original._parameters) | dict(original._buffers)
-    main = old.get("weight") if old.get("weight") is not None else old.get("running_mean")
-    for key, tensor in layer._parameters.items():
-        like = old.get(key) if old.get(key) is not None else main
-        if tensor is None or like is None:
-            continue
-        cast = torch.empty_like(like) if like.shape == tensor.shape else like.new_empty(tensor.shape)
-        cast.copy_(tensor)
-        if not cast.isfinite().all():
-            raise FoldError(f"the folded {key} of {name} exceeds {like.dtype}: convert the model to float32 first")
-        result._parameters[key] = nn.Parameter(cast, requires_grad=False)
-    for key in layer._buffers:
-        result._buffers[key] = copy.deepcopy(original._buffers[key])
-    return result
-
-
-def _replace(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
-    """Put other layers into a model itself, under all names that it has for them."""
-    modules = dict(model.named_modules())
-    new = {id(modules[name]): layer for name, layer in layers.items()}
-    if id(model) in new:
-        raise FoldError(f"a single {type(model).__name__} cannot be replaced in place: use what fold(model) returns")
-    for owner in modules.values():
-        for key, value in vars(owner).items():
-            held = pytree.tree_leaves(value) if key != "_modules" else []
-            if any(id(item) in new for item in held):
-                raise FoldError(
-                    f"{type(owner).__name__}.{key} holds layers outside of the registered modules, "
-                    "where they cannot be replaced in place: use fold(model), which copies the model"
-                )
-    for name, layer in layers.items():
-        _take_hooks(layer, _hooks(modules[name]))
-    for owner in modules.values():
-        for key, child in owner._modules.items():
-            owner._modules[key] = new.get(id(child), child)
-    return model
-
-
-def _rounding(model: nn.Module, wide_output: Any, output: Any) -> tuple[torch.dtype, float]:  # noqa: ANN401
-    """The lowest dtype of a model, and the relative difference that rounding may make in it."""
-    dtypes = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
-    dtype = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.get_default_dtype())
-    own = compare(wide_output, output).relative
-    if not own < 1:
-        raise FoldError(
-            f"in {dtype} the model's output on the probe batch is far from that in float64 (relative {own:.1e}), so that "
-            "nothing can be checked: fold it in float32, or give an example_input of real data"
-        )
-    return dtype, max(TOLERANCE, ROUNDING * (own + torch.finfo(dtype).eps))
-
-
 def _refuse(
-    original: nn.Module, folded: nn.Module, inputs: tuple[Any, ...], plan: Plan, tolerance: float, found: Difference
+    original: nn.Module,
+    folded: nn.Module,
+    inputs: tuple[Any, ...],
+    plan: Plan,
+    tolerance: float,
+    layer_tolerance: float,
+    found: Difference,
 ) -> NoReturn:
     """Say why two models differ, which have the same names."""
-    again = compare(run(original, inputs, "the model"), run(original, inputs, "the model"))
-    if not again.relative <= tolerance:
+    first, second, after = [], [], []  # type: tuple[list[Record], list[Record], list[Record]]
+    again = compare(run(original, inputs, "the model", first), run(original, inputs, "the model", second))
+    unsteady = first_difference(first, second, layer_tolerance, ())
+    if unsteady is not None or not again.relative <= tolerance:
         raise FoldError(
-            f"the model gives different outputs for the same input (relative difference {again.relative:.1e}), so that "
-            "a fold cannot be checked: is there a dropout or another random number in its forward?"
+            f"the model gives different outputs for the same input{f', first at {unsteady!r}' if unsteady else ''}, so "
+            "that a fold cannot be checked: is there a dropout or another random number in its forward?"
         )
-    where = first_difference(original, folded, inputs, tolerance, plan.moved)
-    parts = [entry for entry in plan.folded if where in (entry.layer, entry.norm)]
-    via = f" (folded with {', '.join(sorted({part.layer for part in parts} - {where}))})" if parts else ""
+    run(folded, inputs, "the folded model", after)
+    where = first_difference(first, after, layer_tolerance, plan.moved)
+    parts = {name for entry in plan.folded if where in (entry.layer, entry.norm) for name in (entry.layer, entry.norm)}
+    via = f", with {' and '.join(map(repr, sorted(str(part) for part in parts - {where})))}" if parts - {where} else ""
     raise FoldError(
-        f"the folded model differs from the original by {found.relative:.1e} of the largest output, "
-        f"where at most {tolerance:.1e} is allowed; "
-        + ("the layers agree, the chain of them does not" if where is None else f"it starts at {where!r}{via}")
+        f"the folded model is not the original: their outputs differ by {found.relative:.1e} of the largest one, where "
+        f"{tolerance:.1e} is allowed, "
+        + ("though all layers agree" if where is None else f"and the first layer to differ is {where!r}{via}")
     )

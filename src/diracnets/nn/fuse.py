@@ -1,4 +1,4 @@
-"""The algebra of folding: a batch norm in evaluation mode is a scale and a shift of each channel, and those move into filters."""
+"""The algebra of folding: in evaluation mode a batch norm scales and shifts each channel, as filters can do too."""
 
 from __future__ import annotations
 
@@ -9,17 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from diracnets.nn.dirac import DiracConv, DiracConv1d, DiracConv2d, DiracConv3d
-
 Layer = TypeVar("Layer", bound=nn.Module)
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-ORDINARY: dict[type[nn.Module], type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {
-    DiracConv1d: nn.Conv1d,
-    DiracConv2d: nn.Conv2d,
-    DiracConv3d: nn.Conv3d,
-}
 
 
 def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -44,7 +37,7 @@ def scale_outputs(
     """The weight and bias of the layer that computes `scale * layer(x) + shift`.
 
     Args:
-        weight: [out, in / groups, *kernel], [out, in] of a linear layer, or [in, out / groups, *kernel] if `transposed`.
+        weight: [out, in / groups, *kernel], [out, in] of a linear layer, or [in, out / groups, *kernel] if transposed.
         bias: [out] or None.
         scale, shift: [out].
         groups: those of the convolution.
@@ -56,7 +49,7 @@ def scale_outputs(
     """
     kernel = (1,) * (weight.ndim - 2)
     if transposed:
-        by_group = weight.unflatten(0, (groups, -1))  # [groups, in / groups, out / groups, *kernel]
+        by_group = weight.reshape(groups, -1, *weight.shape[1:])  # [groups, in / groups, out / groups, *kernel]
         scaled = (by_group * scale.reshape(groups, 1, -1, *kernel)).flatten(0, 1)
     else:
         scaled = weight * scale.reshape(-1, 1, *kernel)
@@ -68,8 +61,8 @@ def scale_inputs(
 ) -> tuple[Tensor, Tensor | None]:
     """The weight and bias of the layer that computes `layer(scale * x + shift)`.
 
-    Where a layer pads with zeros this holds for shifts of zero alone: what it pads with is not shifted. The same goes for
-    a transposed convolution, to whose outputs a varying number of inputs contributes.
+    Where a layer pads with zeros this holds for shifts of zero alone: what it pads with is not shifted. The same goes
+    for a transposed convolution, to whose outputs a varying number of inputs contributes.
 
     Args:
         weight: as for `scale_outputs`.
@@ -88,7 +81,7 @@ def scale_inputs(
     kernel = (1,) * (weight.ndim - 2)
     if transposed:
         return weight * scale.reshape(-1, 1, *kernel), bias
-    by_group = weight.unflatten(0, (groups, -1))  # [groups, out / groups, in / groups, *kernel]
+    by_group = weight.reshape(groups, -1, *weight.shape[1:])  # [groups, out / groups, in / groups, *kernel]
     scaled = (by_group * scale.reshape(groups, 1, -1, *kernel)).flatten(0, 1)
     if not shift.any():
         return scaled, bias
@@ -105,33 +98,15 @@ def then(layer: Layer, norm: _BatchNorm) -> Layer:
         merged.weight = nn.Parameter(merged.weight.flatten(), requires_grad=False)
         merged.affine = True
         return merged
-    return with_tensors(layer, *scale_outputs(*_tensors(layer), scale, shift, **_layout(layer)))
+    weight, bias, groups, transposed = _parts(layer)
+    return with_tensors(layer, *scale_outputs(weight, bias, scale, shift, groups=groups, transposed=transposed))
 
 
 def after(norm: _BatchNorm, layer: Layer) -> Layer:
     """A layer that computes `layer(norm(x))`; see `scale_inputs` for where that is possible."""
-    return with_tensors(layer, *scale_inputs(*_tensors(layer), *scale_and_shift(norm), **_layout(layer)))
-
-
-def without_dirac(conv: DiracConv) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
-    """The ordinary convolution with the effective weight of a Dirac convolution; its hooks stay behind.
-
-    >>> without_dirac(DiracConv2d(3, 4, 3, stride=2, padding=1))
-    Conv2d(3, 4, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))
-    """
-    ordinary = ORDINARY[type(conv)](
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,  # type: ignore[arg-type]  # a tuple of the right length, which mypy cannot know
-        stride=conv.stride,  # type: ignore[arg-type]
-        padding=conv.padding,  # type: ignore[arg-type]
-        dilation=conv.dilation,  # type: ignore[arg-type]
-        groups=conv.groups,
-        bias=conv.bias is not None,
-        padding_mode=conv.padding_mode,
-        device="meta",  # draws no random numbers
-    ).train(conv.training)
-    return with_tensors(ordinary, conv.effective_weight(), conv.bias)
+    weight, bias, groups, transposed = _parts(layer)
+    scale, shift = scale_and_shift(norm)
+    return with_tensors(layer, *scale_inputs(weight, bias, scale, shift, groups=groups, transposed=transposed))
 
 
 def with_tensors(layer: Layer, weight: Tensor, bias: Tensor | None) -> Layer:
@@ -142,10 +117,7 @@ def with_tensors(layer: Layer, weight: Tensor, bias: Tensor | None) -> Layer:
     return result
 
 
-def _tensors(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-    return cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
-
-
-def _layout(layer: nn.Module) -> dict[str, int]:
-    """How the channels lie in a layer's weight, as arguments of `scale_outputs` and `scale_inputs`."""
-    return {"groups": cast(int, getattr(layer, "groups", 1)), "transposed": isinstance(layer, TRANSPOSED)}
+def _parts(layer: nn.Module) -> tuple[Tensor, Tensor | None, int, bool]:
+    """Weight, bias, groups, and whether the weight is that of a transposed convolution."""
+    groups = cast(int, getattr(layer, "groups", 1))
+    return cast(Tensor, layer.weight), cast("Tensor | None", layer.bias), groups, isinstance(layer, TRANSPOSED)

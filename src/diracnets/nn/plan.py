@@ -1,10 +1,10 @@
-"""Which batch norms can be folded exactly into which layers, and why the others cannot."""
+"""Which batch norms of a model can be folded into which layers, and why the others cannot."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -12,19 +12,20 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from diracnets.nn import fuse
 from diracnets.nn.dirac import DiracConv
+from diracnets.nn.exact import (
+    BATCH_NORMS,
+    POOLS,
+    RANKS,
+    changes_input,
+    sharing_parameters,
+    strangeness,
+    takes_shifts,
+    why_not_exchange,
+)
 from diracnets.nn.flow import Flow, has_forward_hooks
 from diracnets.nn.steps import as_module, is_nothing, source_of
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_MAX_POOLS = (*(getattr(nn, f"{kind}MaxPool{d}d") for kind in ("", "Adaptive") for d in (1, 2, 3)),)
-_AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-_ADAPTIVE_AVERAGE_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _OTHER_NORMS = (_InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
-_IN_PLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv", "ipow", "imatmul", "setitem")
-_RANKS: dict[type[nn.Module], int] = {  # dimensions of outputs whose channels are where a batch norm expects them
-    nn.Linear: 2,
-    **{kind: 3 + d for kinds in (fuse.CONVOLUTIONS, fuse.TRANSPOSED) for d, kind in enumerate(kinds)},
-}
 
 
 @dataclass(frozen=True)
@@ -59,40 +60,29 @@ class Plan:
     moved: set[str] = field(default_factory=set)
 
 
-class _Left(Exception):  # noqa: N818  # not an error: the answer to whether something can be folded
+class _Left(Exception):  # not an error: the answer to whether something can be folded
     """The reason why a batch norm stays."""
 
 
-def plan_dirac(model: nn.Module) -> Plan:
-    """Replace every Dirac convolution by an ordinary one; subclasses, which may compute something else, are left."""
-    plan = Plan()
-    for name, module in model.named_modules():
-        if type(module) in fuse.ORDINARY and "forward" not in vars(module):
-            plan.layers[name] = fuse.without_dirac(module)  # type: ignore[arg-type]
-            plan.folded.append(Folded(name, "dirac"))
-        elif isinstance(module, DiracConv):
-            plan.left[name] = _strangeness(module, fuse.ORDINARY) or "unknown"
-    return plan
-
-
-def plan_batch_norms(plan: Plan, model: nn.Module, flow: Flow, ranks: Mapping[str, set[int]]) -> None:
-    """Add to a plan every batch norm that can be folded exactly, and the reasons for the others.
+def make_plan(model: nn.Module, flow: Flow, ranks: Mapping[str, set[int]]) -> Plan:
+    """Find every batch norm that can be folded exactly, and the reasons for the others.
 
     Args:
-        plan: that of `plan_dirac`.
         model: with ordinary convolutions for Dirac ones, in float64.
         flow: the data flow of `model`.
         ranks: the numbers of dimensions that the outputs of each module have, by its name.
     """
-    _Planner(plan, model, flow, ranks).run()
+    planner = _Planner(model, flow, ranks)
+    planner.run()
+    return planner.plan
 
 
 class _Planner:
-    def __init__(self, plan: Plan, model: nn.Module, flow: Flow, ranks: Mapping[str, set[int]]) -> None:
-        self.plan, self.flow, self.ranks = plan, flow, ranks
+    def __init__(self, model: nn.Module, flow: Flow, ranks: Mapping[str, set[int]]) -> None:
+        self.plan, self.flow, self.ranks = Plan(), flow, ranks
         self.modules = dict(model.named_modules())  # as planned so far: a folded batch norm is an Identity here
         self.hidden = flow.hidden(model)
-        self.shared = _shared(model)
+        self.shared = sharing_parameters(model)
 
     def run(self) -> None:
         reasons: dict[str, dict[str, None]] = {}
@@ -112,10 +102,12 @@ class _Planner:
         for name, module in self.modules.items():
             if isinstance(module, _BatchNorm):
                 self.plan.left[name] = "; ".join(reasons[name])
+            elif isinstance(module, DiracConv):
+                self.plan.left[name] = strangeness(module, ()) or ""
             elif isinstance(module, _OTHER_NORMS):
                 self.plan.left[name] = f"a {type(module).__name__} computes its statistics from each input"
 
-    def fold_behind(self, name: str, kinds: Container[type[nn.Module]] = _RANKS) -> None:
+    def fold_behind(self, name: str, kinds: Container[type[nn.Module]] = RANKS) -> None:
         """Fold a batch norm into the layers that it follows, or raise `_Left`."""
         self.check_usable(name)
         norm = self.norm(name)
@@ -142,14 +134,14 @@ class _Planner:
         moved = {name}
         for call in self.flow.calls[name]:
             source = source_of(call)
-            if source is None or any(_in_place(user, self.modules) for user in source.users):
+            if source is None or any(changes_input(user, self.modules) for user in source.users):
                 raise _Left("its input is changed in place")
             for node, between in self.consumers(call, ()):
                 layer = str(node.target)
                 self.check_commutes(between, scale, name)
                 layers.setdefault(layer, set()).add(node)
                 moved |= _targets(between)
-                if shift.any() and not _takes_shifts(self.modules[layer]):
+                if shift.any() and not takes_shifts(self.modules[layer]):
                     raise _Left(f"{self.label(node)} behind it pads its input, which shifts cannot pass")
         self.check_layers(name, layers, "its input does not come from it")
         for layer in layers:
@@ -181,7 +173,7 @@ class _Planner:
         if not node.users:
             raise _Left("its output is not used")
         for user in node.users:
-            if source_of(user) is node and user.op == "call_module" and type(self.modules[str(user.target)]) in _RANKS:
+            if source_of(user) is node and user.op == "call_module" and type(self.modules[str(user.target)]) in RANKS:
                 yield user, between
             elif source_of(user) is node and self.passes(user):
                 yield from self.consumers(user, (*between, user))
@@ -191,31 +183,14 @@ class _Planner:
     def passes(self, node: fx.Node) -> bool:
         """Whether a scale and a shift may be able to pass a step."""
         module = as_module(node, self.modules)
-        return module is not None and (
-            is_nothing(module) or type(module) in (*_MAX_POOLS, *_AVERAGE_POOLS, *_ADAPTIVE_AVERAGE_POOLS)
-        )
+        return module is not None and (is_nothing(module) or type(module) in POOLS)
 
     def check_commutes(self, between: Iterable[fx.Node], scale: Tensor, layer: str) -> None:
         """Raise `_Left` unless scaling and shifting can be exchanged with the steps behind or before `layer`."""
         for node in between:
             module = as_module(node, self.modules)
-            if module is None or is_nothing(module):
-                continue
-            pool: Any = module
-            if has_forward_hooks(pool):
-                raise _Left(f"a forward hook is on {self.label(node)}")
-            axes = int(type(pool).__name__[-2])
-            if self.ranks.get(layer) != {axes + 2}:
-                raise _Left(f"it is not known whether {self.label(node)} leaves channels apart")
-            if type(pool) in _MAX_POOLS:
-                if pool.return_indices:
-                    raise _Left(f"the indices of {self.label(node)} are used")
-                if negative := int((scale < 0).sum()):
-                    raise _Left(f"{self.label(node)} is next to it and {negative} of its {len(scale)} scales are negative")
-            elif type(pool) in _AVERAGE_POOLS:
-                padded = pool.count_include_pad and any(_tuple(pool.padding))
-                if padded or getattr(pool, "divisor_override", None):
-                    raise _Left(f"{self.label(node)} next to it averages with padding or another divisor")
+            if module is not None and (reason := why_not_exchange(module, scale, self.ranks.get(layer, set()))):
+                raise _Left(f"{self.label(node)} is next to it {reason}")
 
     def check_layers(self, name: str, layers: Mapping[str, set[fx.Node]], otherwise: str) -> None:
         """Raise `_Left` unless each layer is known in every respect and every call of it is among those given."""
@@ -228,14 +203,14 @@ class _Planner:
                 raise _Left(f"{layer!r} shares its parameters with {self.shared[layer]!r}")
             if set(self.flow.calls[layer]) != nodes:
                 raise _Left(f"{layer!r} is also called where {otherwise}")
-            if type(module) in _RANKS and (ranks := self.ranks.get(layer, set())) != {_RANKS[type(module)]}:
+            if type(module) in RANKS and (ranks := self.ranks.get(layer, set())) != {RANKS[type(module)]}:
                 given = " and ".join(map(str, sorted(ranks))) or "unknown"
-                raise _Left(f"the output of {layer!r} has {given} dimensions instead of {_RANKS[type(module)]}")
+                raise _Left(f"the output of {layer!r} has {given} dimensions instead of {RANKS[type(module)]}")
 
     def check_usable(self, name: str) -> None:
         """Raise `_Left` unless a module is exactly what its class says and all uses of it are known."""
         module = self.modules[name]
-        if reason := self.hidden.get(name) or _strangeness(module, (*_RANKS, *BATCH_NORMS)):
+        if reason := self.hidden.get(name) or strangeness(module, (*RANKS, *BATCH_NORMS)):
             raise _Left(reason)
         if has_forward_hooks(module):
             raise _Left(f"a forward hook is on {name!r}")
@@ -261,41 +236,5 @@ class _Planner:
         return str(getattr(node.target, "__name__", node.target))
 
 
-def _strangeness(module: nn.Module, known: Collection[type[nn.Module]]) -> str | None:
-    """Why a module may not compute what its base class does."""
-    if type(module) not in known:
-        return f"its class {type(module).__name__} is none that fold knows"
-    return "its forward was replaced on the instance" if "forward" in vars(module) else None
-
-
-def _shared(model: nn.Module) -> dict[str, str]:
-    """Modules that have a parameter in common with another one, and that one, by name."""
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners.setdefault(id(parameter), []).append(name)
-    return {name: other for names in owners.values() for name in names for other in names if other != name}
-
-
-def _takes_shifts(layer: nn.Module) -> bool:
-    """Whether a shift of all of a layer's inputs is the same as one of its outputs, which zero padding prevents."""
-    if isinstance(layer, fuse.CONVOLUTIONS):
-        return layer.padding_mode != "zeros" or not any(layer._reversed_padding_repeated_twice)
-    return not isinstance(layer, fuse.TRANSPOSED)
-
-
-def _in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a step may change its input."""
-    if node.op == "call_module":
-        return bool(getattr(modules[str(node.target)], "inplace", False))
-    name = str(getattr(node.target, "__name__", node.target))
-    return bool(node.kwargs.get("inplace")) or name.endswith("_") or name in _IN_PLACE_OPERATORS
-
-
 def _targets(nodes: Iterable[fx.Node]) -> set[str]:
     return {str(node.target) for node in nodes if node.op == "call_module"}
-
-
-def _tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:
-    return value if isinstance(value, tuple) else (value,)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,22 @@ from diracnets.errors import FoldError, UsageError
 from diracnets.nn.flow import first_floating, first_line
 
 BATCH = 2
-Watch = Callable[[str, Tensor], None]
+SAMPLE = 2**14  # elements of a layer's output that are compared
+
+
+@dataclass(frozen=True)
+class Record:
+    """The output of a module in a run.
+
+    Attributes:
+        name: the module's.
+        ndim: how many dimensions the output has.
+        sample: elements of it, evenly spaced, in float64.
+    """
+
+    name: str
+    ndim: int
+    sample: Tensor
 
 
 @dataclass(frozen=True)
@@ -52,13 +67,15 @@ def probe_inputs(model: nn.Module, example_input: object = None) -> tuple[Any, .
     """
     if example_input is not None:
         if not isinstance(example_input, Tensor | tuple):
-            raise UsageError(f"example_input is a {type(example_input).__name__}; give a tensor or a tuple of arguments")
+            raise UsageError(
+                f"example_input is a {type(example_input).__name__}; give a tensor or a tuple of arguments"
+            )
         return example_input if isinstance(example_input, tuple) else (example_input,)
     size = getattr(model, "input_size", None) or getattr(getattr(model, "facts", None), "input_size", None)
     if not isinstance(size, tuple | list) or not size or not all(isinstance(n, int) and n > 0 for n in size):
         raise FoldError(
-            f"nothing tells what {type(model).__name__} takes as input: give fold(model, example_input) a batch to check "
-            "the result on, or the model an attribute input_size = (channels, height, width)"
+            f"nothing tells what {type(model).__name__} takes as input: give fold(model, example_input) a batch to "
+            "check the result on, or the model an attribute input_size = (channels, height, width)"
         )
     least = getattr(model, "min_image_size", None)
     channels, *image = size
@@ -75,9 +92,15 @@ def in_float64(values: Any) -> Any:  # noqa: ANN401
     What lies on a device without float64 moves to the CPU.
     """
     if isinstance(values, nn.Module):
-        values._apply(_widened)
+        values._apply(_widened)  # type: ignore[no-untyped-call]
         return values
     return pytree.tree_map(lambda value: _widened(value) if isinstance(value, Tensor) else value, values)
+
+
+def lowest_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of a model's parameters, the least precise one if there are several."""
+    dtypes = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.get_default_dtype())
 
 
 def _widened(tensor: Tensor) -> Tensor:
@@ -85,24 +108,27 @@ def _widened(tensor: Tensor) -> Tensor:
     return tensor.to(device, torch.float64 if tensor.is_floating_point() else tensor.dtype)
 
 
-def run(model: nn.Module, inputs: tuple[Any, ...], what: str, watch: Watch | None = None) -> Any:  # noqa: ANN401
+def run(model: nn.Module, inputs: tuple[Any, ...], what: str, records: list[Record] | None = None) -> Any:  # noqa: ANN401
     """The output of a network on a copy of the inputs, without autocast.
 
     Args:
         model: called once.
         inputs: its arguments.
         what: names the network in errors.
-        watch: is called with the name and output of each module that has run.
+        records: gets a record of each output of each module that has no parts, in the order in which they are ready.
 
     Raises:
         FoldError: the network fails.
     """
     handles = []
-    for name, module in model.named_modules() if watch else ():
+    for name, module in model.named_modules() if records is not None else ():
+        if next(module.children(), None) is not None:
+            continue
 
         def hook(_module: nn.Module, _inputs: object, output: object, name: str = name) -> None:
-            if isinstance(output, Tensor) and watch is not None:
-                watch(name, output)
+            if records is not None and isinstance(output, Tensor) and output.is_floating_point():
+                step = output.numel() // SAMPLE | 1
+                records.append(Record(name, output.ndim, output.detach().flatten()[::step].cpu().double().clone()))
 
         handles.append(module.register_forward_hook(hook))
     inputs = pytree.tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs)
@@ -121,8 +147,12 @@ def run(model: nn.Module, inputs: tuple[Any, ...], what: str, watch: Watch | Non
             handle.remove()
 
 
-def compare(expected: Any, given: Any) -> Difference:  # noqa: ANN401
+def compare(expected: Any, given: Any, tiny: float = 0.0) -> Difference:  # noqa: ANN401
     """How far the outputs of two networks are apart: tensors, or structures of them.
+
+    Args:
+        expected, given: the outputs.
+        tiny: differences are not divided by less than that.
 
     Other numbers and integer tensors, if they are not equal, are infinitely far apart, as are different shapes.
 
@@ -138,11 +168,11 @@ def compare(expected: Any, given: Any) -> Difference:  # noqa: ANN401
         return Difference(math.inf, math.inf)
     if not any(isinstance(leaf, Tensor) and leaf.numel() for leaf in leaves):
         raise FoldError("the model returns no tensor that could be compared; wrap it in a module that returns tensors")
-    differences = [_compare(leaf, other) for leaf, other in zip(leaves, others, strict=True)]
+    differences = [_compare(leaf, other, tiny) for leaf, other in zip(leaves, others, strict=True)]
     return Difference(max(d.absolute for d in differences), max(d.relative for d in differences))
 
 
-def _compare(expected: object, given: object) -> Difference:
+def _compare(expected: object, given: object, tiny: float) -> Difference:
     if not isinstance(expected, Tensor) or not isinstance(given, Tensor):
         if not isinstance(expected, int | float | str | None):
             raise FoldError(
@@ -161,28 +191,34 @@ def _compare(expected: object, given: object) -> Difference:
     apart = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(math.inf)  # equal infinities are no difference
     absolute = apart.max().item() if apart.numel() else 0.0
     largest = torch.where(a.isfinite(), a.abs(), 0.0).max().item() if a.numel() else 0.0
-    return Difference(absolute, absolute / (largest or 1.0))
+    return Difference(absolute, absolute / (max(largest, tiny) or 1.0))
 
 
 def first_difference(
-    original: nn.Module, folded: nn.Module, inputs: tuple[Any, ...], tolerance: float, moved: Collection[str]
+    expected: Sequence[Record], given: Sequence[Record], tolerance: float, moved: Collection[str]
 ) -> str | None:
-    """The name of the first module whose outputs differ in two networks with the same names, None if there is none.
+    """The first module, by name, whose outputs differ in runs of two networks with the same names; None if none does.
 
     Args:
-        original, folded: the networks.
-        inputs: what they are run on.
-        tolerance: the largest relative difference that is none.
+        expected, given: what `run` recorded.
+        tolerance: the largest difference that is none, relative to the largest element of an output. An output that is
+            less than a millionth of the one before it is rounding noise, and counts as a millionth.
         moved: modules whose outputs are meant to differ.
     """
-    seen: list[tuple[str, Tensor]] = []
     outputs: dict[str, list[Tensor]] = {}
-    run(original, inputs, "the model", lambda name, output: seen.append((name, output.clone())))
-    run(folded, inputs, "the folded model", lambda name, output: outputs.setdefault(name, []).append(output.clone()))
-    for name, expected in seen:
-        if name in moved:
-            continue
-        given = outputs[name].pop(0) if outputs.get(name) else None
-        if given is None or not compare(expected, given).relative <= tolerance:
-            return name
+    for record in given:
+        outputs.setdefault(record.name, []).append(record.sample)
+    before = 0.0
+    for record in expected:
+        a = record.sample
+        finite = a[a.isfinite()]
+        largest = finite.abs().max().item() if len(finite) else 0.0
+        if record.name not in moved:
+            b = outputs[record.name].pop(0) if outputs.get(record.name) else a[:0]
+            if a.shape != b.shape:
+                return record.name
+            apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
+            if not (apart <= tolerance * max(largest, 1e-6 * before)).all():
+                return record.name
+        before = largest
     return None

@@ -74,7 +74,7 @@ def as_module(node: fx.Node, modules: Mapping[str, nn.Module]) -> nn.Module | No
     given.pop("input", None)
     given = {**_DEFAULTS.get("dropout" if kind is nn.Dropout else name, {}), **given}
     if kind is nn.Dropout:
-        return nn.Identity() if given["training"] is False else None
+        return nn.Identity().eval() if given["training"] is False else None
     if given.keys() - inspect.signature(kind).parameters.keys():
         return None
     return kind(**given).eval()
