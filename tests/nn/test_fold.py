@@ -381,11 +381,25 @@ def test_old_weight_norm_is_refused_or_left(warm):
         fold(warm(nn.Sequential(weight_norm(nn.Conv2d(4, 4, 3)), nn.BatchNorm2d(4))), IMAGES)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_scripted_and_compiled_models_are_refused_and_scripted_parts_left(warm):
+    inner = warm(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)))
+    scripted = torch.jit.script(inner)
+    for model in (scripted, torch.compile(inner)):
+        with pytest.raises(FoldError, match="fold it before that"):
+            fold(model, IMAGES)
+    model = warm(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), scripted))
+    folded = fold(model, IMAGES)
+    assert [entry.norm for entry in folded.fold_report.folded] == ["1"]
+
+
 def test_an_example_is_asked_for(warm):
     with pytest.raises(FoldError, match=r"nothing tells what Small takes as input.*example_input"):
         fold(small(warm))
     with pytest.raises(UsageError, match="example_input is a list"):
         fold(small(warm), [IMAGES])
+    with pytest.raises(UsageError, match=r"takes a torch\.nn\.Module, not a str"):
+        fold("diracnet-28-1")
 
 
 def test_outputs_that_cannot_be_compared(warm):

@@ -160,8 +160,8 @@ def _traced_alone(module: nn.Module) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, for a sentence."""
-    return str(error).strip().partition("\n")[0][:200] or "no message"
+    """The first sentence of an error's message, to be part of one."""
+    return str(error).strip().partition("\n")[0].partition(". ")[0][:160].rstrip(".") or "no message"
 
 
 def first_floating(model: nn.Module) -> torch.Tensor | None:

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from diracnets.errors import FoldError
+from diracnets.errors import FoldError, UsageError
 from diracnets.nn.chain import flatten
 from diracnets.nn.dirac import DiracConv1d, DiracConv2d, DiracConv3d
 from diracnets.nn.diracify import undo
@@ -108,7 +108,7 @@ def fold(model: nn.Module, example_input: object = None, *, inplace: bool = Fals
         FoldError: the model is in training mode, has a batch norm without running statistics or with negative
             variances, has weights that are not finite, cannot be copied or run, gives another output each time, the
             folded weights do not fit the dtype, or the two models differ: the message names the layer where it starts.
-        UsageError: an example input that is neither a tensor nor a tuple.
+        UsageError: no module, or an example input that is neither a tensor nor a tuple.
 
     Source: Zagoruyko & Komodakis 2017, section 3.
 
@@ -123,6 +123,8 @@ def fold(model: nn.Module, example_input: object = None, *, inplace: bool = Fals
     >>> folded.fold_report.max_rel_float64 < 1e-12
     True
     """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"fold takes a torch.nn.Module, not a {type(model).__name__}")
     devices = {tensor.device for tensor in tensors_of(model).values() if tensor.device.type == "cuda"}
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices):
         return _fold(model, example_input, inplace)
@@ -201,6 +203,8 @@ def check_foldable(model: nn.Module) -> None:
     Raises:
         FoldError: see `fold`.
     """
+    if isinstance(model, torch.jit.ScriptModule) or type(model).__module__.startswith("torch._dynamo"):
+        raise FoldError("a scripted or compiled model cannot be changed any more: fold it before that")
     for name, tensor in tensors_of(model).items():
         if is_lazy(tensor) or tensor.is_meta:
             raise FoldError(f"{name} has no values yet; load or initialize the model before folding it")

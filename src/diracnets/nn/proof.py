@@ -122,8 +122,8 @@ def run(model: nn.Module, inputs: tuple[Any, ...], what: str, records: list[Reco
     """
     handles = []
     for name, module in model.named_modules() if records is not None else ():
-        if next(module.children(), None) is not None:
-            continue
+        if next(module.children(), None) is not None or isinstance(module, torch.jit.ScriptModule):
+            continue  # a scripted module takes no hooks
 
         def hook(_module: nn.Module, _inputs: object, output: object, name: str = name) -> None:
             if records is not None and isinstance(output, Tensor) and output.is_floating_point():
@@ -139,8 +139,8 @@ def run(model: nn.Module, inputs: tuple[Any, ...], what: str, records: list[Reco
             return model(*inputs)
     except Exception as error:  # the model's code may raise anything
         raise FoldError(
-            f"{what} cannot be run to check the fold ({type(error).__name__}: {first_line(error)}); "
-            "is the example input one that the model takes?"
+            f"{what} cannot be run to check the fold ({type(error).__name__}: {first_line(error)})"
+            + ("; is the example input one that it takes?" if what == "the model" else "")
         ) from error
     finally:
         for handle in handles:
