@@ -144,13 +144,15 @@ def test_the_original_is_untouched(warm):
 
 
 def test_the_result_is_for_inference(warm):
-    folded = fold(small(warm), IMAGES)
+    model = small(warm)
+    folded = fold(model, IMAGES)
     assert not any(module.training for module in folded.modules())
     assert not any(parameter.requires_grad for parameter in folded.parameters())
     folded.requires_grad_(True)
     folded(IMAGES).sum().backward()
     with torch.inference_mode():
-        fold(small(warm), IMAGES).requires_grad_(True)
+        folded = fold(warm(model), IMAGES)
+    folded.requires_grad_(True)(IMAGES).sum().backward()
 
 
 def test_in_place(warm):
@@ -168,6 +170,20 @@ def test_in_place(warm):
     net = warm(create_model("diracnet-16-0.25"))
     assert fold(net, inplace=True) is net
     assert net.forward_features(torch.randn(1, 3, 32, 32)).shape == (1, 16, 8, 8)
+
+
+def test_in_place_under_two_names(warm):
+    model = small(warm)
+    model.twin = model.conv
+    fold(model, IMAGES, inplace=True)
+    assert model.twin is model.conv
+    assert model.conv.weight.requires_grad is False
+
+
+def test_the_example_is_not_changed(warm):
+    images = IMAGES.clone()
+    fold(warm(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))), images)
+    assert torch.equal(images, IMAGES)
 
 
 def test_in_place_changes_nothing_when_it_fails(warm, monkeypatch):
@@ -246,6 +262,8 @@ def test_a_wrong_fold_is_caught_and_its_layer_named(function, warm, monkeypatch)
 
 def test_a_wrong_fold_that_the_output_hides_is_caught(warm, monkeypatch):
     model = warm(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)))
+    model[1].weight.data.mul_(1e-5)
+    model[1].bias.data.mul_(1e-5)
     model[2].weight.data.mul_(1e-12)
     fold(model, IMAGES)
     right = fuse.scale_outputs

@@ -292,6 +292,32 @@ def test_all_ways_through_flags_are_considered(warm):
     assert {entry.layer for entry in folded.fold_report.folded} == {"second"}
 
 
+def test_arguments_that_may_be_missing_are_considered_given_too(warm):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = conv(), nn.BatchNorm2d(4)
+
+        def forward(self, x, mask=None):
+            x = self.conv(x)
+            return self.norm(x if mask is None else x * mask)
+
+    model = warm(Masked())
+    folded = fold(model, IMAGES)
+    assert "follows mul" in folded.fold_report.left["norm"]
+    with torch.no_grad():
+        assert torch.equal(folded(IMAGES, torch.tensor(2.0)), model(IMAGES, torch.tensor(2.0)))
+
+
+def test_a_hook_on_the_model_keeps_the_model(warm):
+    model = warm(nn.Sequential(conv(), nn.BatchNorm2d(4)))
+    model.register_forward_hook(lambda module, inputs, output: output + 1)
+    folded = fold(model, IMAGES)
+    check_equal(folded, model)
+    assert not folded.fold_report.chain
+    assert [entry.norm for entry in folded.fold_report.folded] == ["1"]
+
+
 def test_forward_hooks_are_kept_and_see_what_they_saw(warm):
     model = nn.Sequential(nn.Sequential(DiracConv2d(4, 4, 3), nn.BatchNorm2d(4)), conv(), nn.BatchNorm2d(4), nn.ReLU())
     seen = []

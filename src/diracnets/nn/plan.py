@@ -120,7 +120,7 @@ class _Planner:
             self.check_commutes(between, scale, layer)
             layers.setdefault(layer, set()).add(node)
             moved |= {layer, *_targets(between)}
-        self.check_layers(name, layers, "its output does not go to it")
+        self.check_layers(layers, "its output does not go to it")
         for layer in layers:
             self.replace(layer, fuse.then(self.modules[layer], norm), name)
         self.finish(name, moved)
@@ -143,7 +143,7 @@ class _Planner:
                 moved |= _targets(between)
                 if shift.any() and not takes_shifts(self.modules[layer]):
                     raise _Left(f"{self.label(node)} behind it pads its input, which shifts cannot pass")
-        self.check_layers(name, layers, "its input does not come from it")
+        self.check_layers(layers, "its input does not come from it")
         for layer in layers:
             self.replace(layer, fuse.after(norm, self.modules[layer]), name)
         self.finish(name, moved)
@@ -192,10 +192,10 @@ class _Planner:
             if module is not None and (reason := why_not_exchange(module, scale, self.ranks.get(layer, set()))):
                 raise _Left(f"{self.label(node)} is next to it {reason}")
 
-    def check_layers(self, name: str, layers: Mapping[str, set[fx.Node]], otherwise: str) -> None:
+    def check_layers(self, layers: Mapping[str, set[fx.Node]], otherwise: str) -> None:
         """Raise `_Left` unless each layer is known in every respect and every call of it is among those given."""
-        if not layers or name in layers:
-            raise _Left("forward never calls it" if not layers else "it follows itself")
+        if not layers:
+            raise _Left("forward never calls it")
         for layer, nodes in layers.items():
             module = self.modules[layer]
             self.check_usable(layer)
