@@ -96,7 +96,7 @@ def fold(model: nn.Module, example_input: object = None, *, inplace: bool = Fals
     Args:
         model: any module in evaluation mode. Its hooks run in the check, on copies of it.
         example_input: a tensor, or a tuple of arguments, to check the fold on; None if the model has an attribute
-            `input_size`, (channels, height, width), as DiracNets have. The fold holds for inputs with as many dimensions.
+            `input_size`, (channels, height, width), as DiracNets have. It holds for as many dimensions.
         inplace: replace the layers in `model` itself, with an Identity for each folded batch norm.
 
     Returns:
