@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from diracnets.data import memory
 from diracnets.data.augmentation import Augmentation
 from diracnets.data.memory import MemoryImages
 from diracnets.errors import DataError, UsageError
@@ -53,6 +54,15 @@ def test_an_interrupted_epoch_goes_on_where_it_stopped(first):
         a.equal(b) for one, other in zip(whole[first:], rest, strict=True) for a, b in zip(one, other, strict=True)
     )
     assert list(data.batches(16, epoch=0, first=4)) == []
+
+
+@pytest.mark.parametrize("at_once", [1, 16 * 192, 40 * 192])
+def test_how_many_batches_are_made_at_once_does_not_matter(monkeypatch, at_once):
+    expected = list(images().batches(16, epoch=0, augment=AUGMENT, first=1))
+    monkeypatch.setattr(memory, "_AT_ONCE", at_once)
+    found = list(images().batches(16, epoch=0, augment=AUGMENT, first=1))
+    assert [len(labels) for _, labels, _ in found] == [16, 16, 2]
+    assert all(a.equal(b) for one, other in zip(expected, found, strict=True) for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from diracnets.data.augmentation import Augmentation
 from diracnets.data.images import Batch, schedule
 from diracnets.errors import DataError
 
+_AT_ONCE = 1 << 22  # bytes of pixels; four times as many when normalised
+
 
 class MemoryImages:
     """Labelled images of one size, held in memory; implements `diracnets.data.images.Images`.
@@ -89,12 +91,17 @@ class MemoryImages:
         self, plan: tuple[Tensor, ...], epoch: int | None, augment: Augmentation, seed: int
     ) -> Iterator[Batch]:
         flat = self._pixels.view(len(self), -1)  # whole images are copied at the speed of memory
-        for samples in plan:
+        # Several small batches are made at once: each operation costs its start, and a meeting of all threads.
+        together = max(1, _AT_ONCE // (flat.shape[1] * len(plan[0]))) if plan else 1
+        for begin in range(0, len(plan), together):
+            group = plan[begin : begin + together]
+            samples = torch.cat(group)
             here = samples.to(self._home)
             pixels = flat.index_select(0, here).view(-1, *self._pixels.shape[1:])
             if epoch is None:
                 images = self._normalize(pixels)
             else:
                 images = augmented(pixels, here, augment, self._normalize, seed=seed, epoch=epoch)
-            indices = here.to(self._device)
-            yield images.to(self._device), self.labels[samples].to(self._device), indices
+            sizes = [len(part) for part in group]
+            parts = (images, self.labels[samples], here)
+            yield from zip(*(torch.split(part.to(self._device), sizes) for part in parts), strict=True)
