@@ -160,6 +160,13 @@ def test_tied_weights():
     assert report.converted == ()
 
 
+def test_tied_weights_with_scales_of_their_own_cannot_be_undone():
+    model = nn.Sequential(DiracConv2d(4, 4, 3), DiracConv2d(4, 4, 3))
+    model[1].weight = model[0].weight
+    with pytest.raises(UsageError, match="share their weight"):
+        undo(model)
+
+
 def test_a_filter_that_is_the_identity_can_still_learn():
     model = nn.Conv2d(4, 4, 3, padding=1)
     nn.init.dirac_(model.weight)

@@ -104,6 +104,9 @@ def undo(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         model: any module.
         inplace: change `model` itself and return it; otherwise a deep copy.
 
+    Raises:
+        UsageError: two layers share their weight, but not their scales; a model that cannot be copied.
+
     >>> dirac = DiracConv2d(4, 4, 3)
     >>> undo(dirac)
     Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1))
@@ -114,6 +117,15 @@ def undo(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     if not inplace:
         model = _copied(model)
     layers = [cast(DiracConv, module) for module in model.modules() if type(module) in _ORDINARY_OF]
+    computed: dict[int, tuple[object, ...]] = {}
+    for layer in layers:
+        what = (layer.alpha, layer.beta, layer.groups)
+        if any(
+            mine is not theirs for mine, theirs in zip(what, computed.setdefault(id(layer.weight), what), strict=True)
+        ):
+            raise UsageError(
+                "two Dirac convolutions share their weight but not alpha, beta and groups: untie them first"
+            )
     with torch.no_grad():
         for layer in {id(layer.weight): layer for layer in layers}.values():  # a shared weight once
             weight, alpha, beta = (tensor.cpu().double() for tensor in (layer.weight, layer.alpha, layer.beta))
