@@ -1,0 +1,131 @@
+"""Write `results/README.md` from the JSON files in `results/`, so that every number on the page was measured.
+
+python benchmarks/pages.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent.parent / "results"
+Row = dict[str, Any]
+
+
+def table(columns: dict[str, Callable[[Row], object]], rows: Iterable[Row]) -> str:
+    lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
+    lines += [" | ".join(str(value(row)) for value in columns.values()) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def circumstances(result: Row) -> str:
+    device = (
+        result["gpu"] or f"{result['processor']}, {result['threads']} threads ({', '.join(result['instructions'])})"
+    )
+    return f"{device}; torch {result['torch']}, Python {result['python']}: `{result['command']}`"
+
+
+def step_time(result: Row) -> str:
+    rows = [{**network, **variant} for network in result["measured"] for variant in network["variants"]]
+    return table(
+        {
+            "network": lambda row: row["network"],
+            "batch": lambda row: row["batch"],
+            "precision": lambda row: row["precision"],
+            "variant": lambda row: row["variant"],
+            "step, ms": lambda row: f"{row['step_ms']:.1f}",
+            "against plain": lambda row: f"{row['ratio_of_medians']:.3f}",
+            "quartiles of rounds": lambda row: " to ".join(f"{value:.3f}" for value in row["ratio_quartiles"]),
+            "kept for backward, in weights": lambda row: f"{row['saved_beyond_plain_in_weights']:.2f}",
+        },
+        rows,
+    )
+
+
+def fold_time(result: Row) -> str:
+    return table(
+        {
+            "network": lambda row: row["network"],
+            "seconds": lambda row: f"{row['seconds']:.2f}",
+            "parameters": lambda row: f"{row['parameters_before']:,} -> {row['parameters_after']:,}",
+            "relative difference, float64": lambda row: f"{row['max_rel_float64']:.1e}",
+            "float32": lambda row: f"{row['max_rel']:.1e}",
+        },
+        result["measured"],
+    )
+
+
+def agreement(result: Row) -> str:
+    return table(
+        {
+            "network": lambda row: row.get("checkpoint") or f"{row['network']} on {row['data']}",
+            "images": lambda row: f"{row['images']:,}",
+            "same prediction": lambda row: f"{row['same_prediction']:.2%}",
+            "largest difference of a logit": lambda row: f"{row['largest_logit_difference']:.1e}",
+            "largest logit": lambda row: f"{row['largest_logit']:.2f}",
+        },
+        result["measured"],
+    )
+
+
+def augment(result: Row) -> str:
+    return table(
+        {
+            "batch": lambda row: row["batch_size"],
+            "images a second": lambda row: f"{row['images_per_second']:,.0f}",
+        },
+        result["measured"],
+    )
+
+
+def runs() -> str:
+    parts = []
+    for folder in sorted(path.parent for path in RESULTS.glob("*/metrics.jsonl")):
+        history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        environment = json.loads((folder / "environment.json").read_text())[-1]
+        parts.append(
+            {
+                "run": f"[{folder.name}]({folder.name}/)",
+                "epochs": len(history),
+                "accuracy": f"{history[-1]['val_accuracy']:.2%}",
+                "minutes": f"{sum(row['seconds'] for row in history) / 60:.1f}",
+                "device": environment["device"],
+                "torch": environment["versions"]["torch"],
+                "command": f"`diracnets {' '.join(environment['command'][1:])}`",
+            }
+        )
+    return table({key: lambda row, key=key: row[key] for key in parts[0]}, parts) if parts else ""
+
+
+SECTIONS = {
+    "step_time.json": ("What the parameterization costs: one training step against the plain network's", step_time),
+    "fold_time.json": ("How long a fold takes, its check included, and how exact it is", fold_time),
+    "chain_agreement.json": ("The folded chain against its network, on all test images", agreement),
+    "authors_agreement.json": ("The authors' checkpoints against the logits that their program gave", agreement),
+    "augment.json": ("Augmented CIFAR images a second, without a network", augment),
+}
+TEXT = """# What was measured
+
+Made by `python benchmarks/pages.py` from the files in this folder. The machines are noisy, so ratios were measured side
+by side in one run."""
+
+
+def main() -> None:
+    parts = [TEXT]
+    for name, (title, render) in SECTIONS.items():
+        if (RESULTS / name).exists():
+            result = json.loads((RESULTS / name).read_text())
+            parts += [f"## {title}", circumstances(result), render(result)]
+    parts += [
+        "## Trainings",
+        "Each folder holds the run's recipe, environment, metrics and curve. One seed each; accuracy is that of the "
+        "last epoch, on all held-out images. Minutes are those of the training steps.",
+        runs(),
+    ]
+    (RESULTS / "README.md").write_text("\n\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()
