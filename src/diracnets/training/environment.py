@@ -32,11 +32,12 @@ def versions() -> dict[str, str]:
     }
 
 
-def describe_environment(device: torch.device) -> dict[str, Any]:
+def describe_environment(device: torch.device, data_dir: str | Path | None = None) -> dict[str, Any]:
     """Facts about this moment on this machine, as JSON can hold them."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
+        "data_dir": None if data_dir is None else str(Path(data_dir).absolute()),
         "commit": _commit(),
         "versions": versions(),
         "platform": platform.platform(),
@@ -47,7 +48,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def record_environment(path: str | Path, device: torch.device) -> None:
+def record_environment(path: str | Path, device: torch.device, data_dir: str | Path | None = None) -> None:
     """Append the present environment to the JSON list at `path`: an entry for the start, one for each resumption.
 
     Raises:
@@ -56,7 +57,16 @@ def record_environment(path: str | Path, device: torch.device) -> None:
     path = Path(path)
     entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     with written_whole(path) as part:
-        part.write_text(json.dumps([*entries, describe_environment(device)], indent=2) + "\n", encoding="utf-8")
+        part.write_text(
+            json.dumps([*entries, describe_environment(device, data_dir)], indent=2) + "\n", encoding="utf-8"
+        )
+
+
+def recorded_data_dir(path: str | Path) -> str | None:
+    """Where the images of a run were when it was last begun or resumed, if that was given and recorded at `path`."""
+    path = Path(path)
+    entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return entries[-1].get("data_dir") if entries else None
 
 
 def device_name(device: torch.device) -> str:

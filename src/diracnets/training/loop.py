@@ -18,6 +18,7 @@ from diracnets.data.images import ImageData
 from diracnets.data.load import load_data
 from diracnets.errors import UsageError
 from diracnets.training.devices import choose_device, memory_format, repeatable
+from diracnets.training.environment import recorded_data_dir
 from diracnets.training.events import Events
 from diracnets.training.folder import RunFolder
 from diracnets.training.interruption import Interruption, command_to_resume
@@ -56,7 +57,7 @@ def train(
         recipe: what to do. When resuming, the very recipe that the run began with.
         run: the folder; it must not hold a run yet, unless `resume`.
         data: images of one's own, made by `load_data`; by default those that the recipe names.
-        data_dir: where the recipe's images are.
+        data_dir: where the recipe's images are; when resuming, by default where they were.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         workers: processes that decode images of a folder; by default as many as there are processors.
         resume: go on from the run's last checkpoint.
@@ -84,6 +85,8 @@ def train(
     if not resume:
         folder.check_unused()
     saved = folder.read_last(recipe) if resume else None
+    if resume and data is None and data_dir is None:
+        data_dir = recorded_data_dir(folder.environment)
 
     with repeatable(recipe.seed, deterministic=recipe.deterministic), Interruption() as interruption:
         if data is None:
@@ -112,7 +115,7 @@ def train(
             Reporter(recipe.epochs, steps, quiet=quiet) as reporter,
             closing(Events(folder.events, state.epoch - 1)) as events,
         ):
-            running = Run(recipe, data, folder, state, steps, reporter, interruption, command)
+            running = Run(recipe, data, data_dir, folder, state, steps, reporter, interruption, command)
             running.begin(resumed=saved is not None)
             forward = torch.compile(net) if recipe.compile else net
             while state.epoch <= recipe.epochs:

@@ -55,6 +55,8 @@ class Run:
 
     recipe: Recipe
     data: ImageData
+    data_dir: str | Path | None
+    """Where the images were asked for, if anywhere."""
     folder: RunFolder
     state: State
     steps: int
@@ -73,7 +75,7 @@ class Run:
             recipe.save(self.folder.recipe)
             self.save()
         self.folder.rewrite_metrics(state.history)
-        record_environment(self.folder.environment, state.device)
+        record_environment(self.folder.environment, state.device, self.data_dir)
         images = f"{len(self.data.train):,} images to train on, {len(self.data.val):,} to validate"
         say(f"{recipe.model} on {self.data.name}: {images}; everything goes to {self.folder.path}")
         say(f"{device_name(state.device)}, {state.precision.name}: {state.precision.reason}")
