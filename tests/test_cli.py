@@ -1,0 +1,407 @@
+import csv
+import io
+import json
+import os
+import pickle
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import diracnets
+from diracnets.cli import COMMANDS, main, parse
+from diracnets.commands.demo import demonstrate
+from diracnets.errors import TrainingError
+from diracnets.training.recipe import Recipe
+
+TINY = ["--data", "digits", "--model", "diracnet-10-0.25", "--epochs", "2", "--precision", "float32", "--device", "cpu"]
+PROGRAM = [sys.executable, "-m", "diracnets"]
+
+
+class Code:
+    """What a hostile pickle does when it is loaded."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("executed"),)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run on the digits."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", *TINY, "--run", str(folder), "--quiet"]) == 0
+    return folder
+
+
+@pytest.fixture
+def place(run, tmp_path, monkeypatch):
+    """An empty working directory with a copy of the run, and files and folders that are wrong in many ways."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, "run")
+    model = Path("run/model.safetensors").read_bytes()
+    Path("short.safetensors").write_bytes(model[: len(model) // 2])
+    Path("altered.safetensors").write_bytes(model[:-1] + bytes([model[-1] ^ 1]))
+    Path("garbage.pt").write_bytes(b"garbage" * 100)
+    torch.save({"format": "diracnets-checkpoint-1", "model": Code()}, "code.pt")
+    Path("code.pkl").write_bytes(pickle.dumps(Code()))
+    Path("key.toml").write_text('model = "diracnet-10-1"\nepoch = 3\n')
+    Path("not.toml").write_text("epochs = = 3\n")
+    Path("pictures").mkdir()
+    for number in range(3):
+        Image.new("L", (8, 8), 80 * number).save(f"pictures/{number}.png")
+    Path("empty.png").write_bytes(b"")
+    Path("text.png").write_text("no picture")
+    Path("cut.png").write_bytes(Path("pictures/1.png").read_bytes()[:40])
+    Path("nothing").mkdir()
+    for name, classes in {"one": ["a"], "hollow": ["a", "b"], "train-val/train": "ab", "train-val/val": "ac"}.items():
+        for label in classes:
+            Path(name, label).mkdir(parents=True)
+            if (name, label) != ("hollow", "b"):
+                for number in range(4):
+                    Image.new("RGB", (40, 40), (60 * number, 0, 0)).save(Path(name, label, f"{number}.png"))
+    return tmp_path
+
+
+def files():
+    return {path: path.stat().st_size for path in Path().rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_the_options_are(command, capsys):
+    assert main([command, "--help"]) == 0
+    output = capsys.readouterr()
+    assert output.out.startswith(f"usage: diracnets {command}")
+    assert not output.err
+    assert "\x1b" not in output.out
+
+
+def test_help_lists_the_commands(capsys):
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n  {name} " in printed for name in COMMANDS)
+
+
+def test_help_is_quick_and_imports_no_torch():
+    lines = [
+        "import sys, diracnets",
+        "from diracnets.cli import COMMANDS, main",
+        "assert all(main([name, '--help']) == 0 for name in COMMANDS) and main(['--help']) == 0",
+        "assert not {'torch', 'numpy', 'PIL', 'matplotlib'} & set(sys.modules), 'help imports too much'",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, capture_output=True)
+    times = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        subprocess.run([*PROGRAM, "train", "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - begun)
+    assert min(times) < 1.5  # 0.3 s on an idle machine
+
+
+WRONG = [  # words, exit code, part of the message
+    ("", 2, None),
+    ("trian", 2, "did you mean train?"),
+    ("frobnicate", 2, "there are demo, train"),
+    ("train --epoch 3", 2, "--epochs"),
+    ("train --epochs three", 2, "three"),
+    ("train --epochs 0", 2, "epochs is 0, but must be at least 1"),
+    ("train --lr -0.1", 2, "lr is -0.1"),
+    ("train --lr nan", 2, "lr is nan"),
+    ("train --batch-size 0", 2, "batch_size is 0"),
+    ("train --width 0", 2, "width is 0"),
+    ("train --augment.pad 0", 2, "pad must be"),
+    ("train --schedule cosinus", 2, "cosine"),
+    ("train --data digits --drops 3", 2, "drops belong to the step schedule"),
+    ("train --recipe fast-cifarr", 2, "'fast-cifar'"),
+    ("train --recipe key.toml", 2, "the nearest is 'epochs'"),
+    ("train --recipe not.toml", 1, "not.toml"),
+    ("train --recipe missing.toml", 1, "missing.toml"),
+    ("train --data cifar11", 2, "cifar10"),
+    ("train --data digits --model diracnet-17-1", 2, "diracnet-16-1"),
+    ("train --data digits --model resnet-18", 2, "resnet-18"),
+    ("train --data digits --model diracnet-10-0.001", 2, "width"),
+    ("train --data digits --device cuda:99", 2, "cuda:99"),
+    ("train --data digits --device gpu", 2, "gpu"),
+    ("train --data digits --augment.crop resized", 2, "resized"),
+    ("train --data digits --freeze", 2, "freeze"),
+    ("train --data digits --workers -1", 2, "-1"),
+    ("train --data digits --from missing.pt", 1, "missing.pt"),
+    ("train --data digits --model diracnet-16-1 --from run/best.pt", 2, "diracnet-10-0.25"),
+    ("train --data digits --model diracnet-10-0.25 --run run", 2, "already holds a run"),
+    ("train --data digits --model diracnet-10-0.25 --run text.png", 2, "text.png is a file"),
+    ("train --data digits --model diracnet-10-0.25 --run text.png/run", 1, "cannot write text.png"),
+    ("train --resume", 2, "--resume needs --run"),
+    ("train --resume --run nothing", 2, "no run to resume in nothing"),
+    ("train --resume --run run --epochs 9", 2, "epochs: 2, not 9"),
+    ("train --resume --run run --recipe fast-cifar", 2, "keeps its recipe"),
+    ("train --data folder", 2, "data_dir"),
+    ("train --data folder --data-dir missing", 1, "missing"),
+    ("train --data folder --data-dir one", 1, "one"),
+    ("train --data folder --data-dir hollow", 1, "hollow"),
+    ("train --data folder --data-dir train-val", 1, "train-val"),
+    ("train --data folder --data-dir nothing", 1, "nothing"),
+    ("train --data folder --data-dir one --image-size 0", 2, "image_size is 0"),
+    ("eval missing.pt", 1, "there is no file missing.pt"),
+    ("eval garbage.pt", 1, "garbage.pt"),
+    ("eval run/best.pt --worst -1", 2, "--worst is -1"),
+    ("eval run/best.pt --batch-size 0", 2, "0"),
+    ("eval run/best.pt --data folder", 2, "data_dir"),
+    ("eval run/best.pt --device cuda:99", 2, "cuda:99"),
+    ("fold missing.pt", 1, "there is no file missing.pt"),
+    ("fold run/model.safetensors", 2, "is folded already"),
+    ("fold run/best.pt --out text.png/model.safetensors", 1, "cannot write text.png"),
+    ("fold code.pt", 1, "code.pt"),
+    ("predict run/model.safetensors", 2, "predict needs images"),
+    ("predict run/model.safetensors pictures --json --csv", 2, "--json and --csv"),
+    ("predict run/model.safetensors pictures --top 0", 2, "top is 0"),
+    ("predict run/model.safetensors missing.png", 1, "missing.png"),
+    ("predict run/model.safetensors 'missing*.png'", 1, "missing*.png"),
+    ("predict run/model.safetensors nothing", 1, "nothing"),
+    ("predict run/model.safetensors empty.png", 1, "empty.png"),
+    ("predict run/model.safetensors text.png", 1, "text.png"),
+    ("predict run/model.safetensors pictures cut.png", 1, "cut.png"),
+    ("predict code.pkl pictures", 1, "code.pkl"),
+    ("verify short.safetensors", 1, "short.safetensors"),
+    ("verify altered.safetensors", 1, "altered.safetensors"),
+    ("verify run/best.pt", 1, "run/best.pt"),
+    ("verify pictures", 1, "pictures is a folder"),
+    ("info diracnet-28", 2, "diracnet-28-1"),
+    ("info diracnt-28-1", 2, "did you mean diracnet-28-1?"),
+    ("info missing.safetensors", 1, "missing.safetensors"),
+    ("models resnet*", 2, "resnet*"),
+    ("demo --out pictures", 2, "pictures holds something else"),
+    ("demo --out text.png", 2, "text.png is a file"),
+    ("demo --out text.png/demo", 1, "cannot write text.png"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "message"), WRONG, ids=[words or "nothing" for words, _, _ in WRONG])
+def test_wrong_use_gets_one_sentence_and_writes_nothing(words, code, message, place, capsys):
+    before = files()
+    arguments = [word.strip("'") for word in words.split()]
+    assert main(arguments) == code
+    output = capsys.readouterr()
+    if message is None:
+        assert "usage: diracnets COMMAND" in output.out
+    else:
+        assert message in " ".join(output.err.split())
+        assert not output.out
+    assert "Traceback" not in output.err
+    assert "unexpected" not in output.err
+    if output.err.startswith("diracnets: "):
+        assert output.err.count("\n") == 1
+    assert files() == before
+
+
+def test_debug_shows_where_an_error_came_from(place, capsys):
+    assert main(["verify", "--debug", "missing.safetensors"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_image_too_small_for_the_network_is_refused(place, capsys):
+    shutil.copytree("one/a", "one/b")
+    words = ["train", "--data", "folder", "--data-dir", "one", "--model", "diracnet-18", "--image-size", "16"]
+    assert main([*words, "--workers", "0", "--device", "cpu"]) == 2
+    assert "at least 32x32" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_a_run_holds_what_it_should(run):
+    names = {path.name for path in run.iterdir()}
+    assert names >= {"recipe.toml", "environment.json", "metrics.jsonl", "last.pt", "best.pt", "model.safetensors"}
+    recipe = Recipe.load(run / "recipe.toml")
+    assert (recipe.model, recipe.epochs, recipe.lr) == ("diracnet-10-0.25", 2, Recipe.load("demo").lr)
+
+
+def test_the_recipe_that_suits_the_data_gives_the_defaults():
+    for data, recipe in {"digits": "demo", "cifar100": "fast-cifar", "folder": "fast-imagenet"}.items():
+        settings = parse(["train", f"--data={data}"]).settings
+        assert settings.table() == {**Recipe.load(recipe).table(), "data": data}
+    chosen = parse(["train", "--recipe", "paper-cifar", "--epochs", "3", "--augment.pad", "2"]).settings
+    paper = Recipe.load("paper-cifar")
+    assert (chosen.drops, chosen.epochs, chosen.augment.pad) == (paper.drops, 3, 2)
+
+
+def test_runs_without_a_name_get_a_new_folder_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("diracnet-10-0.25-digits", "diracnet-10-0.25-digits-2"):
+        assert main(["train", *TINY, "--epochs", "1", "--quiet"]) == 0
+        assert (tmp_path / "runs" / name / "model.safetensors").exists()
+
+
+def test_an_interrupted_run_says_how_to_resume_and_resumes(tmp_path):
+    words = ["train", *TINY, "--epochs", "500", "--run", "slow"]
+    for number, code, sign in ((signal.SIGINT, 130, "epoch"), (signal.SIGTERM, 143, "resumed after")):
+        process = subprocess.Popen(
+            [*PROGRAM, *words], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        assert any(line.startswith(sign) for line in process.stdout)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == code
+        assert error.startswith("diracnets: stopped after")
+        assert error.count("\n") == 1
+        words = error.split("go on with: diracnets ")[1].split()
+        assert words[:4] == ["train", "--resume", "--run", "slow"]
+
+
+def test_resuming_finds_the_data_where_it_was(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for label in "ab":
+        Path("images", label).mkdir(parents=True)
+        for number in range(6):
+            Image.effect_noise((40, 40), 10 * number + 5).save(Path("images", label, f"{number}.png"))
+    words = ["train", "--data", "folder", "--model", "diracnet-10-0.25", "--image-size", "16", "--epochs", "1"]
+    assert main([*words, "--data-dir", "images", "--workers", "0", "--run", "first", "--device", "cpu"]) == 0
+    Path("first/model.safetensors").unlink()
+    assert main(["train", "--run", "first", "--resume", "--workers", "0", "--device", "cpu"]) == 0
+    assert Path("first/model.safetensors").exists()
+    assert "resumed after 1" in capsys.readouterr().out
+
+
+def test_starting_from_trained_weights(run, tmp_path):
+    words = ["train", *TINY, "--epochs", "1", "--quiet", "--freeze", "--run", str(tmp_path / "next")]
+    assert main([*words, "--from", str(run / "model.safetensors")]) == 0
+    old, new = diracnets.load(run / "model.safetensors"), diracnets.load(tmp_path / "next/model.safetensors")
+    assert torch.allclose(old[0].weight, new[0].weight, atol=1e-5)
+
+
+def test_eval_prints_and_writes(run, tmp_path, capsys):
+    assert main(["eval", str(run / "best.pt"), "--device", "cpu", "--worst", "3", "--out", str(tmp_path / "out")]) == 0
+    output = capsys.readouterr().out
+    assert "digits, 359 held-out images: top-1 " in output
+    assert "The worst mistakes" in output
+    assert (tmp_path / "out/confusion.png").read_bytes()[1:4] == b"PNG"
+    written = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert main(["eval", str(run / "best.pt"), "--device", "cpu", "--worst", "3", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == written
+    assert sum(map(sum, printed["confusion"])) == printed["images"] == 359
+    assert sum(row["correct"] for row in printed["classes"]) == round(printed["top1"] * 359)
+    assert len(printed["worst"]) == 3
+    assert all(mistake["true"] != mistake["predicted"] for mistake in printed["worst"])
+
+
+def test_eval_refuses_images_of_another_kind(run, place, capsys):
+    shutil.copytree("one/a", "one/b")
+    assert main(["eval", "run/best.pt", "--data", "folder", "--data-dir", "one", "--workers", "0"]) == 2
+    assert "run/best.pt has other classes than folder" in capsys.readouterr().err
+
+
+def test_fold_proves_and_the_file_answers_the_same(run, tmp_path, capsys):
+    out = tmp_path / "new" / "model.safetensors"
+    assert main(["fold", str(run / "best.pt"), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "6 Dirac parameterizations and 7 batch norms into one flat chain" in printed
+    assert "largest difference" in printed
+    assert main(["verify", str(out)]) == 0
+    assert f"{out} is in order" in capsys.readouterr().out
+    for file in (run / "best.pt", out):
+        assert main(["eval", str(file), "--json", "--device", "cpu"]) == 0
+    network, chain = capsys.readouterr().out.split("\n}\n")[:2]
+    assert json.loads(network + "}")["confusion"] == json.loads(chain + "}")["confusion"]
+
+
+def test_predictions_as_table_json_and_csv_agree(place, capsys):
+    words = ["predict", "run/model.safetensors", "pictures", "pictures/0*.png", "--top", "2", "--device", "cpu"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    names = ["pictures/0.png", "pictures/1.png", "pictures/2.png", "pictures/0.png"]
+    assert [each["name"] for each in found] == names
+    assert main([*words, "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["image"], row["label"], float(row["probability"])) for row in rows if row["rank"] == "1"] == [
+        (each["name"], each["label"], pytest.approx(each["probability"])) for each in found
+    ]
+    assert len(rows) == 8
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[-4:]] == names
+    assert all(
+        f"{each['label']} {each['probability']:.1%}" in line for each, line in zip(found, lines[-4:], strict=True)
+    )
+
+
+def test_info_of_a_name_and_of_files(run, capsys):
+    assert main(["info", "diracnet-18"]) == 0
+    printed = capsys.readouterr().out
+    assert "11,523,368, 11,511,784 when folded" in printed
+    assert main(["info", str(run / "model.safetensors")]) == 0
+    assert "classes          10: 0, 1, 2" in capsys.readouterr().out
+    assert main(["info", "diracnet-28-1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] == 368730
+
+
+def test_models_can_be_filtered(capsys):
+    assert main(["models", "diracnet-?8*"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert ["diracnet-28-1", "368,730", "3x32x32", "10"] in rows
+    assert ["diracnet-18", "11,523,368", "3x224x224", "1,000"] in rows
+    assert all(row[0].startswith("diracnet-") for row in rows)
+
+
+def test_demo_does_it_all_and_its_next_commands_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe.from_table(
+        {**Recipe.load("demo").table(), "model": "diracnet-10-0.25", "epochs": 1, "precision": "float32"}
+    )
+    for _ in range(2):  # the second time over the first
+        demonstrate(recipe, Path("demo"), "cpu", goal=0.0)
+    printed = capsys.readouterr().out
+    assert "359 of 359 are the same" in printed
+    assert "6 Dirac parameterizations and 7 batch norms" in printed
+    assert len(list(Path("demo/digits").glob("*.png"))) == 8
+    assert Path("demo/run/curve.png").exists()
+    lines = printed.split("What to try next\n")[-1].splitlines()
+    commands = [line.split("diracnets ", 1)[1].split() for line in lines]
+    assert [command[0] for command in commands] == ["predict", "info", "eval", "fold", "train"]
+    for command in commands[:-1]:
+        assert main(command) == 0
+    assert parse(commands[-1]).settings.model == "diracnet-100-0.25"
+
+
+def test_demo_fails_below_its_goal(tmp_path):
+    recipe = Recipe.from_table({**Recipe.load("demo").table(), "model": "diracnet-10-0.25", "epochs": 1})
+    with pytest.raises(TrainingError, match=r"less than its goal of 98.5%"):
+        demonstrate(recipe, tmp_path / "demo", "cpu")
+
+
+def test_a_reader_that_stops_reading_is_no_error():
+    with subprocess.Popen([*PROGRAM, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_stdout_is_told():
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run([*PROGRAM, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 1
+    assert "No space left" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(("variable", "coloured"), [({"NO_COLOR": "1"}, False), ({}, True)])
+def test_colours_on_a_terminal_unless_they_are_not_wanted(variable, coloured):
+    environment = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+    mother, daughter = pty.openpty()
+    subprocess.run(
+        [*PROGRAM, "models", "--help"],
+        stdout=daughter,
+        stderr=daughter,
+        env={**environment, "TERM": "xterm", **variable},
+        check=True,
+    )
+    os.close(daughter)
+    assert (b"\x1b[" in os.read(mother, 65536)) == coloured
+    os.close(mother)
