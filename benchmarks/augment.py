@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from pathlib import Path
@@ -62,6 +63,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # what others were doing when this began
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (IMAGES, 32, 32, 3), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, 10, (IMAGES,), generator=generator)
@@ -71,7 +73,7 @@ def main() -> None:
         print(json.dumps(row))
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        circumstances = {**machine(), "images": IMAGES, "augmentation": vars(AUGMENTATION)}
+        circumstances = {**machine(), "load_average": load, "images": IMAGES, "augmentation": vars(AUGMENTATION)}
         arguments.out.write_text(json.dumps({**circumstances, "measured": rows}, indent=2) + "\n")
 
 
