@@ -32,7 +32,7 @@ _HOME = {
     "predict": "deploy.predict",
 }
 
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
     from diracnets.data.load import load_data as load_data

@@ -1,8 +1,8 @@
-"""What goes wrong, in classes: each message is one sentence for the user that names the value or file and what to do."""
+"""What goes wrong, in classes: each message is a sentence for the user that names the value or file and what to do."""
 
 
 class DiracNetsError(Exception):
-    """Anything that diracnets reports about its input or its surroundings; the command line prints it without traceback."""
+    """Anything that diracnets reports about its input or surroundings; the command line prints it without traceback."""
 
     exit_code = 1
 
