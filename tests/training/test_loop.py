@@ -262,6 +262,7 @@ def test_averaged_weights_are_what_is_kept(stripes, tmp_path):
     last, kept = checkpoint["resume"]["net"], checkpoint["state"]
     assert not last["fc.weight"].equal(kept["fc.weight"])
     assert trained.net.fc.weight.equal(kept["fc.weight"])
+    assert not last["stem.bn.running_mean"].equal(kept["stem.bn.running_mean"])
     assert evaluate(trained.chain, stripes.val).top1 == trained.accuracy
 
 

@@ -27,8 +27,8 @@ class Reporter:
         self._console = Console(quiet=quiet) if console is None else console
         self._progress: Progress | None = None
         self._task = TaskID(0)
-        self._begun = time.monotonic()
-        self._steps_before: int | None = None
+        self._first: int | None = None  # the first step, which may wait for a compiler or for workers
+        self._begun = 0.0  # when it ended
         self._shown = 0.0
 
     def __enter__(self) -> Reporter:
@@ -51,10 +51,9 @@ class Reporter:
 
     def step(self, epoch: int, batch: int, images_per_second: float) -> None:
         """After `batch` batches of an epoch; cheap enough to be called each time."""
-        done = (epoch - 1) * self._steps + batch
-        if self._steps_before is None:
-            self._steps_before = done - 1
-        now = time.monotonic()
+        done, now = (epoch - 1) * self._steps + batch, time.monotonic()
+        if self._first is None:
+            self._first, self._begun = done, now
         if self._progress is None or now - self._shown < REFRESH_SECONDS:
             return
         self._shown = now
@@ -77,9 +76,10 @@ class Reporter:
         self.say("  ".join(parts))
 
     def _time_left(self, done: int) -> str:
-        taken = done - (self._steps_before or 0)
-        left = self._epochs * self._steps - done
-        return duration((time.monotonic() - self._begun) * left / max(taken, 1))
+        if self._first is None or done <= self._first:
+            return "?"
+        per_step = (time.monotonic() - self._begun) / (done - self._first)
+        return duration(per_step * (self._epochs * self._steps - done))
 
 
 def duration(seconds: float) -> str:
