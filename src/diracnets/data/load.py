@@ -16,9 +16,8 @@ from diracnets.data.items import MapStyle
 from diracnets.data.names import data_names
 from diracnets.data.stream import StreamedImages
 from diracnets.errors import UsageError
+from diracnets.models.facts import IMAGENET_MEAN, IMAGENET_STD
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _FOLDER_SIZE = 224
 
 
