@@ -56,11 +56,14 @@ def demonstrate(recipe: Recipe, out: Path, device: str, goal: float = GOAL) -> N
         TrainingError: the accuracy is below `goal`.
     """
     _prepare(out)
+    import torch
+
     from diracnets.data.load import load_data
     from diracnets.training.devices import choose_device
     from diracnets.training.loop import train
     from diracnets.training.metrics import evaluate
 
+    torch.set_num_threads(1)  # as fast as two for images of 8x8, and many times faster beside another busy program
     console = stdout()
     console.print(f"1. Train {recipe.model}, a plain chain of convolutions, on handwritten digits", style="bold")
     data = load_data("digits", device=choose_device(device))
