@@ -139,7 +139,7 @@ def _next(trained: Trained, out: Path) -> list[list[str]]:
         ["info", model],
         ["eval", model],
         ["fold", str(trained.run / "best.pt"), "--out", str(out / "best.safetensors")],
-        ["train", "--data", "digits", "--model", "diracnet-100-0.25", "--epochs", "6"],
+        ["train", "--data", "digits", "--model", "diracnet-52-0.5"],
     ]
 
 
