@@ -55,7 +55,7 @@ def test_the_files_are_found_in_their_folder_and_above_it(tmp_path, published, i
     assert data.val.name(2) == f"{published.name} test 2"
     pixels, _, _ = next(data.val.batches(IMAGES))
     planes = torch.from_numpy(test[b"data"]).view(-1, 3, 32, 32).double()
-    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (published.mean, published.std))
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7)))
     torch.testing.assert_close(pixels, ((planes - mean) / std).float(), atol=2e-6, rtol=0)
 
 

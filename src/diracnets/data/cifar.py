@@ -16,6 +16,7 @@ from diracnets.data.images import ImageData
 from diracnets.data.memory import MemoryImages
 from diracnets.data.unpickle import read_pickle
 from diracnets.errors import DataError, FileError
+from diracnets.models.facts import CIFAR_MEAN, CIFAR_STD
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,6 @@ class Published:
         labels_key: where the files keep the labels.
         classes_key: where the last file keeps the names.
         classes: how many.
-        mean: per channel, of pixels in 0..255.
-        std: per channel, of pixels in 0..255.
     """
 
     name: str
@@ -43,8 +42,6 @@ class Published:
     labels_key: str
     classes_key: str
     classes: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
 
     @property
     def archive(self) -> str:
@@ -69,8 +66,6 @@ CIFAR10 = Published(
     labels_key="labels",
     classes_key="label_names",
     classes=10,
-    mean=(125.3, 123.0, 113.9),
-    std=(63.0, 62.1, 66.7),
 )
 
 CIFAR100 = Published(
@@ -86,15 +81,13 @@ CIFAR100 = Published(
     labels_key="fine_labels",
     classes_key="fine_label_names",
     classes=100,
-    mean=(129.3, 124.1, 112.4),
-    std=(68.2, 65.4, 70.4),
 )
 
 
 def load_cifar(
     published: Published, data_dir: str | Path, *, device: torch.device | str = "cpu", fetch: bool = True
 ) -> ImageData:
-    """A CIFAR set, held on the device.
+    """A CIFAR set, held on the device. Both are normalized alike, as the paper's authors did.
 
     Args:
         published: `CIFAR10` or `CIFAR100`.
@@ -112,15 +105,13 @@ def load_cifar(
     names = content.get(published.classes_key)
     if not isinstance(names, list) or len(names) != published.classes:
         raise DataError(f"{folder / names_file} does not name {published.classes} classes")
-    mean = tuple(value / 255 for value in published.mean)
-    std = tuple(value / 255 for value in published.std)
     parts = [read_images(published, folder / file) for file in train_files]
     train = torch.cat([pixels for pixels, _ in parts]), torch.cat([labels for _, labels in parts])
     sets = (
-        MemoryImages(pixels, labels, name=f"{published.name} {part}", mean=mean, std=std, device=device)
+        MemoryImages(pixels, labels, name=f"{published.name} {part}", mean=CIFAR_MEAN, std=CIFAR_STD, device=device)
         for part, (pixels, labels) in (("train", train), ("test", read_images(published, folder / test_file)))
     )
-    return ImageData(published.name, tuple(map(str, names)), (3, 32, 32), mean, std, *sets)
+    return ImageData(published.name, tuple(map(str, names)), (3, 32, 32), CIFAR_MEAN, CIFAR_STD, *sets)
 
 
 def find_files(published: Published, data_dir: Path, *, fetch: bool) -> Path:
