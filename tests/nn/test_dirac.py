@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from diracnets.errors import UsageError
-from diracnets.nn.dirac import DiracConv1d, DiracConv2d, DiracConv3d, dirac_weight, dirac_weights, effective_weights
+from diracnets.nn.dirac import DiracConv1d, DiracConv2d, DiracConv3d, dirac_weight, effective_weights
 
 DIRAC = {1: DiracConv1d, 2: DiracConv2d, 3: DiracConv3d}
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -33,6 +33,19 @@ def reference(layer):
     normalized = F.normalize(layer.weight.flatten(1), dim=1).view_as(layer.weight)
     per_filter = (-1, *(1,) * (layer.weight.ndim - 1))
     return layer.alpha.view(per_filter) * delta + layer.beta.view(per_filter) * normalized
+
+
+class Together(nn.Module):
+    """A chain that computes the effective weights of its layers at once, as DiracNet does."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x):
+        for layer, weight in zip(self.layers, effective_weights(self.layers), strict=True):
+            x = layer(x, weight).relu()
+        return x
 
 
 def spread(shape, dtype=torch.float64):
@@ -119,18 +132,20 @@ def test_gradients(shape, groups):
     assert torch.autograd.gradgradcheck(lambda w, a, b: dirac_weight(w, a, b, groups), inputs)
 
 
-def test_gradients_of_a_stack():
-    inputs = [
-        spread((2, 3, 2, 3, 3)).requires_grad_(),
-        spread((2, 3)).requires_grad_(),
-        spread((2, 3)).requires_grad_(),
-    ]
+def test_gradients_of_layers_together():
+    net = Together(
+        [randomized(DiracConv2d(*c, 3, groups=g)) for c, g in [((2, 3), 1), ((3, 4), 1), ((4, 4), 2)]]
+    ).double()
+    net.layers[1].alpha.requires_grad_(False)
+    names = [name for name, _ in net.named_parameters()]
+    inputs = [p.detach().clone().requires_grad_(p.requires_grad) for p in net.parameters()]
+    x = spread((1, 2, 7, 7))
 
-    def stacked(w, a, b):
-        return dirac_weights(list(w), list(a), list(b))
+    def outputs(*values):
+        return torch.func.functional_call(net, dict(zip(names, values, strict=True)), (x,))
 
-    assert torch.autograd.gradcheck(stacked, inputs)
-    assert torch.autograd.gradgradcheck(stacked, inputs)
+    assert torch.autograd.gradcheck(outputs, inputs)
+    assert torch.autograd.gradgradcheck(outputs, inputs)
 
 
 def test_gradients_agree_with_autograd_through_the_definition():
@@ -242,15 +257,18 @@ def test_averaged_model():
     torch.testing.assert_close(average.module.alpha, torch.full((4,), 2.0))
 
 
-def two_layers():
+def chain(kind):
     torch.manual_seed(0)
-    return nn.Sequential(
-        randomized(DiracConv2d(3, 4, 3, padding=1)), nn.ReLU(), randomized(DiracConv2d(4, 4, 3, padding=1))
-    )
+    layers = [randomized(DiracConv2d(channels, 4, 3, padding=1)) for channels in (3, 4)]
+    return Together(layers) if kind == "together" else nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU())
 
 
-def test_compiles_without_graph_breaks():
-    net = two_layers()
+both = pytest.mark.parametrize("kind", ["layers", "together"])
+
+
+@both
+def test_compiles_without_graph_breaks(kind):
+    net = chain(kind)
     x = torch.randn(2, 3, 6, 6)
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), net(x))
@@ -262,22 +280,25 @@ def test_compiles_without_graph_breaks():
         torch.testing.assert_close(mine, p.grad)
 
 
-def test_exports():
-    net = two_layers().eval()
+@both
+def test_exports(kind):
+    net = chain(kind).eval()
     x = torch.randn(2, 3, 6, 6)
     torch.testing.assert_close(torch.export.export(net, (x,)).module()(x), net(x))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*")
-def test_traces_to_a_script_that_can_be_saved(tmp_path):
-    net = two_layers().eval()
+@both
+def test_traces_to_a_script_that_can_be_saved(kind, tmp_path):
+    net = chain(kind).eval()
     x = torch.randn(2, 3, 6, 6)
     torch.jit.trace(net, x).save(tmp_path / "net.pt")
     torch.testing.assert_close(torch.jit.load(tmp_path / "net.pt")(x), net(x))
 
 
-def test_functional_call_and_vmap_over_stacked_parameters():
-    nets = [two_layers().double() for _ in range(3)]
+@both
+def test_functional_call_and_vmap_over_stacked_parameters(kind):
+    nets = [chain(kind).double() for _ in range(3)]
     for net in nets:
         for p in net.parameters():
             nn.init.normal_(p)
@@ -293,14 +314,14 @@ def test_functional_call_and_vmap_over_stacked_parameters():
         expected = net(x).square().mean()
         torch.testing.assert_close(losses[index], expected)
         expected.backward()
-        torch.testing.assert_close(grads["2.beta"][index], net[2].beta.grad)
+        for name, parameter in net.named_parameters():
+            torch.testing.assert_close(grads[name][index], parameter.grad)
 
 
-def _one_process_of_two(rank, port, queue):
+def _one_process_of_two(rank, port, kind, queue):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    net = nn.parallel.DistributedDataParallel(two_layers())
+    net = nn.parallel.DistributedDataParallel(chain(kind))
     images = torch.randn(4, 3, 6, 6)
     net(images[2 * rank : 2 * rank + 2]).square().mean().backward()
     queue.put((rank, [p.grad.numpy() for p in net.parameters()]))
@@ -308,21 +329,21 @@ def _one_process_of_two(rank, port, queue):
     dist.destroy_process_group()
 
 
-def test_two_processes_have_the_gradient_of_the_whole_batch():
+@both
+def test_two_processes_have_the_gradient_of_the_whole_batch(kind):
     context = mp.get_context("spawn")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     queue = context.Queue()
-    processes = [context.Process(target=_one_process_of_two, args=(rank, port, queue)) for rank in range(2)]
+    processes = [context.Process(target=_one_process_of_two, args=(rank, port, kind, queue)) for rank in range(2)]
     for process in processes:
         process.start()
     grads = dict(queue.get(timeout=60) for _ in processes)
     for process in processes:
         process.join(30)
         assert process.exitcode == 0
-    torch.manual_seed(0)
-    net = two_layers()
+    net = chain(kind)
     net(torch.randn(4, 3, 6, 6)).square().mean().backward()
     for index, p in enumerate(net.parameters()):
         for rank in range(2):

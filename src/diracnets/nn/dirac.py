@@ -15,7 +15,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from diracnets.errors import UsageError
 
@@ -65,57 +64,7 @@ def dirac_weight(weight: Tensor, alpha: Tensor, beta: Tensor, groups: int = 1) -
     >>> dirac_weight(torch.tensor([[[0.0, 3.0, 4.0]]]), torch.tensor([1.0]), torch.tensor([0.1]))
     tensor([[[0.0000, 1.0600, 0.0800]]])
     """
-    return dirac_weights([weight], [alpha], [beta], groups)[0]
-
-
-def dirac_weights(
-    weights: Sequence[Tensor], alphas: Sequence[Tensor], betas: Sequence[Tensor], groups: int = 1
-) -> tuple[Tensor, ...]:
-    """`dirac_weight` of several layers at once, whose weights agree in shape, dtype, device and memory format.
-
-    A stack of n layers is one layer with n times the groups, so that a deep network of equal layers takes a handful of
-    operations instead of a handful for each. Arguments and results are lists of `dirac_weight`'s.
-
-    >>> weights, ones = torch.randn(2, 4, 4, 3, 3), torch.ones(2, 4)
-    >>> [w.shape for w in dirac_weights(list(weights), list(ones), list(ones))]
-    [torch.Size([4, 4, 3, 3]), torch.Size([4, 4, 3, 3])]
-    """
-    if (  # what traces or transforms the operations itself wants to see them
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        or torch._C._are_functorch_transforms_active()  # has no public name; torch.autograd.Function asks the same
-    ):
-        return _split(_formula(_stack(weights), _stack(alphas), _stack(betas), groups * len(weights)), len(weights))
-    return _DiracWeights.apply(groups * len(weights), *weights, *alphas, *betas)  # type: ignore[no-untyped-call,no-any-return]
-
-
-class _DiracWeights(torch.autograd.Function):
-    """`_formula` of a stack, with a backward of few operations that keeps nothing but the layers' own parameters."""
-
-    @staticmethod
-    def forward(ctx: Any, groups: int, *parameters: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
-        ctx.groups = groups
-        ctx.save_for_backward(*parameters)
-        return _split(_formula(*_stacks(parameters), groups), len(parameters) // 3)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        stacks = _stacks(ctx.saved_tensors)
-        dtype = stacks[0].dtype
-        weight, _, beta, grad = (_at_least_float32(tensor) for tensor in (*stacks, _stack(grads)))
-        filter_axes = tuple(range(1, weight.ndim))
-        norm = _filter_norm(weight)
-        scale = _per_filter(beta, weight) / norm
-        along = (grad * weight).sum(filter_axes, keepdim=True) / norm  # the gradient along W / ||W||
-        # moving W along itself changes nothing, so that part of the gradient goes
-        grad_weight = (grad * scale).addcmul_(weight, along * scale / norm, value=-1)
-        identity = identity_diagonal(grad, ctx.groups)
-        outputs = len(beta) // ctx.groups
-        grad_alpha = F.pad(identity, (0, outputs - identity.shape[1])).reshape(-1)
-        layers = len(grads)
-        return None, *(
-            part for whole in (grad_weight, grad_alpha, along.reshape(-1)) for part in _split(whole.to(dtype), layers)
-        )
+    return _dirac_weights([weight], [alpha], [beta], [groups])[0]
 
 
 def draw_filters(weight: Tensor, init: Init) -> None:
@@ -131,43 +80,109 @@ def draw_filters(weight: Tensor, init: Init) -> None:
     nn.init.normal_(weight) if init == "normal" else nn.init.kaiming_normal_(weight)
 
 
+def _dirac_weights(
+    weights: Sequence[Tensor], alphas: Sequence[Tensor], betas: Sequence[Tensor], groups: Sequence[int]
+) -> Sequence[Tensor]:
+    """The effective weights of layers of one dtype and device."""
+    if (  # what traces or transforms the operations itself wants to see them
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        or torch._C._are_functorch_transforms_active()  # has no public name; torch.autograd.Function asks the same
+    ):
+        return [_formula(*layer) for layer in zip(weights, alphas, betas, groups, strict=True)]
+    return _DiracWeights.apply(groups, *weights, *alphas, *betas)  # type: ignore[no-untyped-call,no-any-return]
+
+
 def _formula(weight: Tensor, alpha: Tensor, beta: Tensor, groups: int) -> Tensor:
     """The definition, in differentiable operations."""
-    dtype = weight.dtype
-    weight, alpha, beta = (_at_least_float32(tensor) for tensor in (weight, alpha, beta))
-    effective = weight * (_per_filter(beta, weight) / _filter_norm(weight))
-    identity = identity_diagonal(effective, groups)
-    identity += alpha.view(groups, -1)[:, : identity.shape[1]]
-    return effective.to(dtype)
+    wide, alpha, beta = _at_least_float32([weight, alpha, beta])
+    effective = wide * _per_filter(beta / _norms([wide]), wide)
+    diagonal = identity_diagonal(effective, groups)
+    diagonal += alpha.view(groups, -1)[:, : diagonal.shape[1]]
+    return effective.to(weight.dtype)
 
 
-def _filter_norm(weight: Tensor) -> Tensor:
-    """[out, 1, ...]: the norm of each filter; infinite for one of zeros, which makes its gradients zero."""
-    norm: Tensor = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)), keepdim=True)
-    return norm.masked_fill(norm < EPS, torch.inf)
+class _DiracWeights(torch.autograd.Function):
+    """`_formula` of many layers, forward and backward, in few operations and with few temporary tensors.
+
+    A layer costs four operations on its filters and a few on its diagonal; what there is one of for each filter is
+    computed for all layers at once. Nothing as large as the weights is kept for the backward pass but they themselves.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, groups: Sequence[int], *parameters: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
+        weights, alphas, betas = _thirds(_at_least_float32(parameters))
+        ctx.groups, ctx.norms = groups, _norms(weights)
+        ctx.save_for_backward(*parameters)
+        effective = torch._foreach_mul(weights, _by_layer(torch.cat(betas) / ctx.norms, weights))
+        for layer, alpha, count in zip(effective, alphas, groups, strict=True):
+            diagonal = identity_diagonal(layer, count)
+            diagonal += alpha.view(count, -1)[:, : diagonal.shape[1]]
+        return tuple(layer.to(parameters[0].dtype) for layer in effective)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        if torch.is_grad_enabled():  # these gradients are to be differentiated too
+            return None, *_differentiable_gradients(ctx.saved_tensors, ctx.groups, grads, ctx.needs_input_grad[1:])
+        weights, _, betas = _thirds(_at_least_float32(ctx.saved_tensors))
+        wide_grads = _at_least_float32(grads)
+        dots = [(grad * weight).sum(_filter_axes(weight)) for grad, weight in zip(wide_grads, weights, strict=True)]
+        grad_beta = torch.cat(dots) / ctx.norms  # that of the length of W / ||W||, too
+        scale = torch.cat(betas) / ctx.norms
+        grad_weights = torch._foreach_mul(wide_grads, _by_layer(scale, weights))
+        # moving W along itself changes nothing, so that part of the gradient goes
+        torch._foreach_addcmul_(grad_weights, weights, _by_layer(grad_beta * scale / ctx.norms, weights), value=-1)
+        grad_alphas = _split(torch.zeros_like(scale), weights)
+        for grad_alpha, grad, count in zip(grad_alphas, wide_grads, ctx.groups, strict=True):
+            diagonal = identity_diagonal(grad, count)
+            grad_alpha.view(count, -1)[:, : diagonal.shape[1]] = diagonal
+        dtype = ctx.saved_tensors[0].dtype
+        return None, *(grad.to(dtype) for grad in (*grad_weights, *grad_alphas, *_split(grad_beta, weights)))
+
+
+def _differentiable_gradients(
+    parameters: Sequence[Tensor], groups: Sequence[int], grads: Sequence[Tensor], needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """The gradients of `_formula` for all layers, by autograd."""
+    effective = [_formula(*layer) for layer in zip(*_thirds(parameters), groups, strict=True)]
+    wanted = [parameter for parameter, need in zip(parameters, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(effective, wanted, grads, create_graph=True, allow_unused=True))
+    return [next(found) if need else None for need in needed]
+
+
+def _norms(weights: Sequence[Tensor]) -> Tensor:
+    """The norms of all filters of all layers; infinite for filters of zeros, which makes their gradients zero."""
+    norms = torch.cat([torch.linalg.vector_norm(weight, dim=_filter_axes(weight)) for weight in weights])
+    return norms.masked_fill(norms < EPS, torch.inf)
+
+
+def _by_layer(scales: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """One number for each filter of all layers -> for each layer, [out, 1, ...]."""
+    return [_per_filter(part, weight) for part, weight in zip(_split(scales, weights), weights, strict=True)]
+
+
+def _split(scales: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """One number for each filter of all layers -> for each layer, [out]."""
+    return torch.split(scales, [len(weight) for weight in weights])
 
 
 def _per_filter(scale: Tensor, weight: Tensor) -> Tensor:
     """[out] -> [out, 1, ...], to multiply filters with."""
-    return scale.reshape(-1, *(1,) * (weight.ndim - 1))
+    return scale.view(-1, *(1,) * (weight.ndim - 1))
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+def _filter_axes(weight: Tensor) -> tuple[int, ...]:
+    return tuple(range(1, weight.ndim))
 
 
-def _stack(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+def _at_least_float32(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor for tensor in tensors]
 
 
-def _stacks(parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """(weights..., alphas..., betas...) -> weight, alpha, beta, each the stack of all layers."""
+def _thirds(parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """(weights..., alphas..., betas...) -> weights, alphas, betas."""
     layers = len(parameters) // 3
-    return _stack(parameters[:layers]), _stack(parameters[layers : 2 * layers]), _stack(parameters[2 * layers :])
-
-
-def _split(stack: Tensor, layers: int) -> tuple[Tensor, ...]:
-    return (stack,) if layers == 1 else stack.chunk(layers)
+    return list(parameters[:layers]), list(parameters[layers : 2 * layers]), list(parameters[2 * layers :])
 
 
 class _DiracConv(nn.modules.conv._ConvNd):
@@ -274,7 +289,7 @@ def effective_weights(layers: Sequence[DiracConv]) -> list[Tensor]:
     """The effective weights of a network's layers, computed together: what makes a training step cost as a plain one.
 
     Args:
-        layers: Dirac convolutions of any shapes; equal ones are computed as one.
+        layers: Dirac convolutions of any shapes.
 
     Returns:
         One tensor a layer, in order, to be given to the layer's `forward`.
@@ -285,16 +300,11 @@ def effective_weights(layers: Sequence[DiracConv]) -> list[Tensor]:
     """
     alike: dict[object, list[int]] = {}
     for index, layer in enumerate(layers):
-        weight = layer.weight
-        alike.setdefault((weight.shape, weight.stride(), weight.dtype, weight.device, layer.groups), []).append(index)
+        alike.setdefault((layer.weight.dtype, layer.weight.device), []).append(index)
     result: dict[int, Tensor] = {}
     for indices in alike.values():
         same = [layers[index] for index in indices]
-        computed = dirac_weights(
-            [layer.weight for layer in same],
-            [layer.alpha for layer in same],
-            [layer.beta for layer in same],
-            same[0].groups,
-        )
+        weights, alphas, betas = zip(*((layer.weight, layer.alpha, layer.beta) for layer in same), strict=True)
+        computed = _dirac_weights(weights, alphas, betas, [layer.groups for layer in same])
         result.update(zip(indices, computed, strict=True))
     return [result[index] for index in range(len(layers))]
