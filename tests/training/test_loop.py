@@ -266,6 +266,17 @@ def test_averaged_weights_are_what_is_kept(stripes, tmp_path):
     assert evaluate(trained.chain, stripes.val).top1 == trained.accuracy
 
 
+@pytest.mark.parametrize("changes", [{"ema": 0.8}, {"average_last": 1.0, "eval_every": 4}])
+@pytest.mark.parametrize("steps", [7, 10])
+def test_weights_are_saved_with_statistics_of_their_own(changes, steps, stripes, tmp_path, monkeypatch):
+    """Where the average has none yet, the network in training is what there is to evaluate."""
+    stop_after(monkeypatch, steps)
+    with pytest.raises(Interrupted):
+        run(replace(RECIPE, **changes), tmp_path / "run", stripes)
+    checkpoint = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert all(tensor.equal(checkpoint["resume"]["net"][name]) for name, tensor in checkpoint["state"].items())
+
+
 def test_clipping_shortens_steps(stripes, tmp_path):
     recipe = replace(RECIPE, epochs=1, weight_decay=0.0, momentum=0.0, nesterov=False)
     start = run(replace(recipe, lr=1e-12), tmp_path / "start", stripes).net.fc.weight

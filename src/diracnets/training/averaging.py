@@ -17,7 +17,7 @@ class Average:
     """The average of a network's weights that a recipe asks for: moving (`ema`), or even over the last steps.
 
     BatchNorm statistics belong to the weights that they were taken with, so those of the average are taken anew, by
-    `estimate_statistics`, whenever the average is evaluated.
+    `estimate_statistics`, whenever the average is evaluated. `ready` says whether that was done after the last step.
 
     Args:
         recipe: decides which average, and from which step on.
@@ -28,6 +28,8 @@ class Average:
     def __init__(self, recipe: Recipe, net: nn.Module, steps: int) -> None:
         moving = get_ema_multi_avg_fn(recipe.ema) if recipe.ema else None  # type: ignore[no-untyped-call]
         self.model = AveragedModel(net, multi_avg_fn=moving)
+        self.frozen = recipe.freeze
+        self.ready = recipe.freeze  # frozen features keep their statistics
         self.first_step = 0 if recipe.ema else min(round((1 - recipe.average_last) * steps), steps - 1)
 
     @property
@@ -39,6 +41,7 @@ class Average:
         """Take in the weights that `net` has after step `step`, counted from 0 in the whole run."""
         if step >= self.first_step:
             self.model.update_parameters(net)
+            self.ready = self.frozen
 
     def started(self) -> bool:
         """Whether the average holds any step's weights yet."""

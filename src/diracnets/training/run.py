@@ -14,7 +14,7 @@ from diracnets.data.images import ImageData
 from diracnets.errors import DataError, TrainingError
 from diracnets.models.diracnet import DiracNet
 from diracnets.models.facts import ModelFacts, attach_facts
-from diracnets.training.averaging import estimate_statistics
+from diracnets.training.averaging import Average, estimate_statistics
 from diracnets.training.checkpoint import save_checkpoint
 from diracnets.training.devices import memory_format
 from diracnets.training.environment import device_name, record_environment
@@ -97,8 +97,8 @@ class Run:
         }
         last, improved = state.epoch == recipe.epochs, False
         if last or state.epoch % recipe.eval_every == 0:
-            if state.evaluated is not state.net and not recipe.freeze:
-                self.estimate_statistics()
+            if state.average is not None and state.average.started() and not recipe.freeze:
+                self.estimate_statistics(state.average)
             evaluation = evaluate(state.evaluated, self.data.val, on_batch=self.evaluating)
             row |= {"val_loss": evaluation.loss, "val_accuracy": evaluation.top1}
             improved = evaluation.top1 > state.best
@@ -116,7 +116,7 @@ class Run:
                 self.reporter.say(why_not)
         return row
 
-    def estimate_statistics(self) -> None:
+    def estimate_statistics(self, average: Average) -> None:
         """Give averaged weights BatchNorm statistics of their own, from some of the epoch's batches."""
         recipe, state = self.recipe, self.state
         batches = self.data.train.batches(
@@ -125,9 +125,8 @@ class Run:
         some = islice(batches, min(self.steps, STATISTICS_BATCHES))
         layout = memory_format(recipe.channels_last)
         with state.precision.autocast(state.device):
-            estimate_statistics(
-                state.evaluated, (images.to(state.device, memory_format=layout) for images, _, _ in some)
-            )
+            estimate_statistics(average.net, (images.to(state.device, memory_format=layout) for images, _, _ in some))
+        average.ready = True
 
     def evaluating(self, done: int) -> None:
         """Show how far the evaluation is; a run that is to stop leaves it, and does it anew when it is resumed."""
@@ -149,10 +148,10 @@ class Run:
 
     def content(self) -> dict[str, Any]:
         """What a checkpoint needs for evaluating."""
-        evaluated = self.state.evaluated
+        net = self.state.saved
         return {
-            "model": evaluated.config,
-            "state": evaluated.state_dict(),
+            "model": net.config,
+            "state": net.state_dict(),
             "facts": self.facts().to_data(),
             "recipe": self.recipe.table(),
         }

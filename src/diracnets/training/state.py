@@ -67,6 +67,11 @@ class State:
             return self.average.net
         return self.net
 
+    @property
+    def saved(self) -> DiracNet:
+        """The network to save for evaluating: `evaluated`, unless its BatchNorm statistics are not its own yet."""
+        return self.evaluated if self.average is None or self.average.ready else self.net
+
     def to_data(self) -> dict[str, Any]:
         """All of it, as plain values and tensors."""
         return {
