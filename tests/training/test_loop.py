@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from diracnets.data.augmentation import Augmentation
-from diracnets.errors import FileError, TrainingError, UsageError
+from diracnets.errors import DataError, FileError, TrainingError, UsageError
 from diracnets.models.load import load
 from diracnets.training.interruption import Interrupted
 from diracnets.training.loop import train
@@ -152,6 +152,20 @@ def test_a_signal_during_the_evaluation_is_heeded(whole, stripes, tmp_path, monk
         patch.setattr("diracnets.training.run.evaluate", interrupted)
         with pytest.raises(Interrupted, match="after 0 of 4 epochs and 5 of 5 batches"):
             run(RECIPE, tmp_path / "run", stripes)
+    assert same_weights(run(RECIPE, tmp_path / "run", stripes, resume=True).net, whole.net)
+    assert metrics(tmp_path / "run") == metrics(whole.run)
+
+
+def test_an_evaluation_that_fails_does_not_cost_the_epoch(whole, stripes, tmp_path, monkeypatch):
+    def failing(model, images, *, on_batch):
+        raise DataError("an image cannot be read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("diracnets.training.run.evaluate", failing)
+        with pytest.raises(DataError):
+            run(RECIPE, tmp_path / "run", stripes)
+    resume = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["resume"]
+    assert (resume["epoch"], resume["batch"]) == (1, STEPS)
     assert same_weights(run(RECIPE, tmp_path / "run", stripes, resume=True).net, whole.net)
     assert metrics(tmp_path / "run") == metrics(whole.run)
 

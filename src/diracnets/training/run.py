@@ -97,6 +97,7 @@ class Run:
         }
         last, improved = state.epoch == recipe.epochs, False
         if last or state.epoch % recipe.eval_every == 0:
+            self.save()  # an evaluation that fails must not cost the epoch
             if state.average is not None and state.average.started() and not recipe.freeze:
                 self.estimate_statistics(state.average)
             evaluation = evaluate(state.evaluated, self.data.val, on_batch=self.evaluating)
