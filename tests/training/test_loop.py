@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -226,9 +227,30 @@ def test_a_folder_that_holds_a_run_is_refused(whole, stripes):
         run(RECIPE, whole.run, stripes)
 
 
+@pytest.mark.parametrize("pair", [False, True])
+def test_a_dataset_of_ones_own_is_trained_on_in_a_new_folder(pair, stripes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    items = [(stripes.train.image(number), int(label)) for number, label in enumerate(stripes.train.labels)]
+    data = (items, items[:30]) if pair else items
+    for name in ("diracnet-10-0.25-dataset", "diracnet-10-0.25-dataset-2"):
+        trained = train(replace(RECIPE, epochs=1), data=data, device="cpu", quiet=True)
+        assert trained.run == Path("runs", name)
+        assert Recipe.load(trained.run / "recipe.toml").data == "dataset"
+    again = train(replace(RECIPE, epochs=1), run=trained.run, data=data, device="cpu", quiet=True, resume=True)
+    assert same_weights(again.net, trained.net)
+
+
+def test_data_may_be_named(tmp_path):
+    pytest.importorskip("sklearn")
+    trained = train(replace(RECIPE, epochs=1), run=tmp_path, data="digits", device="cpu", quiet=True)
+    assert trained.net.facts.provenance["data"]["name"] == "digits"
+
+
 def test_resuming_nothing_is_refused(stripes, tmp_path):
     with pytest.raises(UsageError, match="no run to resume"):
         run(RECIPE, tmp_path, stripes, resume=True)
+    with pytest.raises(UsageError, match="give its folder"):
+        train(RECIPE, data=stripes, resume=True)
     assert list(tmp_path.iterdir()) == []
 
 

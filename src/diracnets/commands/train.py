@@ -72,7 +72,7 @@ class Train:
 
         train(
             self.settings,
-            run=self.run or _new_folder(self.settings),
+            run=self.run,
             data_dir=self.data_dir,
             device=self.device,
             resume=self.resume,
@@ -96,9 +96,3 @@ def _recipe_of(run: Path) -> Recipe:
     if not (run / "recipe.toml").is_file():
         raise UsageError(f"there is no run to resume in {run}: it holds no recipe.toml")
     return Recipe.load(run / "recipe.toml")
-
-
-def _new_folder(recipe: Recipe) -> Path:
-    name = f"runs/{recipe.model}-{recipe.data}"
-    tries = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    return next(folder for folder in map(Path, tries) if not folder.exists())

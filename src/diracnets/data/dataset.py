@@ -15,6 +15,7 @@ from diracnets.data.decode import TINY
 from diracnets.data.images import ImageData, Images
 from diracnets.data.items import Items, MapStyle, attribute
 from diracnets.data.memory import MemoryImages
+from diracnets.data.names import DATASET
 from diracnets.data.split import hold_out
 from diracnets.data.stream import StreamedImages
 from diracnets.errors import DataError, UsageError
@@ -51,7 +52,7 @@ def load_dataset(
     datasets = data if isinstance(data, tuple) else (data,)
     if len(datasets) not in (1, 2):
         raise UsageError(f"data must be one Dataset or a pair of them, not {len(datasets)}")
-    names = ("training", "validation") if len(datasets) == 2 else ("dataset",)
+    names = ("training", "validation") if len(datasets) == 2 else (DATASET,)
     whole = [_items(dataset, name) for dataset, name in zip(datasets, names, strict=True)]
     height, width, channels = whole[0].pair(0)[0].shape
     size = (channels, image_size or height, image_size or width)
@@ -66,7 +67,7 @@ def load_dataset(
         sets = [sets[0].select(part) for part in parts]
     mean, std = _statistics(sets[0], size)
     train, val = (_images(each, size, mean, std, device, workers) for each in sets)
-    return ImageData("dataset", classes, size, mean, std, train, val)
+    return ImageData(DATASET, classes, size, mean, std, train, val)
 
 
 @dataclass(frozen=True)

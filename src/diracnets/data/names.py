@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+DATASET = "dataset"  # what data is called that has no name: a Dataset of one's own
 DESCRIPTIONS = {
     "digits": "1,797 handwritten digits, 8x8 grey, shipped with scikit-learn: nothing to download",
     "cifar10": "60,000 photographs of 10 classes, 32x32, the original python files",

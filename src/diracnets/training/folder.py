@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -12,6 +13,13 @@ from diracnets.files import written_whole
 from diracnets.training.checkpoint import read_checkpoint
 from diracnets.training.plots import draw_curve
 from diracnets.training.recipe import Recipe
+
+
+def new_folder(recipe: Recipe) -> Path:
+    """A folder in runs/ that is not there yet, named by network and data."""
+    name = f"runs/{recipe.model}-{recipe.data}"
+    tries = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(folder for folder in map(Path, tries) if not folder.exists())
 
 
 class RunFolder:

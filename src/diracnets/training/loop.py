@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from diracnets.data.images import ImageData
+from diracnets.data.items import MapStyle
 from diracnets.data.load import load_data
+from diracnets.data.names import DATASET
 from diracnets.errors import UsageError
 from diracnets.training.devices import choose_device, memory_format, repeatable
 from diracnets.training.environment import recorded_data_dir
 from diracnets.training.events import Events
-from diracnets.training.folder import RunFolder
+from diracnets.training.folder import RunFolder, new_folder
 from diracnets.training.interruption import Interruption, command_to_resume
 from diracnets.training.precision import Precision, choose_precision
 from diracnets.training.recipe import Recipe
@@ -36,8 +38,8 @@ CHECK_STEPS = 20  # from one look at the loss to the next; a look waits for the 
 def train(
     recipe: Recipe,
     *,
-    run: str | Path,
-    data: ImageData | None = None,
+    run: str | Path | None = None,
+    data: ImageData | str | MapStyle | tuple[MapStyle, MapStyle] | None = None,
     data_dir: str | Path | None = None,
     device: str = "auto",
     workers: int | None = None,
@@ -55,11 +57,11 @@ def train(
 
     Args:
         recipe: what to do. When resuming, the very recipe that the run began with.
-        run: the folder; it must not hold a run yet, unless `resume`.
-        data: images of one's own, made by `load_data`; by default those that the recipe names.
+        run: the folder; it must not hold a run yet, unless `resume`. By default a new one in runs/.
+        data: what `load_data` makes or takes, such as a Dataset of one's own; by default what the recipe names.
         data_dir: where the recipe's images are; when resuming, by default where they were.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-        workers: processes that decode images of a folder; by default as many as there are processors.
+        workers: processes that decode images of a folder; by default one a core, at most 4.
         resume: go on from the run's last checkpoint.
         start: trained weights to begin with, see `starting_network`.
         quiet: show nothing.
@@ -77,26 +79,25 @@ def train(
     >>> sorted(path.name for path in trained.run.iterdir() if path.suffix in (".toml", ".jsonl", ".safetensors"))
     ['metrics.jsonl', 'model.safetensors', 'recipe.toml']
     """
-    folder, place = RunFolder(run), choose_device(device)
-    if data is not None:
-        recipe = replace(recipe, data=data.name)
+    place = choose_device(device)
+    if data is None:
+        data = recipe.data
+    recipe = replace(recipe, data=_name(data))
+    if resume and run is None:
+        raise UsageError("to resume a run, give its folder")
+    folder = RunFolder(new_folder(recipe) if run is None else run)
     if resume and start is not None:
         raise UsageError("a resumed run goes on from its own weights; give no others to start from")
     if not resume:
         folder.check_unused()
     saved = folder.read_last(recipe) if resume else None
-    if resume and data is None and data_dir is None:
+    if resume and isinstance(data, str) and data_dir is None:
         data_dir = recorded_data_dir(folder.environment)
 
     with repeatable(recipe.seed, deterministic=recipe.deterministic), Interruption() as interruption:
-        if data is None:
-            data = load_data(
-                recipe.data,
-                data_dir=data_dir,
-                image_size=recipe.image_size,
-                device=place,
-                workers=workers,
-            )
+        if not isinstance(data, ImageData):
+            size = recipe.image_size
+            data = load_data(data, data_dir=data_dir, image_size=size, device=place, workers=workers)
         steps = steps_per_epoch(recipe, data)
         data.train.batches(recipe.batch_size, epoch=1, augment=recipe.augment)  # refuses what does not suit the images
         net = starting_network(recipe, data, start) if saved is None else network_to_resume(saved, recipe, data)
@@ -126,6 +127,13 @@ def train(
                     on_epoch(row)
                 running.stop_if_asked()
             return running.finish()
+
+
+def _name(data: ImageData | str | MapStyle | tuple[MapStyle, MapStyle]) -> str:
+    """What a run calls its data."""
+    if isinstance(data, ImageData):
+        return data.name
+    return data if isinstance(data, str) else DATASET
 
 
 def train_epoch(run: Run, forward: Callable[[Tensor], Tensor]) -> None:
