@@ -157,6 +157,14 @@ def test_a_signal_during_the_evaluation_is_heeded(whole, stripes, tmp_path, monk
     assert metrics(tmp_path / "run") == metrics(whole.run)
 
 
+@pytest.mark.parametrize("step", ["starting_network", "choose_precision"])
+def test_a_signal_before_the_run_begins_ends_it_at_once(step, stripes, tmp_path, monkeypatch):
+    monkeypatch.setattr(f"diracnets.training.loop.{step}", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        run(RECIPE, tmp_path / "run", stripes)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_evaluation_that_fails_does_not_cost_the_epoch(whole, stripes, tmp_path, monkeypatch):
     def failing(model, images, *, on_batch):
         raise DataError("an image cannot be read")

@@ -52,8 +52,8 @@ def train(
 
     The folder gets recipe.toml, environment.json, metrics.jsonl, the checkpoints last.pt and best.pt, curve.png (with
     the extra `plot`), TensorBoard events (with the extra `tensorboard`), and in the end model.safetensors. Ctrl-C or
-    SIGTERM (in the main thread) ends the step at hand, saves, and raises `Interrupted`; resuming then gives, bit by
-    bit, the weights that the run would have had without it. torch's random state is seeded by the recipe.
+    SIGTERM (in the main thread), once training has begun, ends the step at hand, saves, and raises `Interrupted`;
+    resuming then gives, bit by bit, the weights that the run would have had without it. torch's random state is seeded by the recipe.
 
     Args:
         recipe: what to do. When resuming, the very recipe that the run began with.
@@ -94,7 +94,7 @@ def train(
     if resume and isinstance(data, str) and data_dir is None:
         data_dir = recorded_data_dir(folder.environment)
 
-    with repeatable(recipe.seed, deterministic=recipe.deterministic), Interruption() as interruption:
+    with repeatable(recipe.seed, deterministic=recipe.deterministic):
         if not isinstance(data, ImageData):
             size = recipe.image_size
             data = load_data(data, data_dir=data_dir, image_size=size, device=place, workers=workers)
@@ -113,6 +113,7 @@ def train(
 
         command = command_to_resume(folder.path, data_dir, device, workers)
         with (
+            Interruption() as interruption,  # before, there is nothing to save: a signal ends the program at once
             Reporter(recipe.epochs, steps, quiet=quiet) as reporter,
             closing(Events(folder.events, state.epoch - 1)) as events,
         ):
