@@ -254,6 +254,18 @@ def test_data_may_be_named(tmp_path):
     assert trained.net.facts.provenance["data"]["name"] == "digits"
 
 
+def test_a_start_that_failed_does_not_block_the_folder(stripes, tmp_path, monkeypatch):
+    def full(*_):
+        raise FileError("cannot write last.pt, is the disk full?")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("diracnets.training.run.save_checkpoint", full)
+        with pytest.raises(FileError):
+            run(RECIPE, tmp_path / "run", stripes)
+    recipe = replace(RECIPE, epochs=1)
+    assert Recipe.load(run(recipe, tmp_path / "run", stripes).run / "recipe.toml") == recipe
+
+
 def test_resuming_nothing_is_refused(stripes, tmp_path):
     with pytest.raises(UsageError, match="no run to resume"):
         run(RECIPE, tmp_path, stripes, resume=True)

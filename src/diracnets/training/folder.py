@@ -44,7 +44,7 @@ class RunFolder:
         """Raise `UsageError` where the folder already holds a run."""
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file, not a folder for a run")
-        if self.recipe.exists() or self.last.exists():
+        if self.last.exists():  # without it a start failed, of which nothing is worth keeping
             raise UsageError(f"{self.path} already holds a run: resume it, or choose another folder")
 
     def read_last(self, recipe: Recipe) -> dict[str, Any]:
