@@ -73,7 +73,12 @@ def main() -> None:
         print(json.dumps(row))
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        circumstances = {**machine(), "load_average": load, "images": IMAGES, "augmentation": vars(AUGMENTATION)}
+        circumstances = {
+            **machine(arguments.device),
+            "load_average": load,
+            "images": IMAGES,
+            "augmentation": vars(AUGMENTATION),
+        }
         arguments.out.write_text(json.dumps({**circumstances, "measured": rows}, indent=2) + "\n")
 
 

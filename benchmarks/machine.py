@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 
-def machine() -> dict[str, object]:
-    """Processor, instruction sets, threads, versions and command line, to be written beside what was measured."""
+def machine(device: str = "cpu") -> dict[str, object]:
+    """Processor or GPU, instruction sets, threads, versions and command line, to stand beside what was measured."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -24,8 +24,8 @@ def machine() -> dict[str, object]:
         "instructions": sorted(flags),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
     }

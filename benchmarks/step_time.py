@@ -152,7 +152,7 @@ def main() -> None:
         for precision in arguments.precisions
     ]
     if arguments.out:
-        arguments.out.write_text(json.dumps({**machine(), "measured": rows}, indent=2) + "\n")
+        arguments.out.write_text(json.dumps({**machine(arguments.device), "measured": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
