@@ -1,3 +1,4 @@
+import json
 import re
 from dataclasses import replace
 
@@ -57,6 +58,24 @@ def test_a_checkpoint_is_gone_on_from(stripes, tmp_path):
     torch.testing.assert_close(second.net.fc.weight, first.net.fc.weight)
 
 
+def test_the_file_that_a_run_started_from_is_told_also_once_resumed(stripes, tmp_path):
+    first = train(RECIPE, run=tmp_path / "first", data=stripes, device="cpu", quiet=True)
+    assert first.net.facts.provenance["start"] is None
+    for resume in (False, True):
+        start = None if resume else tmp_path / "first" / "best.pt"
+        run = train(RECIPE, run=tmp_path / "run", data=stripes, device="cpu", quiet=True, start=start, resume=resume)
+        assert (run.net.facts.provenance["start"], run.net.facts.provenance["precision"]) == ("best.pt", "float32")
+        environment = json.loads((run.run / "environment.json").read_text())[-1]
+        assert (environment["start"], environment["precision"]) == ("best.pt", "float32")
+
+
+@pytest.mark.parametrize("name", ["diracnet-10-0.250", "diracnet-10-0.252"])
+def test_one_network_may_have_many_names(name, stripes, warm_net):
+    net = starting_network(replace(RECIPE, model=name), stripes, warm_net)
+    assert net.config["name"] == name
+    assert outputs(net, stripes).equal(outputs(warm_net, stripes))
+
+
 @pytest.mark.parametrize("known", ["count", "names"])
 def test_other_classes_get_a_new_classifier(known, stripes, warm_net):
     if known == "count":
@@ -91,6 +110,8 @@ def test_frozen_runs_resume(stripes, warm_net, tmp_path):
     ("recipe", "start", "message"),
     [
         (RECIPE, lambda: create_model("diracnet-16-0.25", in_channels=1), "diracnet-16-0.25"),
+        (RECIPE, lambda: create_model("diracnet-10-0.5", in_channels=1), "diracnet-10-0.5"),
+        (RECIPE, lambda: create_model("plain-10-0.25", in_channels=1), "plain-10-0.25"),
         (RECIPE, lambda: create_model("diracnet-10-0.25"), "3 channels"),
         (RECIPE, lambda: nn.Linear(2, 2), "Linear"),
         (replace(RECIPE, freeze=True), lambda: None, "freeze"),

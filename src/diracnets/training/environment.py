@@ -16,6 +16,7 @@ import torch
 
 import diracnets
 from diracnets.files import written_whole
+from diracnets.training.precision import Precision
 
 
 def versions() -> dict[str, str]:
@@ -32,34 +33,47 @@ def versions() -> dict[str, str]:
     }
 
 
-def describe_environment(device: torch.device, data_dir: str | Path | None = None) -> dict[str, Any]:
+def describe_environment(
+    device: torch.device, data_dir: str | Path | None, precision: Precision, start: str | None
+) -> dict[str, Any]:
     """Facts about this moment on this machine, as JSON can hold them."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": [_program(), *sys.argv[1:]],
+        "start": start,
         "data_dir": None if data_dir is None else str(Path(data_dir).absolute()),
         "commit": _commit(),
         "versions": versions(),
         "platform": platform.platform(),
         "device": device_name(device),
+        "precision": precision.name,
+        "precision_reason": precision.reason,
         "processor": device_name(torch.device("cpu")),
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
 
 
-def record_environment(path: str | Path, device: torch.device, data_dir: str | Path | None = None) -> None:
+def record_environment(
+    path: str | Path, device: torch.device, data_dir: str | Path | None, precision: Precision, start: str | None
+) -> None:
     """Append the present environment to the JSON list at `path`: an entry for the start, one for each resumption.
+
+    Args:
+        path: the file.
+        device: that computes.
+        data_dir: where the images were asked for.
+        precision: the arithmetic of the run.
+        start: the name of what its weights came from, None where they were fresh.
 
     Raises:
         FileError: the file cannot be written.
     """
     path = Path(path)
     entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    entries.append(describe_environment(device, data_dir, precision, start))
     with written_whole(path) as part:
-        part.write_text(
-            json.dumps([*entries, describe_environment(device, data_dir)], indent=2) + "\n", encoding="utf-8"
-        )
+        part.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
 
 
 def recorded_data_dir(path: str | Path) -> str | None:
@@ -80,6 +94,12 @@ def device_name(device: torch.device) -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _program() -> str:
+    """The name of the program that runs: its path says nothing to others."""
+    path = Path(sys.argv[0])
+    return path.parent.name if path.name == "__main__.py" else path.name
 
 
 def _commit() -> str | None:

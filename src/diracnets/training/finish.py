@@ -16,10 +16,18 @@ from diracnets.models.facts import ModelFacts
 from diracnets.models.file import save
 from diracnets.nn.fold import FoldReport, fold
 from diracnets.training.environment import device_name, versions
+from diracnets.training.precision import Precision
 from diracnets.training.recipe import Recipe
 
 
-def facts_of_run(recipe: Recipe, data: ImageData, history: list[dict[str, Any]], device: torch.device) -> ModelFacts:
+def facts_of_run(
+    recipe: Recipe,
+    data: ImageData,
+    history: list[dict[str, Any]],
+    device: torch.device,
+    precision: Precision,
+    start: str | None,
+) -> ModelFacts:
     """What a checkpoint or model file of this run says about its network."""
     evaluated = [row for row in history if "val_accuracy" in row]
     provenance = {
@@ -30,6 +38,8 @@ def facts_of_run(recipe: Recipe, data: ImageData, history: list[dict[str, Any]],
         "seed": recipe.seed,
         "versions": versions(),
         "device": device_name(device),
+        "precision": precision.name,
+        "start": start,
     }
     return ModelFacts(data.input_size, tuple(data.mean), tuple(data.std), tuple(data.classes), provenance)
 

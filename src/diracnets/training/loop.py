@@ -29,7 +29,7 @@ from diracnets.training.recipe import Recipe
 from diracnets.training.reporter import Reporter
 from diracnets.training.run import Run, Trained, steps_per_epoch
 from diracnets.training.schedule import momentum_restarts, rate
-from diracnets.training.start import network_to_resume, starting_network
+from diracnets.training.start import network_to_resume, start_name, starting_network
 from diracnets.training.state import State
 
 CHECK_STEPS = 20  # from one look at the loss to the next; a look waits for the device
@@ -53,7 +53,8 @@ def train(
     The folder gets recipe.toml, environment.json, metrics.jsonl, the checkpoints last.pt and best.pt, curve.png (with
     the extra `plot`), TensorBoard events (with the extra `tensorboard`), and in the end model.safetensors. Ctrl-C or
     SIGTERM (in the main thread), once training has begun, ends the step at hand, saves, and raises `Interrupted`;
-    resuming then gives, bit by bit, the weights that the run would have had without it. torch's random state is seeded by the recipe.
+    resuming then gives, bit by bit, the weights that the run would have had without it. torch's random state is seeded
+    by the recipe.
 
     Args:
         recipe: what to do. When resuming, the very recipe that the run began with.
@@ -111,13 +112,14 @@ def train(
         if saved is not None:
             state.restore(saved["resume"])
 
+        origin = start_name(start) if saved is None else saved["facts"]["provenance"].get("start")
         command = command_to_resume(folder.path, data_dir, device, workers)
         with (
             Interruption() as interruption,  # before, there is nothing to save: a signal ends the program at once
             Reporter(recipe.epochs, steps, quiet=quiet) as reporter,
             closing(Events(folder.events, state.epoch - 1)) as events,
         ):
-            running = Run(recipe, data, data_dir, folder, state, steps, reporter, interruption, command)
+            running = Run(recipe, data, data_dir, folder, state, origin, steps, reporter, interruption, command)
             running.begin(resumed=saved is not None)
             forward = torch.compile(net) if recipe.compile else net
             while state.epoch <= recipe.epochs:

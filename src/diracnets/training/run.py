@@ -59,6 +59,8 @@ class Run:
     """Where the images were asked for, if anywhere."""
     folder: RunFolder
     state: State
+    start: str | None
+    """What the weights came from, where they were not fresh."""
     steps: int
     """Batches an epoch."""
     reporter: Reporter
@@ -75,7 +77,7 @@ class Run:
             recipe.save(self.folder.recipe)
             self.save()
         self.folder.rewrite_metrics(state.history)
-        record_environment(self.folder.environment, state.device, self.data_dir)
+        record_environment(self.folder.environment, state.device, self.data_dir, state.precision, self.start)
         images = f"{len(self.data.train):,} images to train on, {len(self.data.val):,} to validate"
         say(f"{recipe.model} on {self.data.name}: {images}; everything goes to {self.folder.path}")
         say(f"{device_name(state.device)}, {state.precision.name}: {state.precision.reason}")
@@ -145,7 +147,8 @@ class Run:
 
     def facts(self) -> ModelFacts:
         """What the run's files say about its network."""
-        return facts_of_run(self.recipe, self.data, self.state.history, self.state.device)
+        state = self.state
+        return facts_of_run(self.recipe, self.data, state.history, state.device, state.precision, self.start)
 
     def content(self) -> dict[str, Any]:
         """What a checkpoint needs for evaluating."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from diracnets.data.images import ImageData
@@ -12,6 +13,7 @@ from diracnets.errors import UsageError
 from diracnets.models.diracnet import DiracNet
 from diracnets.models.facts import ModelFacts, facts_of
 from diracnets.models.load import load
+from diracnets.models.recognize import on_meta
 from diracnets.models.registry import create_model
 from diracnets.models.unfold import unfold
 from diracnets.training.recipe import Recipe
@@ -53,7 +55,8 @@ def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | P
     if not isinstance(trained, DiracNet):
         raise UsageError(f"a run can start from a DiracNet or its chain, not from a {type(trained).__name__}")
     config = trained.config
-    if (config["name"], config["width"]) != (recipe.model, recipe.width):
+    wanted = on_meta({**config, "name": recipe.model, "width": recipe.width})
+    if _sizes(wanted) != _sizes(trained):
         raise UsageError(
             f"the recipe's network is {recipe.model} (width {recipe.width}), but the weights are those of "
             f"{config['name']} (width {config['width']}); ask for that one, or for other weights"
@@ -62,7 +65,7 @@ def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | P
         raise UsageError(
             f"the weights are for images of {config['in_channels']} channels, but those of {data.name} have {channels}"
         )
-    net = create_model(**{**config, "image_size": (height, width)})
+    net = create_model(**{**wanted.config, "image_size": (height, width)})
     net.load_state_dict(trained.state_dict())
     facts = facts_of(trained)
     other_classes = facts is not None and facts.classes and facts.classes != data.classes
@@ -70,6 +73,17 @@ def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | P
         net.reset_classifier(len(data.classes))
     _freeze(net, recipe)
     return net
+
+
+def start_name(start: nn.Module | str | Path | None) -> str | None:
+    """What a run's files call the weights that it starts from: a file by its name, without its folder.
+
+    >>> start_name("somewhere/best.pt"), start_name(nn.Sequential()), start_name(None)
+    ('best.pt', 'Sequential', None)
+    """
+    if isinstance(start, nn.Module):
+        return type(start).__name__
+    return None if start is None else Path(start).name
 
 
 def network_to_resume(checkpoint: dict[str, Any], recipe: Recipe, data: ImageData) -> DiracNet:
@@ -94,6 +108,11 @@ def _some_images(recipe: Recipe, data: ImageData) -> Tensor:
     """A few hundred of the images as training sees them, on the CPU."""
     images, _, _ = next(data.train.batches(UNFOLD_IMAGES, epoch=0, augment=recipe.augment, seed=recipe.seed))
     return images.cpu()
+
+
+def _sizes(net: DiracNet) -> dict[str, torch.Size]:
+    """What is built, whatever its name: "diracnet-28-1" and "diracnet-28-1.0" are one network."""
+    return {name: tensor.shape for name, tensor in net.state_dict().items()}
 
 
 def _freeze(net: DiracNet, recipe: Recipe) -> None:
