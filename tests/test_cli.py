@@ -19,6 +19,7 @@ import diracnets
 from diracnets.cli import COMMANDS, main, parse
 from diracnets.commands.demo import demonstrate
 from diracnets.errors import TrainingError
+from diracnets.models.facts import CIFAR_MEAN, CIFAR_STD, ModelFacts
 from diracnets.training.recipe import Recipe
 
 TINY = ["--data", "digits", "--model", "diracnet-10-0.25", "--epochs", "2", "--precision", "float32", "--device", "cpu"]
@@ -156,6 +157,7 @@ WRONG = [  # words, exit code, part of the message
     ("fold missing.pt", 1, "there is no file missing.pt"),
     ("fold run/model.safetensors", 2, "is folded already"),
     ("fold run/best.pt --out text.png/model.safetensors", 1, "cannot write text.png"),
+    ("fold run/best.pt --out run/../run/best.pt", 2, "is the checkpoint itself"),
     ("fold code.pt", 1, "code.pt"),
     ("predict run/model.safetensors", 2, "predict needs images"),
     ("predict run/model.safetensors pictures --json --csv", 2, "--json and --csv"),
@@ -293,6 +295,16 @@ def test_eval_refuses_images_of_another_kind(run, place, capsys):
     shutil.copytree("one/a", "one/b")
     assert main(["eval", "run/best.pt", "--data", "folder", "--data-dir", "one", "--workers", "0"]) == 2
     assert "run/best.pt has other classes than folder" in capsys.readouterr().err
+
+
+def test_eval_refuses_the_images_of_another_set(run, capsys):
+    """The size is that of the set, not of the network, so that the classes are compared."""
+    facts = ModelFacts((3, 32, 32), CIFAR_MEAN, CIFAR_STD, classes=("cat", "dog"))
+    net = diracnets.create_model("diracnet-10-0.25", num_classes=2).eval()
+    file = run.parent / "cats.safetensors"
+    diracnets.save(diracnets.fold(net), file, facts=facts)
+    assert main(["eval", str(file), "--data", "digits"]) == 2
+    assert "has other classes than digits" in capsys.readouterr().err
 
 
 def test_fold_proves_and_the_file_answers_the_same(run, tmp_path, capsys):

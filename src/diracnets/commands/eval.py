@@ -37,7 +37,7 @@ class Evaluate:
     batch_size: int = 256
     """Images at a time."""
     workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
-    """Processes that decode images of a folder; by default one a core."""
+    """Processes that decode images of a folder; by default one a core, at most 4."""
     worst: int = 10
     """How many of the worst mistakes to name."""
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
@@ -58,10 +58,11 @@ class Evaluate:
         device = choose_device(self.device)
         model = load(self.file, device)
         facts = facts_of(model)
+        name = self.data or _trained_on(facts, self.file)
         data = load_data(
-            self.data or _trained_on(facts, self.file),
+            name,
             data_dir=self.data_dir,
-            image_size=facts.input_size[-1] if facts else None,
+            image_size=facts.input_size[-1] if facts and name == "folder" else None,
             device=device,
             workers=self.workers,
         )

@@ -39,5 +39,9 @@ class Fold:
                 f"{self.file} does not say which images it takes, as a model file has to; fold it from Python"
             )
         out = self.out or self.file.with_suffix(".safetensors")
+        if out.exists() and out.samefile(self.file):
+            raise UsageError(
+                f"{out} is the checkpoint itself, which would be lost; choose another --out"
+            )
         chain = write_model_file(net, facts, out)
         stdout().print(f"{chain.fold_report}\nwrote       {out}, {out.stat().st_size:,} bytes", soft_wrap=True)

@@ -37,7 +37,7 @@ class Train:
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto for the best that there is."""
     workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
-    """Processes that decode images of a folder; by default one a core."""
+    """Processes that decode images of a folder; by default one a core, at most 4."""
     quiet: FlagCreatePairsOff[bool] = False
     """Print nothing but errors."""
     settings: Annotated[Recipe, arg(name="")]
