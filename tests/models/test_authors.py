@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from diracnets.errors import FileError
 from diracnets.models.load import load
 
-SHARED = Path(os.environ.get("DIRACNETS_SHARED", Path(__file__).parents[2].parent / "shared")) / "authors"
+# a folder with checkpoints that the authors' program wrote, NAME.pt7, and NAME.npz with the logits that it gave
+AUTHORS = Path(os.environ.get("DIRACNETS_AUTHORS_FILES", "authors"))
 
 SIZES = {  # stem filters, widths, blocks
     "diracnet-10-0.5": ((8, 3, 3, 3), (8, 16, 32), (2, 2, 2)),
@@ -169,10 +170,10 @@ def test_checkpoint_that_is_not_exactly_a_network(tmp_path, change, message):
 
 @pytest.mark.parametrize("name", ["cifar10-diracnet-16-1", "imagenet-diracnet-18-0.125"])
 def test_recorded_logits_of_the_authors_program(name):
-    if not (SHARED / f"{name}.pt7").exists():
-        pytest.skip(f"{SHARED} is not here")
-    net = load(SHARED / f"{name}.pt7")
-    with np.load(SHARED / f"{name}.npz") as recorded:
+    if not (AUTHORS / f"{name}.pt7").exists():
+        pytest.skip("DIRACNETS_AUTHORS_FILES names no folder with this file")
+    net = load(AUTHORS / f"{name}.pt7")
+    with np.load(AUTHORS / f"{name}.npz") as recorded:
         inputs, logits = torch.from_numpy(recorded["inputs"]), torch.from_numpy(recorded["logits"])
     with torch.inference_mode():
         difference = (net(inputs) - logits).abs().max()

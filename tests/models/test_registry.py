@@ -62,6 +62,10 @@ def test_shapes(name, size, channels, maps):
     net.reset_classifier(3)
     assert net(x).shape == (2, 3)
     assert net.num_classes == 3
+    net.reset_classifier(0)
+    torch.testing.assert_close(net(x), features.mean((2, 3)), rtol=0.5, atol=0.5)
+    assert (net(x).shape, net.num_classes) == ((2, net.num_features), 0)
+    net.reset_classifier(3)
     twin = create_model(**net.config)
     twin.load_state_dict(net.state_dict())
     assert torch.equal(twin.eval()(x), net.eval()(x))
@@ -125,7 +129,7 @@ def test_listed_models_can_be_made():
         ({"name": "diracnet-28-0"}, "less than one channel"),
         ({"name": "diracnet-18", "width": 0.0}, "width is 0.0"),
         ({"name": "diracnet-28-1", "width": 2.0}, "width in its name"),
-        ({"name": "diracnet-28-1", "num_classes": 0}, "num_classes is 0"),
+        ({"name": "diracnet-28-1", "num_classes": -1}, "num_classes is -1"),
         ({"name": "diracnet-28-1", "in_channels": 0}, "in_channels is 0"),
         ({"name": "diracnet-28-1", "image_size": 7}, "too small for diracnet-28-1: it needs at least 8x8"),
         ({"name": "diracnet-18", "image_size": (64, 31)}, "at least 32x32"),

@@ -40,7 +40,7 @@ class DiracNet(nn.Module):
         widths: channels of each group.
         depths: blocks of each group.
         conv: makes a block's convolution from its input and output channels; `DiracConv2d` or `nn.Conv2d`.
-        num_classes: outputs of the classifier.
+        num_classes: outputs of the classifier, or 0 for none.
         input_size: (channels, height, width) of the images.
         min_image_size: the least height and width that all the pooling leaves something of.
         config: the arguments of `create_model` that make this network again.
@@ -94,8 +94,8 @@ class DiracNet(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """How many classes the classifier tells apart."""
-        return self.fc.out_features
+        """How many classes the classifier tells apart; 0 where there is none."""
+        return self.fc.out_features if isinstance(self.fc, nn.Linear) else 0
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
         """The output of each group, [batch, width, height, width / 2^i], before the pooling and ReLU behind it."""
@@ -115,18 +115,20 @@ class DiracNet(nn.Module):
         return self.relu(self.feature_maps(x)[-1])  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, channels, height, width] normalized images -> [batch, num_classes] logits."""
+        """[batch, channels, height, width] normalized images -> [batch, num_classes] logits, or pooled features."""
         return self.fc(self.flatten(self.average(self.forward_features(x))))  # type: ignore[no-any-return]
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a fresh one for `num_classes`."""
-        weight = self.fc.weight
+        """Replace the classifier by a fresh one for `num_classes`; with 0 the network gives its pooled features."""
+        weight = next(self.parameters())
         self.fc = self._classifier(num_classes).to(weight.device, weight.dtype)
         self.config = {**self.config, "num_classes": num_classes}
 
-    def _classifier(self, num_classes: int) -> nn.Linear:
-        if num_classes < 1:
-            raise UsageError(f"num_classes is {num_classes}; a classifier needs at least 1")
+    def _classifier(self, num_classes: int) -> nn.Linear | nn.Identity:
+        if num_classes < 0:
+            raise UsageError(f"num_classes is {num_classes}; it must be a positive number, or 0 for no classifier")
+        if num_classes == 0:
+            return nn.Identity()
         classifier = nn.Linear(self.num_features, num_classes)
         nn.init.kaiming_normal_(classifier.weight)
         nn.init.zeros_(classifier.bias)

@@ -56,7 +56,7 @@ def create_model(
 
     Args:
         name: see `list_models`.
-        num_classes: by default 10 for the CIFAR networks, 1000 for the ImageNet ones.
+        num_classes: by default 10 for the CIFAR networks, 1000 for the ImageNet ones; 0 for pooled features.
         in_channels: channels of the images.
         image_size: height and width, or one number for both; by default 32 or 224. The network runs on other sizes too;
             this is the size that it is folded, described and exported with.

@@ -125,10 +125,11 @@ def _take_statistics(net: DiracNet, norms: list[nn.BatchNorm2d], images: Tensor)
         x = inputs[0].transpose(0, 1).flatten(1).double()  # [channels, N * height * width]
         total += torch.stack([torch.full_like(x[:, 0], x.shape[1]), x.sum(1), x.square().sum(1)]).cpu()
 
+    device = next(net.parameters()).device
     hooks = [norm.register_forward_pre_hook(partial(add_to, total)) for norm, total in zip(norms, totals, strict=True)]
     try:
         for start in range(0, len(images), _BATCH):
-            net(images[start : start + _BATCH].to(net.fc.weight.device, torch.float32))
+            net(images[start : start + _BATCH].to(device, torch.float32))
     finally:
         for hook in hooks:
             hook.remove()
