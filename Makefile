@@ -10,7 +10,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 .PHONY: help demo test lint clean
 
 help:
-	@echo "make demo    train on digits, fold, prove it, classify pictures: the main job, in under 3 minutes"
+	@echo "make demo    train on digits, fold, prove it, classify pictures: the main job"
 	@echo "make test    run the tests"
 	@echo "make lint    check style and types"
 	@echo "make clean   remove the environment and the caches (runs/, demo/ and data/ stay)"
