@@ -103,9 +103,10 @@ def runs() -> str:
     return table({key: lambda row, key=key: row[key] for key in parts[0]}, parts) if parts else ""
 
 
-TRIED = """`dirac` computes the weights of all layers in one function with a backward of its own: a few operations a layer
-on filters that stay in the cache, and one for all layers on what there is one of for each filter. `layer by layer` calls
-that function once a layer, as any model does that `diracify` made. `composed` leaves the backward to autograd.
+TRIED = """`dirac` computes the weights of all layers in one function with a backward of its own: a few operations a
+layer on filters that stay in the cache, and one for all layers on what there is one of for each filter. `layer by
+layer` calls that function once a layer, as any model does that `diracify` made. `composed` leaves the backward to
+autograd.
 
 Also tried, and dropped: stacking layers of one shape into one tensor, which saves operations but loses more to copies
 that leave the cache; torch's fused weight norm, a little faster a layer, which makes NaN of a filter of zeros and
