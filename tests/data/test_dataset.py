@@ -113,11 +113,36 @@ def test_images_of_many_sizes_need_a_size(picture):
 
 def test_streamed_labels_come_from_targets_without_reading_images(monkeypatch):
     monkeypatch.setattr(module, "_MEMORY", 1000)
-    items = Listed(as_items(Image.fromarray))
-    items.targets = torch.tensor(LABELS).flip(0)
-    assert load_data((items, items), workers=0).train.labels.tolist() == LABELS[::-1]
+    items = Counting(as_items(Image.fromarray))
+    items.targets = torch.tensor(LABELS)
+    source = module.Items(items, range(20), "dataset")
+    assert source.labels() == LABELS
+    assert items.reads <= 3
+    assert load_data((items, items), workers=0).train.labels.tolist() == LABELS
     part = Subset(items, [3, 4, 9])
-    assert load_data((part, part), workers=0).train.labels.tolist() == [LABELS[::-1][n] for n in (3, 4, 9)]
+    assert load_data((part, part), workers=0).train.labels.tolist() == [LABELS[n] for n in (3, 4, 9)]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(("told", "changed"), [(True, [3, 2, 1, 0]), (True, [0, 2, 1, 3]), (False, [3, 2, 1, 0])])
+def test_targets_that_are_not_what_the_items_give_are_passed_over(monkeypatch, wrapped, told, changed):
+    """Also where the few items that are read to compare happen to agree, if a `target_transform` is set."""
+    monkeypatch.setattr(module, "_MEMORY", 1000)
+    labels = [changed[label] for label in LABELS]
+    items = Listed(as_items(Image.fromarray, labels))
+    items.targets = LABELS
+    if told:
+        items.target_transform = changed.__getitem__
+    data = Subset(items, list(range(20))) if wrapped else items
+    assert load_data((data, data), workers=0).train.labels.tolist() == labels
+
+
+class Counting(Listed):
+    reads = 0
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return super().__getitem__(index)
 
 
 class Failing(list):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -62,15 +62,23 @@ class Items:
         return Items(self._dataset, numbers, self._name, channels=self._channels, resize=self._resize)
 
     def labels(self) -> list[int]:
-        """All labels: from the Dataset's `targets` where it has them, else item by item.
+        """All labels: from the Dataset's `targets` where these are what its items give, else item by item.
 
         Raises:
             DataError: a label is not a whole number from 0.
         """
         targets = attribute(self._dataset, "targets")
-        if targets is None or len(targets) != len(self._dataset):
-            return [self.pair(index)[1] for index in range(len(self))]
-        return [whole_label(targets[number], self.name(index)) for index, number in enumerate(self._numbers)]
+        transformed = attribute(self._dataset, "target_transform") is not None
+        if targets is None or transformed or len(targets) != len(self._dataset):
+            return self._read_labels(range(len(self)))
+        labels = [whole_label(targets[number], self.name(index)) for index, number in enumerate(self._numbers)]
+        some = sorted({0, len(self) // 2, len(self) - 1})  # a wrapper may change labels and pass `targets` on as it is
+        if self._read_labels(some) != [labels[index] for index in some]:
+            return self._read_labels(range(len(self)))
+        return labels
+
+    def _read_labels(self, indices: Iterable[int]) -> list[int]:
+        return [self.pair(index)[1] for index in indices]
 
     def name(self, index: int) -> str:
         """As "dataset item 12"."""
@@ -120,11 +128,11 @@ class Items:
 
 
 def attribute(dataset: MapStyle, name: str) -> Any:  # noqa: ANN401
-    """What torchvision's data sets keep as "targets" or "classes", through `Subset` too; None where there is none."""
+    """What torchvision's data sets keep as "targets" or "classes" and the like, through `Subset` too, or None."""
     if not isinstance(dataset, Subset):
         return getattr(dataset, name, None)
     found = attribute(cast(MapStyle, dataset.dataset), name)
-    return found if found is None or name == "classes" else [found[index] for index in dataset.indices]
+    return found if found is None or name != "targets" else [found[index] for index in dataset.indices]
 
 
 def whole_label(label: object, name: str) -> int:
