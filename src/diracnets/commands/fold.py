@@ -40,8 +40,6 @@ class Fold:
             )
         out = self.out or self.file.with_suffix(".safetensors")
         if out.exists() and out.samefile(self.file):
-            raise UsageError(
-                f"{out} is the checkpoint itself, which would be lost; choose another --out"
-            )
+            raise UsageError(f"{out} is the checkpoint itself, which would be lost; choose another --out")
         chain = write_model_file(net, facts, out)
         stdout().print(f"{chain.fold_report}\nwrote       {out}, {out.stat().st_size:,} bytes", soft_wrap=True)
