@@ -423,3 +423,16 @@ def test_drops_beyond_the_last_epoch_are_told(stripes, tmp_path, capsys):
     recipe = replace(RECIPE, schedule="step", warmup=0.0, drops=(1, 9), epochs=1)
     train(recipe, run=tmp_path / "run", data=stripes, device="cpu")
     assert "the drops at epochs 9 lie beyond the last epoch, 1" in capsys.readouterr().out
+
+
+def test_a_network_that_diverges_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    recipe = replace(Recipe.load("demo"), model="diracnet-10-0.25", epochs=1, precision="float32")
+
+    def diverged(*_, **__):
+        raise TrainingError("the network's outputs are infinite or NaN")
+
+    monkeypatch.setattr("diracnets.training.run.evaluate", diverged)
+    with pytest.raises(TrainingError, match="try a lower rate"):
+        train(recipe, run=tmp_path / "run", device="cpu", quiet=True)
+    saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert (saved["resume"]["epoch"], saved["resume"]["batch"]) == (1, 0)

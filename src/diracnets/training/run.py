@@ -99,10 +99,15 @@ class Run:
         }
         last, improved = state.epoch == recipe.epochs, False
         if last or state.epoch % recipe.eval_every == 0:
-            self.save()  # an evaluation that fails must not cost the epoch
             if state.average is not None and state.average.started() and not recipe.freeze:
                 self.estimate_statistics(state.average)
-            evaluation = evaluate(state.evaluated, self.data.val, on_batch=self.evaluating)
+            try:
+                evaluation = evaluate(state.evaluated, self.data.val, on_batch=self.evaluating)
+            except TrainingError as error:  # it has diverged, and what was saved last has not
+                raise TrainingError(f"{error}: {self.advice()}") from error
+            except Exception:  # an image that cannot be read, say, must not cost the epoch
+                self.save()
+                raise
             row |= {"val_loss": evaluation.loss, "val_accuracy": evaluation.top1}
             improved = evaluation.top1 > state.best
             state.best = max(state.best, evaluation.top1)
@@ -179,13 +184,18 @@ class Run:
 
     def check_finite(self) -> None:
         """Raise `TrainingError` if a loss of this epoch was infinite or NaN."""
-        recipe, state = self.recipe, self.state
+        state = self.state
         if not state.loss_sum.isfinite():
             raise TrainingError(
-                f"the loss became infinite or NaN in epoch {state.epoch}, by batch {state.batch}: try a lower rate "
-                f"(lr is {recipe.lr}), a longer warmup, clip = 1, or float32 (it was {state.precision.name}); "
-                f"the last good checkpoint is {self.folder.last}"
+                f"the loss became infinite or NaN in epoch {state.epoch}, by batch {state.batch}: {self.advice()}"
             )
+
+    def advice(self) -> str:
+        """What to try after a run diverged."""
+        return (
+            f"try a lower rate (lr is {self.recipe.lr}), a longer warmup, clip = 1, or float32 "
+            f"(it was {self.state.precision.name}); the last good checkpoint is {self.folder.last}"
+        )
 
 
 def steps_per_epoch(recipe: Recipe, data: ImageData) -> int:
