@@ -104,9 +104,9 @@ def runs() -> str:
 
 
 TRIED = """`dirac` computes the weights of all layers in one function with a backward of its own: a few operations a
-layer on filters that stay in the cache, and one for all layers on what there is one of for each filter. `layer by
-layer` calls that function once a layer, as any model does that `diracify` made. `composed` leaves the backward to
-autograd.
+layer on filters that stay in the cache, and one for all layers on what there is one of for each filter. Of the
+benchmark's other variants, `layer by layer` calls that function once a layer, as any model does that `diracify` made,
+and `composed` leaves the backward to autograd.
 
 Also tried, and dropped: stacking layers of one shape into one tensor, which saves operations but loses more to copies
 that leave the cache; torch's fused weight norm, a little faster a layer, which makes NaN of a filter of zeros and
@@ -115,6 +115,10 @@ have here."""
 
 SECTIONS = {
     "step_time.json": ("What the parameterization costs: one training step against the plain network's", step_time),
+    "step_time_again.json": (
+        "The same measured again, with more rounds: the machine's noise is larger than the cost",
+        step_time,
+    ),
     "fold_time.json": ("How long a fold takes, its check included, and how exact it is", fold_time),
     "chain_agreement.json": ("The folded chain against its network, on all test images", agreement),
     "authors_agreement.json": ("The authors' checkpoints against the logits that their program gave", agreement),
