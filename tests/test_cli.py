@@ -142,6 +142,7 @@ WRONG = [  # words, exit code, part of the message
     ("train --resume --run run --epochs 9", 2, "epochs: 2, not 9"),
     ("train --resume --run run --recipe fast-cifar", 2, "keeps its recipe"),
     ("train --data folder", 2, "data_dir"),
+    ("train --data-dir one", 2, "--data-dir needs --data: folder"),
     ("train --data folder --data-dir missing", 1, "missing"),
     ("train --data folder --data-dir one", 1, "one"),
     ("train --data folder --data-dir hollow", 1, "hollow"),

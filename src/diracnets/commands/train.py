@@ -47,12 +47,15 @@ class Train:
         """What the flags' defaults are, which depends on some of the flags themselves.
 
         Raises:
-            UsageError: no such recipe, --resume without --run.
+            UsageError: no such recipe, --resume without --run, --data-dir without --data.
             FileError: no run to resume.
         """
         name, run = _given(options, "recipe"), _given(options, "run")
         if "--resume" in options and run is None:
             raise UsageError("--resume needs --run FOLDER, the run to continue")
+        given = {flag for flag in ("data", "recipe", "data-dir") if _given(options, flag) is not None}
+        if given == {"data-dir"} and "--resume" not in options:
+            raise UsageError("--data-dir needs --data: folder for pictures of your own, or cifar10, or cifar100")
         if name is None and "--resume" in options:
             recipe = _recipe_of(Path(str(run)))
         else:
