@@ -75,8 +75,8 @@ def test_the_archive_is_downloaded_where_it_is_missing(tmp_path, monkeypatch):
     fake = packed(fake, tmp_path / "made", tmp_path / "served.tar.gz")
     asked = []
 
-    def fetch(url, target, md5):
-        asked.append((url, md5))
+    def fetch(url, target, checksum):
+        asked.append((url, checksum.digits))
         target.parent.mkdir(parents=True)
         target.write_bytes((tmp_path / "served.tar.gz").read_bytes())
 

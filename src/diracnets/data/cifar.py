@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diracnets.data.download import download, md5_of, unpack
+from diracnets.data.archive import unpack
 from diracnets.data.images import ImageData
 from diracnets.data.memory import MemoryImages
 from diracnets.data.unpickle import read_pickle
+from diracnets.download import Checksum, download
 from diracnets.errors import DataError, FileError
 from diracnets.models.facts import CIFAR_MEAN, CIFAR_STD
 
@@ -127,19 +128,16 @@ def find_files(published: Published, data_dir: Path, *, fetch: bool) -> Path:
     if folder.exists():
         missing = ", ".join(file for file in published.files if not (folder / file).is_file())
         raise FileError(f"{folder} lacks {missing}: complete it, or delete it to have it unpacked or downloaded again")
-    archive = data_dir / published.archive
+    archive, checksum = data_dir / published.archive, Checksum("md5", published.md5)
     if not archive.is_file():
         if not fetch:
             raise FileError(
                 f"{data_dir} holds neither {published.folder}/ nor {published.archive}: "
                 f"put one of them there, or allow the download from {published.url}"
             )
-        download(published.url, archive, published.md5)
-    elif (found := md5_of(archive)) != published.md5:
-        raise FileError(
-            f"{archive} is damaged or incomplete (md5 {found}, not {published.md5}): "
-            "delete it to have it downloaded again"
-        )
+        download(published.url, archive, checksum)
+    elif wrong := checksum.check(archive):
+        raise FileError(f"{archive} is damaged or incomplete ({wrong}): delete it to have it downloaded again")
     unpack(archive, folder, published.files)
     return folder
 
@@ -151,11 +149,8 @@ def read_file(published: Published, path: Path) -> dict[str, Any]:
         FileError: it is damaged.
         DataError: it is no such file.
     """
-    if (found := md5_of(path)) != published.files[path.name]:
-        raise FileError(
-            f"{path} is damaged (md5 {found}, not {published.files[path.name]}): "
-            f"delete its folder to have it unpacked or downloaded again"
-        )
+    if wrong := Checksum("md5", published.files[path.name]).check(path):
+        raise FileError(f"{path} is damaged ({wrong}): delete its folder to have it unpacked or downloaded again")
     return read_pickle(path.read_bytes(), str(path))
 
 

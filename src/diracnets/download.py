@@ -1,4 +1,4 @@
-"""Fetches a published archive: with progress, going on where it stopped, and checked before anyone sees it."""
+"""Fetches a published file: with progress, going on where it stopped, and checked before anyone sees it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import http.client
 import re
 import ssl
 import sys
-import tarfile
-import tempfile
 import urllib.error
 import urllib.request
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from diracnets.errors import FileError
 
@@ -25,28 +24,53 @@ _PATIENCE = 30.0  # seconds without an answer
 Report = Callable[[int, int | None], None]
 
 
-def md5_of(path: Path) -> str:
-    """A file's md5 as 32 hexadecimal digits.
+@dataclass(frozen=True)
+class Checksum:
+    """What a published file has to hash to.
+
+    Args:
+        algorithm: of the hash.
+        digits: all its hexadecimal digits, or the first ones where no more were published.
+
+    >>> Checksum("md5", "d41d8cd98f00b204e9800998ecf8427e")
+    Checksum(algorithm='md5', digits='d41d8cd98f00b204e9800998ecf8427e')
+    """
+
+    algorithm: Literal["md5", "sha256"]
+    digits: str
+
+    def check(self, path: Path) -> str | None:
+        """None where the file is the published one, else how it differs, for an error: "md5 12ab..., not 34cd...".
+
+        Raises:
+            FileError: it cannot be read.
+        """
+        found = hash_of(path, self.algorithm)
+        return None if found.startswith(self.digits) else f"{self.algorithm} {found}, not {self.digits}"
+
+
+def hash_of(path: Path, algorithm: Literal["md5", "sha256"]) -> str:
+    """A file's hash, in hexadecimal digits.
 
     Raises:
         FileError: it cannot be read.
     """
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+            return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def download(url: str, target: Path, md5: str) -> None:
-    """Bring `url` to `target`, which appears when all of it is there and has the right md5.
+def download(url: str, target: Path, checksum: Checksum) -> None:
+    """Bring `url` to `target`, which appears when all of it is there and is what was published.
 
     What has come is kept as `<target>.part` when the connection breaks: a later call asks for the rest alone.
 
     Args:
         url: http or https.
         target: the file; its folder is made.
-        md5: of the whole file, 32 hexadecimal digits.
+        checksum: of the whole file.
 
     Raises:
         FileError: the server does not give it, it is damaged, or it cannot be written.
@@ -56,59 +80,17 @@ def download(url: str, target: Path, md5: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _progress(url, target) as report:
             resumed = _fetch_all(url, part, report)
-            found = md5_of(part)
-            if found != md5 and resumed:  # what was there before may have been of another file
+            wrong = checksum.check(part)
+            if wrong and resumed:  # what was there before may have been of another file
                 part.unlink()
                 _fetch_all(url, part, report)
-                found = md5_of(part)
-        if found != md5:
+                wrong = checksum.check(part)
+        if wrong:
             part.unlink()
-            raise FileError(f"what came from {url} is damaged (md5 {found}, not {md5}): try again, or from elsewhere")
+            raise FileError(f"what came from {url} is damaged ({wrong}): try again, or from elsewhere")
         part.replace(target)
     except OSError as error:
         raise FileError(f"cannot write {target}: {error.strerror or error}") from error
-
-
-def unpack(archive: Path, folder: Path, names: Iterable[str]) -> None:
-    """Take the named files out of a .tar.gz, all of them or none.
-
-    Only `<folder.name>/<name>` members that are plain files are read, whatever else the archive holds; so nothing can
-    be written outside `folder`.
-
-    Args:
-        archive: the file.
-        folder: where the files go; must not exist.
-        names: of the files.
-
-    Raises:
-        FileError: the archive is damaged or lacks a file, or the folder cannot be written.
-    """
-    wanted = {f"{folder.name}/{name}": name for name in names}
-    try:
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
-            whole = Path(place) / folder.name
-            whole.mkdir()
-            try:
-                with tarfile.open(archive) as tar:
-                    for member in tar:
-                        name = wanted.get(member.name)
-                        content = tar.extractfile(member) if name is not None and member.isreg() else None
-                        if name is not None and content is not None:
-                            _copy(content.read, whole / name)
-                            del wanted[member.name]
-            except (tarfile.TarError, EOFError, zlib.error) as error:
-                raise FileError(f"{archive} is damaged: {error}; delete it and try again") from error
-            if wanted:
-                raise FileError(f"{archive} lacks {', '.join(sorted(wanted))}: it is not the archive as published")
-            whole.rename(folder)
-    except OSError as error:
-        raise FileError(f"cannot unpack {archive} to {folder}: {error.strerror or error}") from error
-
-
-def _copy(read: Callable[[int], bytes], path: Path) -> None:
-    with path.open("xb") as file:
-        while piece := read(_CHUNK):
-            file.write(piece)
 
 
 def _fetch_all(url: str, part: Path, report: Report) -> bool:
@@ -120,7 +102,7 @@ def _fetch_all(url: str, part: Path, report: Report) -> bool:
             kept = _fetch(url, part, report) and kept
         except urllib.error.HTTPError as error:
             with error:
-                if error.code == 416 and part.exists():  # nothing lies behind what is there; its md5 will tell
+                if error.code == 416 and part.exists():  # nothing lies behind what is there; its hash will tell
                     return kept
                 raise FileError(f"cannot download {url}: the server answers {error.code} {error.reason}") from error
         except (urllib.error.URLError, ssl.SSLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
