@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from machine import machine
 from torch import Tensor, nn
 
 from diracnets import Recipe, load, load_data
+from diracnets.training.environment import circumstances
 
 
 def logits(net: nn.Module, images: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def main() -> None:
     for row in rows:
         print(row)
     if arguments.out:
-        arguments.out.write_text(json.dumps({**machine(), "measured": rows}, indent=2) + "\n")
+        arguments.out.write_text(json.dumps({"circumstances": circumstances(), "measured": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

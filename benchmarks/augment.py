@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 
 import torch
-from machine import machine
 
 from diracnets.data.augmentation import Augmentation
 from diracnets.data.memory import MemoryImages
+from diracnets.training.environment import circumstances
 
 IMAGES = 50_000
 AUGMENTATION = Augmentation(crop="pad", pad=4, flip=True, cutout=8)
@@ -73,13 +73,13 @@ def main() -> None:
         print(json.dumps(row))
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        circumstances = {
-            **machine(arguments.device),
+        facts = {
+            "circumstances": circumstances(arguments.device),
             "load_average": load,
             "images": IMAGES,
             "augmentation": vars(AUGMENTATION),
         }
-        arguments.out.write_text(json.dumps({**circumstances, "measured": rows}, indent=2) + "\n")
+        arguments.out.write_text(json.dumps({**facts, "measured": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from machine import machine
 from torch import nn
 
 from diracnets import create_model, fold
+from diracnets.training.environment import circumstances
 
 
 def measure(name: str, rounds: int) -> dict[str, object]:
@@ -54,7 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = [measure(name, arguments.rounds) for name in arguments.networks]
     if arguments.out:
-        arguments.out.write_text(json.dumps({**machine(), "measured": rows}, indent=2) + "\n")
+        arguments.out.write_text(json.dumps({"circumstances": circumstances(), "measured": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

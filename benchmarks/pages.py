@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from diracnets.studies.report import told
+
 RESULTS = Path(__file__).parent.parent / "results"
 Row = dict[str, Any]
 
@@ -18,13 +20,6 @@ def table(columns: dict[str, Callable[[Row], object]], rows: Iterable[Row]) -> s
     lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
     lines += [" | ".join(str(value(row)) for value in columns.values()) for row in rows]
     return "\n".join(f"| {line} |" for line in lines)
-
-
-def circumstances(result: Row) -> str:
-    device = (
-        result["gpu"] or f"{result['processor']}, {result['threads']} threads ({', '.join(result['instructions'])})"
-    )
-    return f"{device}; torch {result['torch']}, Python {result['python']}: `{result['command']}`"
 
 
 def step_time(result: Row) -> str:
@@ -135,7 +130,7 @@ def main() -> None:
     for name, (title, render) in SECTIONS.items():
         if (RESULTS / name).exists():
             result = json.loads((RESULTS / name).read_text())
-            parts += [f"## {title}", circumstances(result), render(result)]
+            parts += [f"## {title}", told(result["circumstances"]), render(result)]
             parts += [TRIED] * (name == "step_time.json")
     parts += [
         "## Trainings",

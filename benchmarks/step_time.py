@@ -18,12 +18,12 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from machine import machine
 from torch import Tensor, nn
 
 from diracnets import create_model, parameter_groups
 from diracnets.models import diracnet
 from diracnets.nn import dirac
+from diracnets.training.environment import circumstances
 
 VARIANTS: dict[str, tuple[str, Callable[..., list[Tensor]] | None]] = {
     "plain": ("plain", None),
@@ -152,7 +152,9 @@ def main() -> None:
         for precision in arguments.precisions
     ]
     if arguments.out:
-        arguments.out.write_text(json.dumps({**machine(arguments.device), "measured": rows}, indent=2) + "\n")
+        arguments.out.write_text(
+            json.dumps({"circumstances": circumstances(arguments.device), "measured": rows}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

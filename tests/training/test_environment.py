@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from diracnets.training.environment import describe_environment, record_environment
+from diracnets.training.environment import circumstances, describe_environment, record_environment
 from diracnets.training.precision import Precision
 
 PRECISION = Precision("bfloat16", "measured")
@@ -40,3 +40,10 @@ def test_the_command_is_told_without_the_path_of_the_program(program, monkeypatc
     monkeypatch.setattr(sys, "argv", [program, "train", "--epochs", "1"])
     environment = describe_environment(torch.device("cpu"), None, PRECISION, None)
     assert environment["command"] == ["diracnets", "train", "--epochs", "1"]
+
+
+def test_the_command_tells_no_folder_of_this_machine(monkeypatch):
+    words = ["/bin/diracnets", "study", "cifar", "--data-dir", "/home/me/data", "--out=/tmp/results", "--rows", "a/b"]
+    monkeypatch.setattr(sys, "argv", words)
+    expected = ["diracnets", "study", "cifar", "--data-dir", "data", "--out=results", "--rows", "a/b"]
+    assert circumstances()["command"] == expected

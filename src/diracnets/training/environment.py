@@ -1,10 +1,11 @@
-"""What a run was made with: versions, machine, command and commit."""
+"""What a run or measurement was made with: versions, machine, command and commit."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -33,24 +34,42 @@ def versions() -> dict[str, str]:
     }
 
 
-def describe_environment(
-    device: torch.device, data_dir: str | Path | None, precision: Precision, start: str | None
-) -> dict[str, Any]:
-    """Facts about this moment on this machine, as JSON can hold them."""
+def circumstances(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Facts about this moment on this machine, as JSON can hold them, to stand beside what was measured.
+
+    Args:
+        device: that computes.
+
+    >>> sorted(circumstances())
+    ['command', 'commit', 'date', 'device', 'instructions',
+     'platform', 'processor', 'processors', 'threads', 'versions']
+    """
     return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [_program(), *sys.argv[1:]],
-        "start": start,
-        "data_dir": None if data_dir is None else str(Path(data_dir).absolute()),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [_program(), *map(_without_place, sys.argv[1:])],
         "commit": _commit(),
         "versions": versions(),
         "platform": platform.platform(),
-        "device": device_name(device),
-        "precision": precision.name,
-        "precision_reason": precision.reason,
+        "device": device_name(torch.device(device)),
         "processor": device_name(torch.device("cpu")),
+        "instructions": sorted(set(re.findall(r"\b(?:avx2|avx512f|avx512_bf16|amx_bf16)\b", _cpuinfo()))),
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
+    }
+
+
+def describe_environment(
+    device: torch.device, data_dir: str | Path | None, precision: Precision, start: str | None
+) -> dict[str, Any]:
+    """The circumstances in which a run is started, with what resuming it needs."""
+    facts = circumstances(device)
+    return {
+        "started": facts.pop("date"),
+        **facts,
+        "start": start,
+        "data_dir": None if data_dir is None else str(Path(data_dir).absolute()),
+        "precision": precision.name,
+        "precision_reason": precision.reason,
     }
 
 
@@ -89,11 +108,19 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
         return "Apple GPU"
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    model = re.search(r"^model name\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
+    return model[1] if model else platform.processor() or platform.machine()
+
+
+def _cpuinfo() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _without_place(word: str) -> str:
+    """A word of the command line; of an absolute path only the last part, for the rest says nothing to others."""
+    flag, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+    return f"{flag}{equals}{Path(value).name}" if Path(value).is_absolute() else word
 
 
 def _program() -> str:

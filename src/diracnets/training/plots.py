@@ -30,7 +30,7 @@ def draw_curve(history: Sequence[dict[str, Any]], path: str | Path) -> None:
         MissingExtraError: matplotlib is not installed.
         FileError: the file cannot be written.
     """
-    figure = _figure(9, 3.6)
+    figure = new_figure(9, 3.6)
     losses, accuracies = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
     evaluated = [row for row in history if "val_loss" in row]
@@ -54,7 +54,7 @@ def draw_curve(history: Sequence[dict[str, Any]], path: str | Path) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.3)
         axes.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_confusion(confusion: Tensor, classes: Sequence[str], path: str | Path) -> None:
@@ -73,7 +73,7 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str], path: str | Path) 
     shares = confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)  # of each true class
     if count <= NAMED:
         side = max(4.0, 0.45 * count)
-        figure = _figure(side + 1.5, side)
+        figure = new_figure(side + 1.5, side)
         axes = figure.subplots()
         names = [_short(name) for name in classes]
         axes.set_xticks(range(count), names, rotation=90)
@@ -82,7 +82,7 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str], path: str | Path) 
             number, color = str(int(confusion[true, predicted])), "white" if shares[true, predicted] > 0.3 else "black"
             axes.text(predicted, true, number, ha="center", va="center", fontsize=8, color=color)
     else:
-        figure = _figure(11.5, 7)
+        figure = new_figure(11.5, 7)
         axes, beside = figure.subplots(1, 2, width_ratios=[3, 1.1])
         beside.set_axis_off()
         beside.text(0, 1, _likeliest(confusion, classes), va="top", fontsize=9)
@@ -92,7 +92,7 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str], path: str | Path) 
     ticks = [0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1]  # in square roots, so that rare confusions can be seen
     bar = figure.colorbar(image, ax=axes, fraction=0.046, label="part of the true class")
     bar.set_ticks([tick**0.5 for tick in ticks], labels=[f"{tick:.0%}" for tick in ticks])
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _likeliest(confusion: Tensor, classes: Sequence[str]) -> str:
@@ -111,8 +111,12 @@ def _short(name: str, most: int = 18) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-def _figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches, without any global state of pyplot."""
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, without any global state of pyplot.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -124,6 +128,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure into a PNG, whole or not at all."""
     with written_whole(path) as part:
         figure.savefig(part, dpi=130, format="png")
