@@ -1,12 +1,14 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and logs that grow by whole lines."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from diracnets.errors import FileError
 
@@ -53,3 +55,17 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def append_json(path: str | Path, row: dict[str, Any]) -> None:
+    """Add one line of JSON to a file, in one write, so that whoever follows the file sees whole lines.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    try:
+        with Path(path).open("ab", buffering=0) as file:
+            file.write(json.dumps(row).encode() + b"\n")
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from error

@@ -74,7 +74,7 @@ def test_a_run_learns_and_leaves_its_files(whole, stripes):
     assert whole.accuracy == whole.history[-1]["val_accuracy"]
     names = {path.name for path in whole.run.iterdir()}
     expected = {"recipe.toml", "environment.json", "metrics.jsonl", "last.pt", "best.pt", "curve.png", "tensorboard"}
-    assert names == expected | {"model.safetensors"}
+    assert names == expected | {"model.safetensors", "scales.jsonl"}
     assert Recipe.load(whole.run / "recipe.toml") == RECIPE
     assert [row["epoch"] for row in metrics(whole.run)] == [1, 2, 3, 4]
     environment = json.loads((whole.run / "environment.json").read_text())

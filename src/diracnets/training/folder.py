@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from diracnets.errors import FileError, MissingExtraError, UsageError
-from diracnets.files import written_whole
+from diracnets.errors import MissingExtraError, UsageError
+from diracnets.files import append_json, written_whole
 from diracnets.training.checkpoint import read_checkpoint
 from diracnets.training.plots import draw_curve
 from diracnets.training.recipe import Recipe
@@ -34,6 +33,7 @@ class RunFolder:
         self.recipe = self.path / "recipe.toml"
         self.environment = self.path / "environment.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.scales = self.path / "scales.jsonl"
         self.last = self.path / "last.pt"
         self.best = self.path / "best.pt"
         self.curve = self.path / "curve.png"
@@ -71,13 +71,8 @@ class RunFolder:
             part.write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Add one row to `metrics.jsonl`, in one write, so that whoever follows the file sees whole lines."""
-        try:
-            with self.metrics.open("ab", buffering=0) as file:
-                file.write(json.dumps(row).encode() + b"\n")
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise FileError(f"cannot write {self.metrics}: {error.strerror or error}") from error
+        """Add one row to `metrics.jsonl`."""
+        append_json(self.metrics, row)
 
     def draw(self, history: list[dict[str, Any]]) -> str | None:
         """Draw the curve; what to say where matplotlib is not installed."""

@@ -24,6 +24,7 @@ from diracnets.training.interruption import Interrupted, Interruption
 from diracnets.training.metrics import evaluate
 from diracnets.training.recipe import Recipe
 from diracnets.training.reporter import Reporter
+from diracnets.training.scales import record_scales
 from diracnets.training.schedule import rate
 from diracnets.training.state import State
 
@@ -76,6 +77,7 @@ class Run:
         if not resumed:
             recipe.save(self.folder.recipe)
             self.save()
+            record_scales(self.folder.scales, state.net, 0)
         self.folder.rewrite_metrics(state.history)
         record_environment(self.folder.environment, state.device, self.data_dir, state.precision, self.start)
         images = f"{len(self.data.train):,} images to train on, {len(self.data.val):,} to validate"
@@ -111,6 +113,7 @@ class Run:
             row |= {"val_loss": evaluation.loss, "val_accuracy": evaluation.top1}
             improved = evaluation.top1 > state.best
             state.best = max(state.best, evaluation.top1)
+        record_scales(self.folder.scales, state.net, state.epoch)
         state.history.append(row)
         state.begin_epoch(state.epoch + 1)
         if improved:
