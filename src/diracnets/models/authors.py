@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diracnets.models.diracnet import DiracNet
 from diracnets.models.facts import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, ModelFacts, attach_facts
+from diracnets.models.network import Network
 from diracnets.models.recognize import chain_layers, on_meta, recognize
 
 _BLOCK = re.compile(r"(?:features\.)?group(\d+)\.block(\d+)\.conv(?:\.weight)?")
@@ -31,7 +31,7 @@ def is_released(data: object) -> bool:
     return isinstance(data, Mapping) and "features.conv.weight" in data
 
 
-def from_training(data: Mapping[str, Any]) -> DiracNet:
+def from_training(data: Mapping[str, Any]) -> Network:
     """The network in a checkpoint `{"params", "epoch", "optimizer"}` of the authors, in evaluation mode.
 
     Every tensor is used, except the dense identities `eye*`, which a Dirac convolution does not need.
@@ -117,7 +117,7 @@ def check_backed(name: str, tensor: Tensor) -> None:
         raise ValueError(f"the tensor {name} is not stored in full")
 
 
-def _attach(model: nn.Module, net: DiracNet, provenance: dict[str, Any]) -> None:
+def _attach(model: nn.Module, net: Network, provenance: dict[str, Any]) -> None:
     cifar = len(net.groups) == 3
     mean, std = (CIFAR_MEAN, CIFAR_STD) if cifar else (IMAGENET_MEAN, IMAGENET_STD)
     if net.input_size[0] == len(mean):  # the authors' normalization is for colour images

@@ -6,23 +6,28 @@ stride 1, in groups of growing width with max-pooling between, and no branch any
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
-from diracnets.errors import UsageError
+from diracnets.models.network import Network, Spec, stem_conv
+from diracnets.models.start import Start
 from diracnets.nn.dirac import DiracConv2d, effective_weights
+
+IMAGENET_DEPTHS = {18: (4, 4, 4, 4), 34: (6, 8, 12, 6)}  # blocks of each group
+CIFAR_WIDTHS, IMAGENET_WIDTHS = (16, 32, 64), (64, 128, 256, 512)  # channels of each group at width 1
 
 
 class Block(nn.Module):
     """`ReLU -> 3x3 convolution -> batch norm`, on [batch, in, height, width]."""
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, channels_in: int, channels_out: int, start: Start) -> None:
         super().__init__()
         self.relu = nn.ReLU(inplace=False)
-        self.conv = conv
-        self.bn = batch_norm(conv.out_channels)
+        self.conv = start.conv(channels_in, channels_out)
+        self.bn = start.norm(channels_out)
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """Apply the block; `weight` is the effective weight of a Dirac convolution where it was computed already."""
@@ -30,23 +35,22 @@ class Block(nn.Module):
         return self.bn(self.conv(x) if weight is None else self.conv(x, weight))  # type: ignore[no-any-return]
 
 
-class DiracNet(nn.Module):
+class DiracNet(Network):
     """A stem, groups of blocks with 2x2 max-pooling between them, ReLU, global average pooling and a linear classifier.
 
     Made by `create_model`, which knows the sizes.
 
     Args:
         stem: from images to the first group's input.
-        widths: channels of each group.
+        widths: channels of each group, of which the first are also the stem's.
         depths: blocks of each group.
-        conv: makes a block's convolution from its input and output channels; `DiracConv2d` or `nn.Conv2d`.
-        num_classes: outputs of the classifier, or 0 for none.
-        input_size: (channels, height, width) of the images.
+        start: what the blocks start with; it decides whether they have Dirac convolutions.
+        spec: what the network is made for.
         min_image_size: the least height and width that all the pooling leaves something of.
-        config: the arguments of `create_model` that make this network again.
+        final: from the last group's output to the input of the average pooling; a ReLU by default.
 
     Raises:
-        UsageError: images smaller than `min_image_size`.
+        UsageError: images smaller than `min_image_size`, or a negative number of classes.
 
     >>> import torch
     >>> from diracnets.models.registry import create_model
@@ -57,45 +61,31 @@ class DiracNet(nn.Module):
     [[2, 4, 32, 32], [2, 8, 16, 16], [2, 16, 8, 8]]
     """
 
+    is_chain: ClassVar[bool] = True
+
     def __init__(
         self,
         stem: nn.Module,
-        stem_width: int,
         widths: Sequence[int],
         depths: Sequence[int],
-        conv: Callable[[int, int], nn.Conv2d],
-        num_classes: int,
-        input_size: tuple[int, int, int],
+        start: Start,
+        spec: Spec,
         min_image_size: int,
-        config: dict[str, Any],
+        final: nn.Module | None = None,
     ) -> None:
-        super().__init__()
-        if min(input_size[1:]) < min_image_size:
-            raise UsageError(
-                f"images of {input_size[1]}x{input_size[2]} are too small for {config['name']}: "
-                f"it needs at least {min_image_size}x{min_image_size}"
-            )
-        self.config = config
-        self.input_size = input_size
-        self.min_image_size = min_image_size
-        self.num_features = widths[-1]
-        self.stem = stem
-        self.groups = nn.ModuleList()
-        channels = stem_width
-        for width, depth in zip(widths, depths, strict=True):
-            blocks = [Block(conv(channels if index == 0 else width, width)) for index in range(depth)]
-            self.groups.append(nn.Sequential(*blocks))
-            channels = width
-        self.pool = nn.MaxPool2d(2)
-        self.relu = nn.ReLU(inplace=False)
-        self.average = nn.AdaptiveAvgPool2d(1)
-        self.flatten = nn.Flatten()
-        self.fc = self._classifier(num_classes)
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes the classifier tells apart; 0 where there is none."""
-        return self.fc.out_features if isinstance(self.fc, nn.Linear) else 0
+        sizes = zip([widths[0], *widths], widths, depths, strict=False)  # channels before and of each group, its blocks
+        super().__init__(
+            stem=stem,
+            groups=[
+                [Block(width if index else before, width, start) for index in range(depth)]
+                for before, width, depth in sizes
+            ],
+            between=nn.MaxPool2d(2),
+            final=nn.ReLU(inplace=False) if final is None else final,
+            num_features=widths[-1],
+            spec=spec,
+            min_image_size=min_image_size,
+        )
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
         """The output of each group, [batch, width, height, width / 2^i], before the pooling and ReLU behind it."""
@@ -104,39 +94,31 @@ class DiracNet(nn.Module):
         x = self.stem(x)
         maps: list[Tensor] = []
         for group in self.groups:
-            x = self.pool(maps[-1]) if maps else x
+            x = self.between(maps[-1]) if maps else x
             for block in cast(nn.Sequential, group):
                 x = block(x, next(weights)) if isinstance(block.conv, DiracConv2d) else block(x)
             maps.append(x)
         return maps
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """[batch, channels, height, width] images -> [batch, num_features, h, w], the input of the average pooling."""
-        return self.relu(self.feature_maps(x)[-1])  # type: ignore[no-any-return]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[batch, channels, height, width] normalized images -> [batch, num_classes] logits, or pooled features."""
-        return self.fc(self.flatten(self.average(self.forward_features(x))))  # type: ignore[no-any-return]
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a fresh one for `num_classes`; with 0 the network gives its pooled features."""
-        weight = next(self.parameters())
-        self.fc = self._classifier(num_classes).to(weight.device, weight.dtype)
-        self.config = {**self.config, "num_classes": num_classes}
-
-    def _classifier(self, num_classes: int) -> nn.Linear | nn.Identity:
-        if num_classes < 0:
-            raise UsageError(f"num_classes is {num_classes}; it must be a positive number, or 0 for no classifier")
-        if num_classes == 0:
-            return nn.Identity()
-        classifier = nn.Linear(self.num_features, num_classes)
-        nn.init.kaiming_normal_(classifier.weight)
-        nn.init.zeros_(classifier.bias)
-        return classifier
+def cifar_stem(channels: int, width: int, start: Start) -> nn.Sequential:
+    """A 3x3 convolution and a batch norm, for images of CIFAR's size."""
+    return nn.Sequential(OrderedDict(conv=stem_conv(channels, width), bn=start.norm(width)))
 
 
-def batch_norm(channels: int) -> nn.BatchNorm2d:
-    """A batch norm as the authors start theirs: scales from U(0, 1), shifts 0."""
-    norm = nn.BatchNorm2d(channels)
-    nn.init.uniform_(norm.weight)
-    return norm
+def imagenet_stem(channels: int, width: int, start: Start) -> nn.Sequential:
+    """A 7x7 convolution of stride 2, a batch norm and 3x3 max-pooling of stride 2, for images of ImageNet's size."""
+    conv = stem_conv(channels, width, size=7, stride=2)
+    return nn.Sequential(OrderedDict(conv=conv, bn=start.norm(width), pool=nn.MaxPool2d(3, stride=2, padding=1)))
+
+
+def cifar_diracnet(depth: int, widths: Sequence[int], start: Start, spec: Spec) -> DiracNet:
+    """DiracNet-N-k with `depth` N = 6n + 4, three groups of 2n blocks; 26 weight layers where it is called 28."""
+    stem = cifar_stem(spec.input_size[0], widths[0], start)
+    return DiracNet(stem, widths, [(depth - 4) // 3] * 3, start, spec, min_image_size=8)
+
+
+def imagenet_diracnet(depth: int, widths: Sequence[int], start: Start, spec: Spec) -> DiracNet:
+    """DiracNet-18 or -34."""
+    stem = imagenet_stem(spec.input_size[0], widths[0], start)
+    return DiracNet(stem, widths, IMAGENET_DEPTHS[depth], start, spec, min_image_size=32)

@@ -1,7 +1,11 @@
-"""`load`: a network from any file that holds one, told by what the file contains, never by executing any of it."""
+"""`load`: a network by the name of its weights, or from any file that holds one, told by what the file contains.
+
+Nothing in a file is ever executed.
+"""
 
 from __future__ import annotations
 
+import difflib
 import pickle
 import re
 from collections.abc import Mapping
@@ -9,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diracnets.errors import FileError, UsageError
@@ -16,18 +22,20 @@ from diracnets.models import authors
 from diracnets.models.authors import check_backed
 from diracnets.models.facts import ModelFacts, attach_facts
 from diracnets.models.file import check_is_file, read
+from diracnets.models.pretrained import Weights, find_weights, list_weights
 from diracnets.models.recognize import on_meta
 
 CHECKPOINT_FORMAT = "diracnets-checkpoint-1"
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
-    """The network in a file, in evaluation mode.
+    """The network in a file, or of a trained network's name, in evaluation mode.
 
     Args:
-        path: a model file (gives the chain), a checkpoint of `diracnets train` (gives the DiracNet, with averaged
+        path: a model file (gives the chain), a checkpoint of `diracnets train` (gives the network, with averaged
             weights where it averaged), a training checkpoint of the paper's authors (a DiracNet), or a folded network
-            with the names of their release (a chain).
+            with the names of their release (a chain). Or one of `list_weights()` (gives the network, or the chain where
+            the weights are folded), unless there is a file of that name.
         device: where to put it.
 
     Returns:
@@ -35,7 +43,8 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
         attribute `facts`, a `ModelFacts`.
 
     Raises:
-        FileError: there is no such file, it is damaged, or holds something else, such as objects that could run code.
+        FileError: there is no such file, it is damaged, or holds something else, such as objects that could run code;
+            or weights cannot be downloaded.
         UsageError: there is no such device.
 
     >>> import tempfile
@@ -46,6 +55,52 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
     torch.Size([1, 2])
     """
     path = Path(path)
+    if is_weights(path):
+        model = load_weights(find_weights(str(path)))
+    elif not path.exists() and (near := difflib.get_close_matches(str(path), list_weights(), n=1, cutoff=0.8)):
+        raise FileError(f"there is no file {path}, and no weights of that name; did you mean {near[0]}?")
+    else:
+        model = _from_file(path)
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {str(device)!r} cannot be used: {_first_line(error)}") from error
+
+
+def is_weights(path: str | Path) -> bool:
+    """Whether `load` takes this for the name of weights: it is one, and no file is called the same.
+
+    >>> is_weights("diracnet-28-0.5-digits"), is_weights("model.safetensors")
+    (True, False)
+    """
+    return str(path) in list_weights() and not Path(path).is_file()
+
+
+def load_weights(weights: Weights) -> nn.Module:
+    """A trained network in evaluation mode, with its `facts`; the chain, where the weights are folded.
+
+    Raises:
+        FileError: the file is missing, damaged, or cannot be downloaded.
+    """
+    path = weights.file()
+    model = _from_file(path) if weights.folded else _from_tensors(path, weights.model)
+    attach_facts(model, weights.facts())
+    return model
+
+
+def _from_tensors(path: Path, config: Mapping[str, Any]) -> nn.Module:
+    try:
+        state = {
+            name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()
+        }
+        return _network(dict(config), state)
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise FileError(f"{path} does not hold a whole network: {_first_line(error)}") from error
+
+
+def _from_file(path: Path) -> nn.Module:
     check_is_file(path)
     try:
         with path.open("rb") as file:
@@ -53,17 +108,12 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     if head[:2] in (b"PK", b"\x80\x02"):  # a zip archive or a bare pickle, as torch.save writes them
-        model = _from_checkpoint(path, read_checkpoint(path))
-    elif head[8:] == b"{":
-        model = read(path)
-    else:
-        raise FileError(
-            f"{path} is neither a model file (.safetensors) nor a checkpoint that torch.save wrote, or is damaged"
-        )
-    try:
-        return model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {str(device)!r} cannot be used: {_first_line(error)}") from error
+        return _from_checkpoint(path, read_checkpoint(path))
+    if head[8:] == b"{":
+        return read(path)
+    raise FileError(
+        f"{path} is neither a model file (.safetensors) nor a checkpoint that torch.save wrote, or is damaged"
+    )
 
 
 def read_checkpoint(path: str | Path) -> Any:  # noqa: ANN401
@@ -113,7 +163,15 @@ def _own(path: Path, data: Mapping[str, Any]) -> nn.Module:
         raise ValueError("its network is not described as it should be")
     if any(int(number) > 4 + len(state) for number in re.findall(r"-(\d+)", str(config.get("name")))[:1]):
         raise ValueError(f"it has {len(state)} tensors, too few for a {config['name']}")
-    net = on_meta(dict(config))
+    net = _network(dict(config), state)
+    if "facts" in data:
+        attach_facts(net, ModelFacts.from_data(data["facts"]))
+    return net
+
+
+def _network(config: dict[str, Any], state: Mapping[str, Any]) -> nn.Module:
+    """`create_model(**config)` with these tensors, in evaluation mode; ValueError unless they are exactly its own."""
+    net = on_meta(config)
     wanted = net.state_dict()
     for name in sorted(wanted.keys() | state.keys()):
         tensor = state.get(name)
@@ -121,8 +179,6 @@ def _own(path: Path, data: Mapping[str, Any]) -> nn.Module:
             raise ValueError(f"the tensor {name} is missing, left over, or not of the shape that {config['name']} has")
         check_backed(name, tensor)
     net.load_state_dict(dict(state), assign=True)
-    if "facts" in data:
-        attach_facts(net, ModelFacts.from_data(data["facts"]))
     return net.eval()
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from diracnets.models.diracnet import DiracNet
-from diracnets.models.registry import IMAGENET_DEPTHS, create_model
+from diracnets.models.diracnet import CIFAR_WIDTHS, IMAGENET_DEPTHS, IMAGENET_WIDTHS
+from diracnets.models.network import Network
+from diracnets.models.registry import create_model
 
 
 def recognize(stem: Sequence[int], widths: Sequence[int], depths: Sequence[int], num_classes: int) -> dict[str, Any]:
@@ -32,21 +33,21 @@ def recognize(stem: Sequence[int], widths: Sequence[int], depths: Sequence[int],
         raise ValueError(f"its first convolution has filters {list(stem)}, which no DiracNet begins with")
     arguments: dict[str, Any] = {"in_channels": stem[1], "num_classes": num_classes}
     if len(widths) == 3 and len(set(depths)) == 1 and depths[0] % 2 == 0:
-        factor = _factor(widths, (16, 32, 64))
+        factor = _factor(widths, CIFAR_WIDTHS)
         return {"name": f"diracnet-{3 * depths[0] + 4}-{_decimal(factor)}", **arguments}
     for depth, known in IMAGENET_DEPTHS.items():
         if tuple(depths) == known:
-            return {"name": f"diracnet-{depth}", **arguments, "width": _factor(widths, (64, 128, 256, 512))}
+            return {"name": f"diracnet-{depth}", **arguments, "width": _factor(widths, IMAGENET_WIDTHS)}
     raise ValueError(f"it has groups of {', '.join(map(str, depths))} blocks, which no DiracNet has")
 
 
-def on_meta(arguments: dict[str, Any]) -> DiracNet:
+def on_meta(arguments: dict[str, Any]) -> Network:
     """`create_model(**arguments)` without memory for the weights and without drawing random numbers."""
     with torch.device("meta"):
         return create_model(**arguments)
 
 
-def chain_layers(net: DiracNet) -> nn.Sequential:
+def chain_layers(net: Network) -> nn.Sequential:
     """The layers of the chain that `fold` makes of a DiracNet, in its order, on the meta device.
 
     >>> [type(layer).__name__ for layer in chain_layers(on_meta({"name": "diracnet-10-1"}))][:4]
@@ -55,10 +56,10 @@ def chain_layers(net: DiracNet) -> nn.Sequential:
     layers = list(net.stem.children())
     for index, group in enumerate(net.groups.children()):
         if index:
-            layers.append(net.pool)
+            layers.append(net.between)
         for block in group.children():
             layers += [block.get_submodule("relu"), block.get_submodule("conv")]
-    layers += [net.relu, net.average, net.flatten, net.fc]
+    layers += [net.final, net.average, net.flatten, net.fc]
     kept = [layer for layer in layers if not isinstance(layer, nn.BatchNorm2d)]  # those become the convolutions' biases
     return nn.Sequential(
         *(_ordinary(layer) if isinstance(layer, nn.Conv2d) else copy.deepcopy(layer) for layer in kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +95,7 @@ def _network(chain: nn.Sequential) -> DiracNet:
             raise ValueError(f"its layers are not those of {arguments['name']}")
     except ValueError as error:
         raise UsageError(f"this chain cannot be turned back into a Dirac network: {error}") from error
-    return create_model(**arguments)
+    return cast(DiracNet, create_model(**arguments))
 
 
 def _without_names(chain: nn.Module) -> list[dict[str, object]]:

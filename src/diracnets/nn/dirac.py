@@ -10,15 +10,16 @@ alpha and one beta per output channel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from diracnets.errors import UsageError
 
-Init = Literal["normal", "kaiming"]
+Init = Literal["normal", "kaiming"] | float
 Size = int | tuple[int, ...]
 EPS = 1e-12
 
@@ -68,16 +69,26 @@ def dirac_weight(weight: Tensor, alpha: Tensor, beta: Tensor, groups: int = 1) -
 
 
 def draw_filters(weight: Tensor, init: Init) -> None:
-    """Fill filters in place: "normal" from N(0, 1) as in the paper, "kaiming" as in the authors' last code.
+    """Fill filters in place with random numbers.
+
+    Args:
+        weight: [out, in / groups, *kernel].
+        init: "normal" for N(0, 1) as in the paper, "kaiming" for Kaiming normal as in the authors' last code, or the
+            standard deviation s of N(0, s^2).
 
     Raises:
-        UsageError: an unknown `init`.
+        UsageError: an unknown `init`, or a standard deviation that is not a positive number.
 
     >>> draw_filters(torch.empty(8, 8, 3, 3), "normal")
     """
-    if init not in get_args(Init):
-        raise UsageError(f"init is {init!r}; choose one of {', '.join(get_args(Init))}")
-    nn.init.normal_(weight) if init == "normal" else nn.init.kaiming_normal_(weight)
+    if init == "kaiming":
+        nn.init.kaiming_normal_(weight)
+    elif init == "normal":
+        nn.init.normal_(weight)
+    elif isinstance(init, int | float) and 0 < init < math.inf and not isinstance(init, bool):
+        nn.init.normal_(weight, std=init)
+    else:
+        raise UsageError(f"init is {init!r}; choose normal, kaiming, or a standard deviation above 0")
 
 
 def _dirac_weights(
@@ -258,15 +269,16 @@ class DiracConv2d(_DiracConv, nn.Conv2d):
     Args:
         alpha: what the scales of the identity start at.
         beta: what the scales of the normalized filters start at.
-        init: how `weight` is drawn: "normal", N(0, 1) as in the paper, or "kaiming", Kaiming normal as in the authors'
-            last code. As W is normalized this leaves the function alone and sets how far a step turns the filters.
+        init: how `weight` is drawn: "normal", N(0, 1) as in the paper, "kaiming", Kaiming normal as in the authors'
+            last code, or a standard deviation s for N(0, s^2). As W is normalized this leaves the function alone and
+            sets how far a step turns the filters.
 
     Attributes:
         weight: W, [out, in / groups, kernel height, kernel width].
         alpha, beta: [out].
 
     Raises:
-        UsageError: an unknown `init`.
+        UsageError: an unknown `init`, or a standard deviation that is not a positive number.
 
     >>> layer = DiracConv2d(16, 32, 3, stride=2, padding=1, bias=False)
     >>> layer(torch.randn(1, 16, 8, 8)).shape, layer.effective_weight().shape

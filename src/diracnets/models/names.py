@@ -1,0 +1,107 @@
+"""The names of networks: what a name says, which are listed, and what is wrong with one that is none."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from diracnets.errors import UsageError
+
+Family = Literal["plain", "repvgg", "wrn", "resnet", "vgg"]
+_WITH_WIDTH = re.compile(r"(diracnet|plain)-(\d+)-(\d+(?:\.\d+)?)")
+_WITHOUT_WIDTH = re.compile(r"(diracnet|plain)-(\d+)")
+_IMAGENET_DEPTHS = (18, 34)
+_VGG_DEPTHS = (16, 19)
+_LEAST_BOTTLENECK = 164  # from this depth on, a CIFAR ResNet's blocks are bottlenecks
+
+_CHAINS = ("16-1", "28-1", "28-5", "28-10", "34-2", "34-4", "52-1", "100-1", "196-1", "400-1", "1000-1", "18", "34")
+_RESNETS = ("20", "56", "110", "164", "1001", "18", "34")
+_WIDE = ("16-1", "28-1", "28-10", "40-4")
+_LISTED = (*(f"{family}-{size}" for family in ("diracnet", "plain") for size in _CHAINS),)
+
+
+@dataclass(frozen=True)
+class Name:
+    """What a network's name says.
+
+    Attributes:
+        family: "plain" for DiracNets too.
+        dirac: whether its blocks have Dirac convolutions.
+        depth: the number in its name.
+        factor: what the channels are multiplied with; None where that is not in the name.
+        imagenet: whether it is for images of ImageNet's size.
+        blocks: how many it has behind the stem.
+    """
+
+    family: Family
+    dirac: bool
+    depth: int
+    factor: float | None
+    imagenet: bool
+    blocks: int
+
+
+def listed() -> tuple[str, ...]:
+    """The names that `list_models` gives."""
+    return _LISTED
+
+
+def parse(name: str) -> Name:
+    """What a name says.
+
+    Raises:
+        UsageError: no network has this name.
+
+    >>> parse("diracnet-28-10")
+    Name(family='plain', dirac=True, depth=28, factor=10.0, imagenet=False, blocks=24)
+    """
+    match = _WITH_WIDTH.fullmatch(name) or _WITHOUT_WIDTH.fullmatch(name)
+    if match is None:
+        raise _unknown(name)
+    prefix, depth = match[1], int(match[2])
+    factor = float(match[3]) if match.re is _WITH_WIDTH else None
+    dirac = prefix.startswith("dirac")
+    family = cast(Family, "plain" if prefix == "diracnet" else prefix.removeprefix("dirac-"))
+    imagenet = factor is None and family in ("plain", "resnet") and depth in _IMAGENET_DEPTHS
+    if family == "vgg":
+        if depth not in _VGG_DEPTHS:
+            raise UsageError(f"{name}: the depth of a VGG network is 16 or 19")
+        blocks = depth - 4  # convolutions behind the first; three of the paper's layers are its classifier
+    elif imagenet:
+        blocks = depth - 2 if family == "plain" else (depth - 2) // 2
+    elif factor is None and family == "plain":
+        raise UsageError(f"{name}: without a width the depth is 18 or 34; for CIFAR-size images write {name}-1")
+    else:
+        blocks = _cifar_blocks(name, family, prefix, depth)
+    return Name(family, dirac, depth, factor, imagenet, blocks)
+
+
+def _cifar_blocks(name: str, family: Family, prefix: str, depth: int) -> int:
+    """The blocks of a network of three groups, whose depth has to be one that such networks have."""
+    if family != "resnet":
+        rest, layers, least = 4, 6, 10
+    elif depth < _LEAST_BOTTLENECK:
+        rest, layers, least = 2, 6, 8
+    else:
+        rest, layers, least = 2, 9, _LEAST_BOTTLENECK
+    if depth < least or depth % layers != rest:
+        nearest = max(least, layers * round((depth - rest) / layers) + rest)
+        examples = ", ".join(str(least + index * layers) for index in range(4))
+        width = name.removeprefix(f"{prefix}-").partition("-")[2]
+        raise UsageError(
+            f"{name}: the depth must be {layers}n + {rest} ({examples}, ...); the nearest is {prefix}-{nearest}"
+            + (f"-{width}" if width else "")
+        )
+    n = (depth - rest) // layers
+    return 6 * n if family in ("plain", "repvgg") else 3 * n
+
+
+def _unknown(name: str) -> UsageError:
+    near = difflib.get_close_matches(name, _LISTED, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return UsageError(
+        f"no network is called {name!r}; {hint}There are diracnet-N-k and plain-N-k (N = 6n + 4, k any width), "
+        "diracnet-18, diracnet-34, plain-18 and plain-34"
+    )

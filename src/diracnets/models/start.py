@@ -1,0 +1,177 @@
+"""The start of a network's blocks: how filters are drawn, and what the Dirac scales and the batch norms start at."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import nn
+
+from diracnets.errors import UsageError
+from diracnets.nn.dirac import DiracConv2d, Init, draw_filters
+
+StartName = Literal["paper", "deep"]
+MOST_BETA = 0.5  # of the deep start, where the network is shallow
+BETA_BY_DEPTH = 2.5  # c_b: beta = c_b / sqrt(blocks)
+LOSS_OF_ALL = 1.0  # c_m: the part of the signal that all ReLUs together throw away
+MOST_BIAS = 3.0
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the blocks of a network start with; it makes their layers.
+
+    Args:
+        init: how filters are drawn, see `DiracConv2d`.
+        alpha, beta: the scales of Dirac convolutions; both None for ordinary convolutions.
+        bias: of every batch norm that a ReLU follows; the others start at 0.
+        scale: of every batch norm, a number or "uniform" for U(0, 1).
+
+    >>> paper_start(dirac=True).conv(8, 16)
+    DiracConv2d(8, 16, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
+    """
+
+    init: Init
+    alpha: float | None
+    beta: float | None
+    bias: float
+    scale: Literal["uniform"] | float
+
+    def conv(self, channels_in: int, channels_out: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
+        """A convolution of `size` x `size` without bias, padded to keep the size of its input where `stride` is 1."""
+        padding = size // 2
+        if self.alpha is not None and self.beta is not None:
+            return DiracConv2d(
+                channels_in,
+                channels_out,
+                size,
+                stride,
+                padding,
+                bias=False,
+                alpha=self.alpha,
+                beta=self.beta,
+                init=self.init,
+            )
+        conv = nn.Conv2d(channels_in, channels_out, size, stride, padding, bias=False)
+        draw_filters(conv.weight, self.init)
+        return conv
+
+    def norm(self, channels: int, before_relu: bool = True) -> nn.BatchNorm2d:
+        """A batch norm, which starts shifted if a ReLU follows."""
+        norm = nn.BatchNorm2d(channels)
+        if self.scale == "uniform":
+            nn.init.uniform_(norm.weight)
+        else:
+            nn.init.constant_(norm.weight, self.scale)
+        nn.init.constant_(norm.bias, self.bias if before_relu else 0.0)
+        return norm
+
+
+def paper_start(dirac: bool, scale: Literal["uniform"] | float = "uniform") -> Start:
+    """The paper's: W from N(0, 1), alpha 1, beta 0.1, bias 0; ordinary convolutions are drawn Kaiming normal.
+
+    Args:
+        dirac: whether the blocks have Dirac convolutions.
+        scale: of the batch norms; U(0, 1) in the paper's networks.
+
+    >>> paper_start(dirac=False)
+    Start(init='kaiming', alpha=None, beta=None, bias=0.0, scale='uniform')
+    """
+    if dirac:
+        return Start("normal", alpha=1.0, beta=0.1, bias=0.0, scale=scale)
+    return Start("kaiming", alpha=None, beta=None, bias=0.0, scale=scale)
+
+
+def deep_start(blocks: int, dirac: bool = True) -> Start:
+    """A start with which the signal survives any number of blocks `ReLU -> Dirac convolution -> batch norm`.
+
+    Two things take signal, the correlation of a block's output with its input, from block to block. The random filters
+    add noise, the part beta^2 / (alpha^2 + beta^2) of a block's output, so that the correlation shrinks by the factor
+    (1 + (beta / alpha)^2)^(-1/2), and over L blocks by about exp(-L beta^2 / 2) where alpha is 1. That stays the same
+    for all L if beta = c_b / sqrt(L). And a ReLU throws away what is negative: of x from N(m, 1), which a batch norm of
+    bias m and scale 1 gives, it loses eps(m) = E[(relu(x) - x)^2], half of the signal with m = 0. Over L blocks that is
+    about L eps(m), and stays c_m where m solves L eps(m) = c_m: the ReLUs of deep networks start almost linear.
+    Filters are drawn Kaiming normal, so that a step turns them as far as those of a plain network.
+
+    Args:
+        blocks: L, at least 1.
+        dirac: whether the blocks have Dirac convolutions; the bias is the same without.
+
+    Raises:
+        UsageError: no blocks.
+
+    >>> start = deep_start(996)
+    >>> round(start.beta, 3), round(start.bias, 2), start.init, start.scale
+    (0.079, 2.55, 'kaiming', 1.0)
+    """
+    if blocks < 1:
+        raise UsageError(f"blocks is {blocks}; a start is made for at least 1")
+    beta = min(MOST_BETA, BETA_BY_DEPTH / math.sqrt(blocks))
+    bias = _bias_that_loses(LOSS_OF_ALL / blocks)
+    return Start("kaiming", alpha=1.0 if dirac else None, beta=beta if dirac else None, bias=bias, scale=1.0)
+
+
+def relu_loss(bias: float) -> float:
+    """E[(relu(x) - x)^2] for x from N(bias, 1): what a ReLU throws away of a signal of variance 1.
+
+    >>> relu_loss(0.0), round(relu_loss(2.0), 4)
+    (0.5, 0.0058)
+    """
+    below = math.erfc(bias / math.sqrt(2)) / 2  # P(x < 0)
+    density = math.exp(-bias * bias / 2) / math.sqrt(2 * math.pi)
+    return below * (1 + bias * bias) - bias * density
+
+
+def resolve_start(
+    name: StartName,
+    blocks: int,
+    dirac: bool,
+    *,
+    scale: Literal["uniform"] | float,
+    init: Init | None,
+    alpha: float | None,
+    beta: float | None,
+    bias: float | None,
+) -> Start:
+    """The start that `name` means for a network, with what is given instead of what it says.
+
+    Args:
+        name: "paper" or "deep".
+        blocks: of the network.
+        dirac: whether it has Dirac convolutions.
+        scale: of the batch norms in its "paper" start.
+        init, alpha, beta, bias: see `Start`; None for the start's own.
+
+    Raises:
+        UsageError: an unknown name, alpha or beta without Dirac convolutions, or a number that is not finite.
+    """
+    if name not in get_args(StartName):
+        raise UsageError(f"start is {name!r}; choose one of {', '.join(get_args(StartName))}")
+    for what, value in (("alpha", alpha), ("beta", beta)):
+        if value is not None and not dirac:
+            raise UsageError(f"{what} is {value}, but this network has no Dirac convolutions; leave it out")
+    for what, value in (("alpha", alpha), ("beta", beta), ("bias", bias)):
+        if value is not None and not math.isfinite(value):
+            raise UsageError(f"{what} is {value}; it must be a finite number")
+    own = paper_start(dirac, scale) if name == "paper" else deep_start(blocks, dirac)
+    return Start(
+        init=own.init if init is None else init,
+        alpha=own.alpha if alpha is None else alpha,
+        beta=own.beta if beta is None else beta,
+        bias=own.bias if bias is None else bias,
+        scale=own.scale,
+    )
+
+
+def _bias_that_loses(loss: float) -> float:
+    """The bias from 0 to `MOST_BIAS` with this `relu_loss`, which falls with the bias; by bisection."""
+    low, high = 0.0, MOST_BIAS
+    if relu_loss(high) >= loss:
+        return high
+    if relu_loss(low) <= loss:
+        return low
+    while high - low > 1e-12:
+        middle = (low + high) / 2
+        low, high = (middle, high) if relu_loss(middle) > loss else (low, middle)
+    return round(low, 6)
