@@ -19,9 +19,9 @@ class Fold:
     Both networks are run on the same inputs, and nothing is written unless they agree."""
 
     file: Positional[Path]
-    """A checkpoint: of a run of diracnets, or of the paper's authors (.pt7)."""
+    """A checkpoint: of a run of diracnets, or of the paper's authors (.pt7). Or a trained network's name."""
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """The model file to write; by default the checkpoint's name with .safetensors."""
+    """The model file to write; by default its name with .safetensors."""
 
     def execute(self) -> None:
         """Fold, write, and print the proof."""
@@ -38,7 +38,8 @@ class Fold:
             raise UsageError(
                 f"{self.file} does not say which images it takes, as a model file has to; fold it from Python"
             )
-        out = self.out or self.file.with_suffix(".safetensors")
+        named = not self.file.exists()  # and in a name a dot begins no suffix
+        out = self.out or (Path(f"{self.file}.safetensors") if named else self.file.with_suffix(".safetensors"))
         if out.exists() and out.samefile(self.file):
             raise UsageError(f"{out} is the checkpoint itself, which would be lost; choose another --out")
         chain = write_model_file(net, facts, out)

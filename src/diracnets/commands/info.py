@@ -22,7 +22,7 @@ class Info:
     """Layers, parameters, multiply-adds, receptive field, sizes and origin of a network or of a file that holds one."""
 
     model: Positional[str]
-    """A network's name, such as diracnet-28-1, or a model file or checkpoint."""
+    """The name of a network, such as diracnet-28-1, or of a trained one, or a model file or checkpoint."""
     json: FlagCreatePairsOff[bool] = False
     """Print JSON and nothing else."""
 

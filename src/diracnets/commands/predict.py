@@ -17,10 +17,12 @@ from diracnets.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Classify images with a model file or a checkpoint, which says how to scale and normalize them."""
+    """Classify images with a model file, a checkpoint or a trained network that comes with diracnets.
+
+    It says itself how to scale and normalize them."""
 
     file: Positional[Path]
-    """Model file (.safetensors) or checkpoint."""
+    """Model file (.safetensors), checkpoint, or a name that `diracnets models --trained` lists."""
     images: Positional[Annotated[tuple[str, ...], arg(metavar="IMAGE [IMAGE ...]", help_behavior_hint="")]] = ()
     """Image files, folders of them, or patterns such as 'photos/*.jpg'."""
     top: int = 5

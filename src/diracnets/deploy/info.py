@@ -18,9 +18,10 @@ from diracnets.deploy.receptive import Field
 from diracnets.errors import UsageError
 from diracnets.models import layers
 from diracnets.models.diracnet import DiracNet
-from diracnets.models.facts import facts_of, input_size_of
-from diracnets.models.load import load
-from diracnets.models.recognize import on_meta
+from diracnets.models.facts import attach_facts, facts_of, input_size_of
+from diracnets.models.load import is_weights, load
+from diracnets.models.pretrained import find_weights
+from diracnets.models.recognize import chain_layers, on_meta
 
 _FILE_SUFFIXES = {".safetensors", ".pt", ".pth", ".pt7"}
 
@@ -61,7 +62,7 @@ class Info:
         folded_parameters: of the chain that it folds to; the same as `parameters` for a chain.
         multiply_adds: of one image.
         receptive_field: of the last layer that does not see the whole image.
-        file_bytes: size of the file, None for a network by name.
+        file_bytes: size of the file, None for a network by name, and where it is not known.
         weight_bytes: of the folded weights in "float32", "float16" and "int8" (a byte a weight, and four for each bias
             and each output channel's scale).
         classes: names of the classes, empty where they are not known.
@@ -91,7 +92,8 @@ def describe(model: str | Path | nn.Module) -> Info:
     """What a network consists of and costs.
 
     Args:
-        model: the name of a network, a file that `diracnets.load` reads, a DiracNet, or a chain with `facts`.
+        model: the name of a network or of weights, which are not downloaded for this, a file that `diracnets.load`
+            reads, a DiracNet, or a chain with `facts`.
 
     Raises:
         UsageError: no such name, or a network whose image size is not known.
@@ -104,6 +106,12 @@ def describe(model: str | Path | nn.Module) -> Info:
     if isinstance(model, nn.Module):
         return _describe(str(getattr(model, "config", {}).get("name", type(model).__name__)), model, None)
     path = Path(model)
+    if is_weights(path):
+        weights = find_weights(str(path))
+        net = on_meta(dict(weights.model))
+        trained = chain_layers(net) if weights.folded else net
+        attach_facts(trained, weights.facts())
+        return _describe(weights.name, trained, weights.size)
     if path.exists() or path.suffix.lower() in _FILE_SUFFIXES or len(path.parts) > 1:
         loaded = load(path)
         return _describe(str(model), loaded, path.stat().st_size)

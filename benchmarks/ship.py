@@ -1,0 +1,124 @@
+"""Make the files of a trained network that ships with the package, or is downloaded by it, from a run.
+
+    python benchmarks/ship.py RUN NAME --data-dir DIR
+    python benchmarks/ship.py RUN NAME --data-dir DIR --url https://... --out FOLDER
+
+Filters are rounded to float16; the scales, shifts and statistics of each channel stay float32. The rounded network is
+evaluated on all held-out images. `src/diracnets/models/weights/` gets NAME.json, the facts that
+`diracnets.models.pretrained.Weights` names, and NAME.safetensors, which goes to --out if it is to be downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from diracnets import Recipe, evaluate, load, load_data
+from diracnets.download import hash_of
+from diracnets.errors import DiracNetsError, UsageError
+from diracnets.files import written_whole
+from diracnets.models.facts import facts_of
+from diracnets.models.pretrained import FOLDER, Weights
+from diracnets.training.recipe import recipe_names
+
+
+def rounded(net: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a network, those of two or more axes in float16."""
+    state = {name: tensor.detach().contiguous() for name, tensor in net.state_dict().items()}
+    halves = {name: tensor.half() for name, tensor in state.items() if tensor.ndim > 1 and tensor.is_floating_point()}
+    for name, half in halves.items():
+        if not torch.isfinite(half).all():
+            raise UsageError(f"{name} holds numbers beyond float16's range; such a network cannot be shipped")
+    return state | halves
+
+
+def nearest_recipe(recipe: Recipe) -> str:
+    """A recipe of the package and what differs from it: 'demo, with model diracnet-28-0.5'."""
+    names = {name: Recipe.load(name).differences(recipe) for name in recipe_names()}
+    name = min(names, key=lambda each: len(names[each]))
+    differing = [difference.partition(":")[0] for difference in names[name]]
+    changes = [f"{field} {getattr(recipe, field)}" for field in differing if field != "seed"]
+    return f"{name}, with {', '.join(changes)}" if changes else name
+
+
+def ship(
+    run: Path,
+    name: str,
+    *,
+    checkpoint: str = "last.pt",
+    data_dir: Path | None = None,
+    licence: str = "MIT",
+    note: str = "",
+    url: str | None = None,
+    out: Path | None = None,
+    folder: Path = FOLDER,
+) -> Weights:
+    """Write NAME.safetensors to `out` or `folder`, and NAME.json to `folder`, and give the facts."""
+    if (url is None) != (out is None):
+        raise UsageError("--url and --out belong together: where the file will be found, and where to put it now")
+    net = load(run / checkpoint)
+    facts = facts_of(net)
+    if facts is None or not hasattr(net, "config"):
+        raise UsageError(f"{run / checkpoint} is no checkpoint of a run of diracnets")
+    recipe = Recipe.load(run / "recipe.toml")
+    data = load_data(recipe.data, data_dir=data_dir, image_size=facts.input_size[-1], download=False)
+    if data.classes != facts.classes:
+        raise UsageError(f"{data_dir} has other classes than the run was trained on; choose its own data")
+    state = rounded(net)
+    net.load_state_dict(state)
+    accuracy = evaluate(net, data.val).top1
+    file = (out or folder) / f"{name}.safetensors"
+    with written_whole(file) as part:
+        save_file(state, part)
+    weights = Weights(
+        name=name,
+        model=dict(net.config),  # type: ignore[arg-type]
+        data=data.name,
+        recipe=nearest_recipe(recipe),
+        accuracy=accuracy,
+        images=len(data.val),
+        sha256=hash_of(file, "sha256"),
+        mean=facts.mean,
+        std=facts.std,
+        licence=licence,
+        classes=facts.classes,
+        seed=recipe.seed,
+        commit=json.loads((run / "environment.json").read_text(encoding="utf-8"))[0]["commit"],
+        size=file.stat().st_size,
+        url=url,
+        settings=recipe.table(),
+        note=note,
+    )
+    weights.facts()  # refuses what these may not be
+    with written_whole(folder / f"{name}.json") as part:
+        part.write_text(json.dumps(dataclasses.asdict(weights), indent=2) + "\n", encoding="utf-8")
+    before = facts.provenance.get("accuracy")
+    told = f", {before:.2%} in the run" if before is not None else ""
+    print(f"{file}, {weights.size:,} bytes: {accuracy:.2%} of {weights.images:,} images{told}")
+    return weights
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name", help="such as diracnet-28-1-cifar10")
+    parser.add_argument("--checkpoint", default="last.pt", help="of the run; best.pt was chosen by the held-out images")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--licence", default="MIT")
+    parser.add_argument("--note", default="", help="what else one should know before using it")
+    parser.add_argument("--url", help="where the file will be found, if it is too large to ship")
+    parser.add_argument("--out", type=Path, help="folder for the file, with --url")
+    try:
+        ship(**vars(parser.parse_args()))
+    except DiracNetsError as error:
+        parser.exit(1, f"ship.py: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
