@@ -19,7 +19,7 @@ from diracnets.errors import UsageError
         ({"min_scale": 1.01}, "not 1.01"),
         ({"min_scale": float("nan")}, "not nan"),
         ({"min_scale": "small"}, "not 'small'"),
-        ({"flip": 1}, "flip must be true or false, not 1"),
+        ({"flip": 1}, "flip must be one of none, random, alternating, not 1"),
         ({"cutout": -1}, "cutout .* not -1"),
     ],
 )

@@ -1,7 +1,11 @@
 import pytest
 import torch
+from torch import nn
 
-from diracnets.training.optimizer import make_optimizer
+from diracnets.errors import UsageError
+from diracnets.models.registry import create_model
+from diracnets.training.muon import Muon
+from diracnets.training.optimizer import filters_of, make_optimizer
 from diracnets.training.recipe import Recipe
 
 
@@ -27,3 +31,61 @@ def test_a_first_step_that_a_loss_scaler_leaves_out_leaves_no_trace(warm_net):
         scaler.step(optimizer)
         scaler.update()
     assert warm_net.fc.bias.equal(before)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+@pytest.mark.parametrize("scale_lr", [None, 0.0, 0.25])
+def test_every_parameter_has_its_rate(optimizer, scale_lr, warm_net):
+    """Without momentum and decay, a step of gradients of 1 moves what is no filter by the rate."""
+    recipe = Recipe(optimizer=optimizer, scale_lr=scale_lr, lr=0.5, momentum=0.0, weight_decay=0.0)
+    made = make_optimizer(recipe, warm_net)
+    names = {id(parameter): name for name, parameter in warm_net.named_parameters()}
+    listed = [names[id(parameter)] for group in made.param_groups for parameter in group["params"]]
+    assert sorted(listed) == sorted(names.values())
+    before = {name: parameter.detach().clone() for name, parameter in warm_net.named_parameters()}
+    for parameter in warm_net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    made.step()
+    for name, parameter in warm_net.named_parameters():
+        if optimizer == "muon" and name.startswith("groups.") and name.endswith("conv.weight"):
+            torch.testing.assert_close(parameter.detach().flatten(1).norm(dim=1), torch.ones(len(parameter)))
+            continue
+        is_scale = name.endswith(("alpha", "beta"))
+        expected = scale_lr if is_scale and scale_lr is not None else 0.5
+        torch.testing.assert_close(before[name] - parameter.detach(), torch.full_like(parameter, expected))
+
+
+def test_muon_decays_what_is_no_filter(warm_net):
+    made = make_optimizer(Recipe(optimizer="muon", weight_decay=0.1, nesterov=True), warm_net)
+    assert isinstance(made, Muon)
+    assert {(group["filters"], group["weight_decay"], group["nesterov"]) for group in made.param_groups} == {
+        (True, 0.0, False),
+        (False, 0.1, True),
+        (False, 0.0, True),
+    }
+    decayed = next(group["params"] for group in made.param_groups if group["weight_decay"])
+    assert [tuple(parameter.shape) for parameter in decayed] == [(4, 1, 3, 3), (3, 16)]  # stem and classifier
+
+
+@pytest.mark.parametrize("name", ["diracnet-16-0.25", "plain-16-0.25", "diracnet-18"])
+def test_filters_are_those_of_all_blocks(name):
+    net = create_model(name, width=0.125) if name == "diracnet-18" else create_model(name)
+    expected = [block.conv.weight for group in net.groups for block in group]
+    assert len(filters_of(net)) == len(expected)
+    assert all(one is other for one, other in zip(filters_of(net), expected, strict=True))
+
+
+def test_pointwise_and_frozen_convolutions_are_not_turned_and_shared_filters_once():
+    one, two, frozen = nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3).requires_grad_(False)
+    two.weight = one.weight
+    net = nn.ModuleDict({"stem": nn.Conv2d(1, 2, 3), "a": one, "b": two, "c": nn.Conv2d(2, 4, 1), "d": frozen})
+    assert [id(weight) for weight in filters_of(net)] == [id(one.weight)]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [(Recipe(scale_lr=0.1), "no Dirac convolutions"), (Recipe(optimizer="muon"), "take optimizer sgd")],
+)
+def test_a_network_that_has_no_such_parameters(recipe, said):
+    with pytest.raises(UsageError, match=said):
+        make_optimizer(recipe, nn.Linear(2, 2))

@@ -74,9 +74,12 @@ def augmented(
     height, width = pixels.shape[1:3]
     pad = augment.pad if augment.crop == "pad" else 0
     top, left, mirror, row, column = draw(seed, epoch, samples, Stream.BATCH, 5)
-    if pad or augment.flip:
+    if pad or augment.flip != "none":
         shift = 2 * pad + 1
-        mirror = below(mirror, 2 if augment.flip else 1)
+        if augment.flip == "alternating":
+            mirror = (below(draw(seed, 0, samples, Stream.FLIP)[0], 2) + epoch) % 2
+        else:
+            mirror = below(mirror, 2 if augment.flip == "random" else 1)
         pixels = crop_and_flip(pixels, below(top, shift) - pad, below(left, shift) - pad, mirror, pad)
     images = normalize(pixels)
     if augment.cutout:

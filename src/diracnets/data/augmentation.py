@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from diracnets.errors import UsageError
 
 Crop = Literal["none", "pad", "resized"]
+Flip = Literal["none", "random", "alternating"]
 
 
 @dataclass(frozen=True)
@@ -23,29 +24,33 @@ class Augmentation:
             needs images that are decoded one by one (a folder, a large `Dataset`).
         pad: pixels added on each side by "pad".
         min_scale: smallest area of "resized", as a fraction of the image.
-        flip: mirror left and right with probability 1/2.
+        flip: whether images are mirrored left and right. "random" (or True): in each epoch, with probability 1/2;
+            "alternating": a random half of the images in the first epoch, the other half in the next, and so on (Jordan
+            2024), so that two epochs show every image both ways; "none" (or False).
         cutout: side in pixels of a square set to the mean colour, 0 for none. Its centre is any pixel of the image, so
             it may reach over the border.
 
     Raises:
         UsageError: a value is impossible.
 
-    >>> Augmentation(crop="pad", pad=4, flip=True, cutout=8)
-    Augmentation(crop='pad', pad=4, min_scale=0.08, flip=True, cutout=8)
+    >>> Augmentation(crop="pad", pad=4, flip="random", cutout=8)
+    Augmentation(crop='pad', pad=4, min_scale=0.08, flip='random', cutout=8)
     """
 
     crop: Crop = "none"
     pad: int = 4
     min_scale: float = 0.08
-    flip: bool = False
+    flip: Flip | bool = "none"
     cutout: int = 0
 
     def __post_init__(self) -> None:
-        crops = get_args(Crop)
-        if self.crop not in crops:
-            near = difflib.get_close_matches(str(self.crop), crops, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UsageError(f"crop must be one of {', '.join(crops)}, not {self.crop!r}{hint}")
+        if isinstance(self.flip, bool):
+            object.__setattr__(self, "flip", "random" if self.flip else "none")
+        for name, value, words in (("crop", self.crop, get_args(Crop)), ("flip", self.flip, get_args(Flip))):
+            if value not in words:
+                near = difflib.get_close_matches(str(value), words, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise UsageError(f"{name} must be one of {', '.join(words)}, not {value!r}{hint}")
         if not _whole(self.pad) or self.pad < 1:
             raise UsageError(
                 f'pad must be a whole number of at least 1 pixel, not {self.pad!r} (crop="none" pads nothing)'
@@ -56,8 +61,6 @@ class Augmentation:
             or not 0 < self.min_scale <= 1
         ):
             raise UsageError(f"min_scale must be a fraction over 0 and up to 1, not {self.min_scale!r}")
-        if not isinstance(self.flip, bool):
-            raise UsageError(f"flip must be true or false, not {self.flip!r}")
         if not _whole(self.cutout) or self.cutout < 0:
             raise UsageError(f"cutout must be a whole number of pixels, 0 for none, not {self.cutout!r}")
 

@@ -65,6 +65,10 @@ class FolderSource:
         with opened(self.name(index)) as image:
             return random_part(image, size, min_scale, draws)
 
+    def select(self, indices: Sequence[int]) -> FolderSource:
+        """Some of these files."""
+        return FolderSource([Path(self.name(index)) for index in indices])
+
 
 def find_images(root: str | Path) -> tuple[Listing, Listing]:
     """The images to train on, and those held out.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diracnets.data.augmentation import Augmentation
 from diracnets.data.random import order
+from diracnets.data.split import some_of_each
 from diracnets.errors import UsageError
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -35,6 +36,9 @@ class Images(Protocol):
         Raises:
             DataError: it cannot be decoded, or has neither 1 nor 3 channels.
         """
+
+    def select(self, numbers: Sequence[int]) -> Images:
+        """The images of these numbers, as a set of its own."""
 
     def batches(
         self,
@@ -85,6 +89,16 @@ class ImageData:
     std: tuple[float, ...]
     train: Images
     val: Images
+
+    def with_fewer(self, count: int) -> ImageData:
+        """This data with `count` of its images to train on, see `some_of_each`; all are held out that were.
+
+        Raises:
+            UsageError: there are not so many.
+        """
+        if count > len(self.train):
+            raise UsageError(f"{count} images are asked for, but {self.name} has {len(self.train)} to train on")
+        return replace(self, train=self.train.select(some_of_each(self.train.labels.tolist(), count)))
 
 
 def schedule(

@@ -53,6 +53,7 @@ class MemoryImages:
         self._home = self._device if self._device.type in ("cpu", "cuda") else torch.device("cpu")
         self._pixels = pixels.contiguous().to(self._home)
         self._name = name
+        self._mean, self._std = mean, std
         self._numbers = numbers
         channels, height, width = pixels.shape[3], pixels.shape[1], pixels.shape[2]
         self._size = (channels, height, width)
@@ -71,6 +72,19 @@ class MemoryImages:
         if pixels.shape[2] not in (1, 3):
             raise DataError(f"{self.name(index)} has {pixels.shape[2]} channels: it cannot be shown as a picture")
         return Image.fromarray(pixels.squeeze(2).numpy())
+
+    def select(self, numbers: Sequence[int]) -> MemoryImages:
+        """See `Images.select`; the images keep their names."""
+        chosen = torch.as_tensor(numbers, dtype=torch.int64)
+        return MemoryImages(
+            self._pixels[chosen.to(self._home)],
+            self.labels[chosen],
+            name=self._name,
+            mean=self._mean,
+            std=self._std,
+            device=self._device,
+            numbers=numbers if self._numbers is None else [self._numbers[number] for number in numbers],
+        )
 
     def batches(
         self,

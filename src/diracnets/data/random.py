@@ -18,6 +18,7 @@ class Stream(enum.IntEnum):
 
     ORDER = 0
     BATCH = 16
+    FLIP = 32
     RESIZED = 64
 
 

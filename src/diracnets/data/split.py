@@ -1,4 +1,4 @@
-"""Holds out part of a set that comes without a split: the same part each time, the same share of every class."""
+"""Parts of a set that are the same each time, with the same share of every class: one held out, or some to train on."""
 
 from __future__ import annotations
 
@@ -40,7 +40,35 @@ def hold_out(
     for label, numbers in members.items():
         if len(numbers) < 2:
             raise DataError(f"class {classes[label]!r} has one image: at least two are needed to hold one out")
-        numbers.sort(key=lambda number: hashlib.blake2b(keys[number].encode(errors="surrogateescape")).digest())
+        numbers.sort(key=lambda number: _hash(keys[number]))
         held_out += numbers[: max(1, round(len(numbers) / one_in))]
     chosen = set(held_out)
     return [number for number in range(len(labels)) if number not in chosen], sorted(held_out)
+
+
+def some_of_each(labels: Sequence[int], count: int) -> list[int]:
+    """Numbers of `count` images, as many of every class as there are, up to one.
+
+    Which ones depends on their numbers alone. A larger count has the same images and more.
+
+    Args:
+        labels: of all images.
+        count: how many to choose, from 0 to all.
+
+    Returns:
+        A sorted list of numbers.
+
+    >>> [number // 10 for number in some_of_each([0] * 10 + [1] * 10 + [2], 7)]
+    [0, 0, 0, 1, 1, 1, 2]
+    """
+    keys = [_hash(str(number)) for number in range(len(labels))]
+    seen: dict[int, int] = defaultdict(int)
+    rounds: list[tuple[int, bytes, int]] = []  # in the first one every class has one image, and so on
+    for number in sorted(range(len(labels)), key=keys.__getitem__):
+        rounds.append((seen[labels[number]], keys[number], number))
+        seen[labels[number]] += 1
+    return sorted(number for _, _, number in sorted(rounds)[:count])
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.blake2b(key.encode(errors="surrogateescape")).digest()

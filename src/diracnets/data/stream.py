@@ -42,6 +42,9 @@ class Source(Protocol):
     def random_part(self, index: int, size: Size, min_scale: float, draws: Sequence[float]) -> Pixels:
         """A random part of the image for training, uint8 [H, W, C]."""
 
+    def select(self, indices: Sequence[int]) -> Source:
+        """Some of these images."""
+
 
 def default_workers() -> int:
     """One a processor that this process may use, and at most 4."""
@@ -81,6 +84,7 @@ class StreamedImages:
         self.labels = labels
         self._source = source
         self._size = size
+        self._mean, self._std = mean, std
         self._device = torch.device(device)
         self._home = self._device if self._device.type in ("cpu", "cuda") else torch.device("cpu")
         self._normalize = Normalizer(size, mean, std, self._home)
@@ -98,6 +102,18 @@ class StreamedImages:
     def image(self, index: int) -> Image.Image:
         """The image as it was before any change."""
         return self._source.image(index)
+
+    def select(self, numbers: Sequence[int]) -> StreamedImages:
+        """See `Images.select`."""
+        return StreamedImages(
+            self._source.select(numbers),
+            self.labels[torch.as_tensor(numbers, dtype=torch.int64)],
+            size=self._size,
+            mean=self._mean,
+            std=self._std,
+            device=self._device,
+            workers=self._workers,
+        )
 
     def batches(
         self,

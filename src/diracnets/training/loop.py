@@ -24,11 +24,12 @@ from diracnets.training.environment import recorded_data_dir
 from diracnets.training.events import Events
 from diracnets.training.folder import RunFolder, new_folder
 from diracnets.training.interruption import Interruption, command_to_resume
+from diracnets.training.mixup import mixed, mixed_in, mixup_share
 from diracnets.training.precision import Precision, choose_precision
 from diracnets.training.recipe import Recipe
 from diracnets.training.reporter import Reporter
 from diracnets.training.run import Run, Trained, steps_per_epoch
-from diracnets.training.schedule import momentum_restarts, rate
+from diracnets.training.schedule import factor, momentum_restarts
 from diracnets.training.start import network_to_resume, start_name, starting_network
 from diracnets.training.state import State
 
@@ -50,8 +51,9 @@ def train(
 ) -> Trained:
     """Train a network by a recipe, fold it, and write everything to a run folder.
 
-    The folder gets recipe.toml, environment.json, metrics.jsonl, the checkpoints last.pt and best.pt, curve.png (with
-    the extra `plot`), TensorBoard events (with the extra `tensorboard`), and in the end model.safetensors. Ctrl-C or
+    The folder gets recipe.toml, environment.json, metrics.jsonl, scales.jsonl (of Dirac convolutions), the checkpoints
+    last.pt and best.pt, curve.png (with the extra `plot`), TensorBoard events (with the extra `tensorboard`), and in
+    the end model.safetensors. Ctrl-C or
     SIGTERM (in the main thread), once training has begun, ends the step at hand, saves, and raises `Interrupted`;
     resuming then gives, bit by bit, the weights that the run would have had without it. torch's random state is seeded
     by the recipe.
@@ -78,7 +80,7 @@ def train(
     >>> recipe = replace(Recipe.load("demo"), model="diracnet-10-0.25", epochs=1, precision="float32")
     >>> trained = train(recipe, run=tempfile.mkdtemp(), device="cpu", quiet=True)
     >>> sorted(path.name for path in trained.run.iterdir() if path.suffix in (".toml", ".jsonl", ".safetensors"))
-    ['metrics.jsonl', 'model.safetensors', 'recipe.toml']
+    ['metrics.jsonl', 'model.safetensors', 'recipe.toml', 'scales.jsonl']
     """
     place = choose_device(device)
     if data is None:
@@ -99,6 +101,8 @@ def train(
         if not isinstance(data, ImageData):
             size = recipe.image_size
             data = load_data(data, data_dir=data_dir, image_size=size, device=place, workers=workers)
+        if recipe.images is not None:
+            data = data.with_fewer(recipe.images)
         steps = steps_per_epoch(recipe, data)
         data.train.batches(recipe.batch_size, epoch=1, augment=recipe.augment)  # refuses what does not suit the images
         net = starting_network(recipe, data, start) if saved is None else network_to_resume(saved, recipe, data)
@@ -157,13 +161,17 @@ def train_epoch(run: Run, forward: Callable[[Tensor], Tensor]) -> None:
         step = (state.epoch - 1) * steps + state.batch
         if momentum_restarts(recipe, step, steps):
             optimizer.state.clear()
-        for group in optimizer.param_groups:
-            group["lr"] = rate(recipe, step, steps)
+        for group, highest in zip(optimizer.param_groups, state.rates, strict=True):
+            group["lr"] = highest * factor(recipe, step, steps)
 
         images, labels = images.to(state.device, memory_format=layout), labels.to(state.device)
+        share = mixup_share(recipe, state.epoch, state.batch) if recipe.mixup else 1.0
         with state.precision.autocast(state.device):
-            logits = forward(images)
+            logits = forward(mixed(images, share) if recipe.mixup else images)
             loss = cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+            if recipe.mixup:
+                others = cross_entropy(logits, mixed_in(labels), label_smoothing=recipe.label_smoothing)
+                loss = share * loss + (1 - share) * others
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if recipe.clip:
             scaler.unscale_(optimizer)

@@ -1,34 +1,75 @@
-"""The optimizer of a recipe: SGD that decays the weights of convolutions and linear layers alone."""
+"""The optimizer of a recipe: SGD that decays the weights of convolutions and linear layers alone, or Muon beside it."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Sequence
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from diracnets.errors import UsageError
+from diracnets.nn.dirac import DiracConv
 from diracnets.nn.parameters import parameter_groups
+from diracnets.training.muon import Muon
 from diracnets.training.recipe import Recipe
 
+STEM = "stem"  # the module of a network whose convolutions are no blocks'
 
-def make_optimizer(recipe: Recipe, net: nn.Module, *, scaled: bool = False) -> torch.optim.SGD:
-    """SGD by the recipe over the parameters of `net` that need a gradient; its rate is set anew each step.
 
-    The update of all parameters is one fused operation on CPU and CUDA.
+def make_optimizer(recipe: Recipe, net: nn.Module, *, scaled: bool = False) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the parameters of `net` that need a gradient.
+
+    A group's rate is that at the height of the schedule. SGD's update of all parameters is one fused operation on CPU
+    and CUDA.
 
     Args:
-        recipe: its momentum and decay.
-        net: on its device.
+        recipe: its optimizer, rates, momenta and decay.
+        net: on its device. With Muon, its `filters_of` are brought to norm 1.
         scaled: whether a loss scaler will leave steps out. The fused operation then starts from a momentum that nothing
             was written to, when the first step is left out (torch 2.13), so it is not used.
+
+    Raises:
+        UsageError: `scale_lr` without a Dirac convolution, or Muon without a convolution to turn.
 
     >>> optimizer = make_optimizer(Recipe(), nn.Linear(2, 2))
     >>> [group["weight_decay"] for group in optimizer.param_groups]
     [0.0005, 0.0]
     """
-    device = next(net.parameters()).device.type
-    return torch.optim.SGD(
-        parameter_groups(net, recipe.weight_decay),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        fused=device in ("cpu", "cuda") and not scaled,
-    )
+    groups = [{"lr": recipe.lr, **group} for group in parameter_groups(net, recipe.weight_decay)]
+    if recipe.scale_lr is not None:
+        dirac = [layer for layer in net.modules() if isinstance(layer, DiracConv)]
+        scales = [scale for layer in dirac for scale in (layer.alpha, layer.beta)]
+        if not scales:
+            raise UsageError("scale_lr is the rate of alpha and beta, but the network has no Dirac convolutions")
+        groups = [*_without(groups, scales), {"params": scales, "lr": recipe.scale_lr, "weight_decay": 0.0}]
+    common = {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
+    if recipe.optimizer == "muon":
+        filters = filters_of(net)
+        if not filters:
+            raise UsageError("muon turns the filters of blocks, but the network has none; take optimizer sgd")
+        turned = {"params": filters, "filters": True, "lr": recipe.filter_lr, "momentum": recipe.filter_momentum}
+        return Muon([turned, *({**common, **group} for group in _without(groups, filters))])
+    fused = next(net.parameters()).device.type in ("cpu", "cuda") and not scaled
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)
+
+
+def filters_of(net: nn.Module) -> list[Tensor]:
+    """The filters that Muon turns: those of all convolutions with a kernel larger than 1, but for the stem's.
+
+    >>> from diracnets.models.registry import create_model
+    >>> len(filters_of(create_model("diracnet-16-1")))
+    12
+    """
+    found = {
+        id(layer.weight): layer.weight  # once, also where layers share it
+        for name, layer in net.named_modules()
+        if isinstance(layer, nn.modules.conv._ConvNd) and max(layer.kernel_size) > 1 and name.split(".")[0] != STEM
+    }
+    return [weight for weight in found.values() if weight.requires_grad]
+
+
+def _without(groups: list[dict[str, Any]], parameters: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """The groups, with what is left in them without some parameters."""
+    taken = {id(parameter) for parameter in parameters}
+    return [{**group, "params": [each for each in group["params"] if id(each) not in taken]} for group in groups]

@@ -8,12 +8,12 @@ import tomllib
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from diracnets.data.augmentation import Augmentation
 from diracnets.errors import FileError, UsageError
 from diracnets.files import written_whole
-from diracnets.training.tables import from_table, to_table, to_toml
+from diracnets.training.tables import converted, from_table, to_table, to_toml
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,37 @@ class Recipe:
     """Network to train: a name that `diracnets models` lists."""
     width: float = 1.0
     """Factor on the network's widths."""
-    init: Literal["normal", "kaiming"] = "normal"
-    """How filters start: the paper's N(0, 1), or Kaiming normal."""
+    start: Literal["paper", "deep"] = "paper"
+    """How a fresh network starts: as the paper's do, or so that a signal comes through hundreds of layers."""
+    init: Literal["normal", "kaiming"] | float | None = None
+    """How filters start: N(0, 1), Kaiming normal, or the standard deviation; not given: as `start` has it."""
+    alpha: float | None = None
+    """What the scales of the identity start at; not given: as `start` has it."""
+    beta: float | None = None
+    """What the scales of the normalized filters start at; not given: as `start` has it."""
+    bias: float | None = None
+    """What the shifts of the batch norms before a ReLU start at; not given: as `start` has it."""
     data: str = "cifar10"
     """Images to train on: digits, cifar10, cifar100, or folder."""
     image_size: int | None = None
     """Side of the square images in pixels, for folders; not given: what suits the data."""
+    images: int | None = None
+    """Train on that many of the images only, the same for every seed and as many of each class; not given: on all."""
 
     epochs: int = 200
     """Passes over the training images."""
     batch_size: int = 128
     """Images a step."""
+    optimizer: Literal["sgd", "muon"] = "sgd"
+    """SGD for all, or for the blocks' filters Muon, whose steps turn all directions of a layer alike."""
+    filter_lr: float = 0.24
+    """Muon's rate for filters at its highest: the angle in radians by which a step turns each of them."""
+    filter_momentum: float = 0.6
+    """Muon's momentum for filters."""
     lr: float = 0.1
     """Learning rate of SGD at its highest."""
+    scale_lr: float | None = None
+    """Learning rate of alpha and beta at its highest, 0 keeps them as they start; not given: lr."""
     momentum: float = 0.9
     """Momentum of SGD."""
     nesterov: bool = False
@@ -60,12 +78,16 @@ class Recipe:
     """Begin with no momentum after each drop, as the authors do."""
     label_smoothing: float = 0.0
     """Part of the target that is spread over all classes, 0 to 1."""
+    mixup: float = 0.0
+    """Train on sums of two images, with shares of the distribution Beta(mixup, mixup); 0: on single images."""
     clip: float = 0.0
     """Largest norm of the gradient, longer ones are scaled down; 0: any."""
     ema: float = 0.0
     """Decay, a step, of a moving average of the weights, which is then what is evaluated and kept; 0: no average."""
     average_last: float = 0.0
     """Last part of the run over which weights are averaged, 0 to 1; the average is what is kept; 0: no average."""
+    fresh_statistics: bool = False
+    """Take the batch norms' statistics anew from training images before each evaluation, as very deep networks need."""
     freeze: bool = False
     """Train the classifier alone, on the features of the network that the run starts from."""
     augment: Augmentation = field(default_factory=Augmentation)
@@ -85,24 +107,25 @@ class Recipe:
     """Epochs from one evaluation to the next; the last epoch is always evaluated."""
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for name, hint in hints.items():
-            value = getattr(self, name)
-            if get_origin(hint) is Literal and value not in get_args(hint):
-                raise UsageError(f"{name} is {value!r}, but must be one of {', '.join(get_args(hint))}")
-            if hint is float and not math.isfinite(value):
+        for name, hint in get_type_hints(type(self)).items():
+            value = converted(hint, getattr(self, name), name)
+            if isinstance(value, float) and not math.isfinite(value):
                 raise UsageError(f"{name} is {value}, but must be finite")
+            object.__setattr__(self, name, value)
         for name in ("epochs", "eval_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("batch_size", self.batch_size >= 2, "at least 2: one image has no statistics to normalize with")
-        for name in ("lr", "width", "drop_factor"):
+        for name in ("lr", "filter_lr", "width", "drop_factor"):
             self._require(name, getattr(self, name) > 0, "more than 0")
-        for name in ("weight_decay", "clip", "seed"):
+        for name in ("weight_decay", "mixup", "clip", "seed"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("momentum", "warmup", "label_smoothing", "ema"):
+        for name in ("momentum", "filter_momentum", "warmup", "label_smoothing", "ema"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and less than 1")
         self._require("average_last", 0 <= self.average_last <= 1, "0 to 1")
         self._require("image_size", self.image_size is None or self.image_size >= 1, "at least 1")
+        self._require("images", self.images is None or self.images >= 2, "at least 2")
+        self._require("scale_lr", self.scale_lr is None or self.scale_lr >= 0, "at least 0")
+        self._require("init", not isinstance(self.init, float) or self.init > 0, "a standard deviation above 0")
         self._require("seed", self.seed < 2**63, "less than 2**63")
         self._require("drops", all(drop >= 1 for drop in self.drops), "epochs, counted from 1")
         self._require("drops", tuple(sorted(set(self.drops))) == self.drops, "in rising order")
@@ -114,6 +137,11 @@ class Recipe:
             raise UsageError("nesterov needs a momentum, but momentum is 0")
         if self.ema and self.average_last:
             raise UsageError(f"ema is {self.ema} and average_last is {self.average_last}, but one of them must be 0")
+        of_muon = (self.filter_lr, self.filter_momentum)
+        if self.optimizer != "muon" and of_muon != (Recipe.filter_lr, Recipe.filter_momentum):
+            raise UsageError("filter_lr and filter_momentum are Muon's: leave them out, or take optimizer muon")
+        if self.freeze and (self.optimizer == "muon" or self.scale_lr is not None or self.fresh_statistics):
+            raise UsageError("freeze trains the classifier alone: leave out muon, scale_lr and fresh_statistics")
 
     def _require(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:
@@ -141,10 +169,11 @@ class Recipe:
         elif name in recipe_names():
             text = (_shipped() / f"{name}.toml").read_text(encoding="utf-8")
         else:
-            nearest = difflib.get_close_matches(str(name), recipe_names(), n=1, cutoff=0.0)[0]
+            near = difflib.get_close_matches(str(name), recipe_names(), n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
             raise UsageError(
-                f"there is no recipe {str(name)!r}; the nearest is {nearest!r} "
-                f"(all: {', '.join(recipe_names())}, or the path of a .toml file)"
+                f"there is no recipe {str(name)!r}; {hint}There are {', '.join(recipe_names())}, "
+                "or the path of a .toml file"
             )
         try:
             table = tomllib.loads(text)

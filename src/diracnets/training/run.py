@@ -14,7 +14,7 @@ from diracnets.data.images import ImageData
 from diracnets.errors import DataError, TrainingError
 from diracnets.models.diracnet import DiracNet
 from diracnets.models.facts import ModelFacts, attach_facts
-from diracnets.training.averaging import Average, estimate_statistics
+from diracnets.training.averaging import estimate_statistics
 from diracnets.training.checkpoint import save_checkpoint
 from diracnets.training.devices import memory_format
 from diracnets.training.environment import device_name, record_environment
@@ -28,7 +28,7 @@ from diracnets.training.scales import record_scales
 from diracnets.training.schedule import rate
 from diracnets.training.state import State
 
-STATISTICS_BATCHES = 50  # from which the BatchNorm statistics of averaged weights are taken
+STATISTICS_BATCHES = 50  # from which BatchNorm statistics are taken anew
 DRAW_SECONDS = 30.0  # from one picture of the curve to the next
 
 
@@ -101,8 +101,9 @@ class Run:
         }
         last, improved = state.epoch == recipe.epochs, False
         if last or state.epoch % recipe.eval_every == 0:
-            if state.average is not None and state.average.started() and not recipe.freeze:
-                self.estimate_statistics(state.average)
+            averaged = state.average is not None and state.average.started()
+            if (averaged or recipe.fresh_statistics) and not recipe.freeze:
+                self.estimate_statistics()
             try:
                 evaluation = evaluate(state.evaluated, self.data.val, on_batch=self.evaluating)
             except TrainingError as error:  # it has diverged, and what was saved last has not
@@ -127,17 +128,19 @@ class Run:
                 self.reporter.say(why_not)
         return row
 
-    def estimate_statistics(self, average: Average) -> None:
-        """Give averaged weights BatchNorm statistics of their own, from some of the epoch's batches."""
+    def estimate_statistics(self) -> None:
+        """Give the network to evaluate BatchNorm statistics of its own, from some of the epoch's batches."""
         recipe, state = self.recipe, self.state
         batches = self.data.train.batches(
             recipe.batch_size, epoch=state.epoch, augment=recipe.augment, seed=recipe.seed
         )
         some = islice(batches, min(self.steps, STATISTICS_BATCHES))
         layout = memory_format(recipe.channels_last)
+        moved = (images.to(state.device, memory_format=layout) for images, _, _ in some)
         with state.precision.autocast(state.device):
-            estimate_statistics(average.net, (images.to(state.device, memory_format=layout) for images, _, _ in some))
-        average.ready = True
+            estimate_statistics(state.evaluated, moved)
+        if state.average is not None and state.average.started():
+            state.average.ready = True
 
     def evaluating(self, done: int) -> None:
         """Show how far the evaluation is; a run that is to stop leaves it, and does it anew when it is resumed."""

@@ -48,6 +48,7 @@ def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | P
             image_size=(height, width),
             width=recipe.width,
             init=recipe.init,
+            **_start(recipe),
         )
     trained = load(start) if isinstance(start, str | Path) else start
     if isinstance(trained, nn.Sequential):
@@ -102,6 +103,13 @@ def network_to_resume(checkpoint: dict[str, Any], recipe: Recipe, data: ImageDat
     net = create_model(**checkpoint["model"])
     _freeze(net, recipe)
     return net
+
+
+def _start(recipe: Recipe) -> dict[str, Any]:
+    """What the recipe says about the start, beside `init`."""
+    given = {"alpha": recipe.alpha, "beta": recipe.beta, "bias": recipe.bias}
+    start = {} if recipe.start == "paper" else {"start": recipe.start}
+    return start | {name: value for name, value in given.items() if value is not None}
 
 
 def _some_images(recipe: Recipe, data: ImageData) -> Tensor:

@@ -30,6 +30,8 @@ class State:
         self.precision = precision
         self.scaler = precision.scaler(self.device)
         self.optimizer = make_optimizer(recipe, net, scaled=self.scaler.is_enabled())
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        """The rate of each of the optimizer's groups at the height of the schedule."""
         averaging = recipe.ema or recipe.average_last
         self.average = Average(recipe, net, recipe.epochs * steps) if averaging else None
         self.best = -1.0

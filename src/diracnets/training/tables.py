@@ -6,7 +6,7 @@ import difflib
 import json
 import types
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from diracnets.errors import UsageError
 
@@ -58,8 +58,8 @@ def from_table(kind: type[Instance], table: dict[str, Any], source: str) -> Inst
 
     Args:
         kind: a dataclass whose fields are str, bool, int, float, Literal, tuple[int, ...], such dataclasses, or
-            one of these or None.
-        table: names and values, as `tomllib` reads them. An integer is taken for a float, nothing else is converted.
+            unions of these and None.
+        table: names and values, as `tomllib` reads them; see `converted`.
         source: what an error calls the table, such as its file.
 
     Raises:
@@ -72,29 +72,44 @@ def from_table(kind: type[Instance], table: dict[str, Any], source: str) -> Inst
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
             raise UsageError(f"{source}: there is no {key!r}; the nearest is {nearest!r} (all: {', '.join(known)})")
-        values[key] = _converted(hints[key], value, f"{source}: {key}")
+        values[key] = converted(hints[key], value, f"{source}: {key}")
     return kind(**values)
 
 
-def _converted(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401
-    """`value` as the type `hint`."""
-    if get_origin(hint) in (types.UnionType,):  # X | None; None is never written
-        return _converted(get_args(hint)[0], value, where)
+def converted(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401
+    """`value` as the type `hint`: an integer for a float and a list for a tuple, else only what has the type already.
+
+    Args:
+        hint: see `from_table`.
+        value: as TOML or Python gives it.
+        where: what an error calls it.
+
+    Raises:
+        UsageError: the value has another type.
+
+    >>> converted(Literal["low", "high"] | float, 3, "level")
+    3.0
+    """
+    options = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
+    for option in options:
+        if get_origin(option) is Literal and isinstance(value, str) and value in get_args(option):
+            return value
+        if get_origin(option) is tuple and isinstance(value, list | tuple) and all(type(item) is int for item in value):
+            return tuple(value)
+        if is_dataclass(option) and isinstance(option, type) and isinstance(value, dict | option):
+            return from_table(option, value, where) if isinstance(value, dict) else value
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if type(value) is option:
+            return value
+    words = " or ".join(_in_words(option) for option in options if option is not type(None))
+    raise UsageError(f"{where} is {value!r}, but must be {words}")
+
+
+def _in_words(hint: Any) -> str:  # noqa: ANN401
     if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise UsageError(f"{where} is {value!r}, but must be one of {', '.join(map(str, get_args(hint)))}")
-        return value
+        return f"one of {', '.join(map(str, get_args(hint)))}"
     if get_origin(hint) is tuple:
-        if not isinstance(value, list) or any(type(item) is not int for item in value):
-            raise UsageError(f"{where} is {value!r}, but must be a list of whole numbers")
-        return tuple(value)
-    if is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, dict):
-            raise UsageError(f"{where} is {value!r}, but must be a table")
-        return from_table(hint, value, where)
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
-        raise UsageError(f"{where} is {value!r}, but must be {words[hint]}")
-    return value
+        return "a list of whole numbers"
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
+    return words.get(hint, "a table")

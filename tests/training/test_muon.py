@@ -1,0 +1,134 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from diracnets.training.muon import Muon, orthogonalized
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 36), (2, 32, 16), (1, 16, 16), (1, 1, 9)])
+def test_directions_stay_and_singular_values_come_near_one(shape):
+    torch.manual_seed(0)
+    matrices = torch.randn(shape) * 1e-3
+    found = orthogonalized(matrices)
+    left, values, right = torch.linalg.svd(matrices, full_matrices=False)
+    turned = left.mT @ found @ right.mT  # diagonal, where the singular vectors are the same
+    diagonal = turned.diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(turned, torch.diag_embed(diagonal), rtol=0, atol=1e-4)
+    large = values > 0.05 * values.amax(1, keepdim=True)
+    assert ((diagonal > 0.5) & (diagonal < 1.3))[large].all()
+
+
+def test_each_matrix_of_a_batch_is_treated_alone():
+    torch.manual_seed(0)
+    matrices = torch.randn(5, 6, 20)
+    together = orthogonalized(matrices)
+    torch.testing.assert_close(together, torch.cat([orthogonalized(matrix[None]) for matrix in matrices]))
+
+
+def test_no_gradient_gives_no_direction():
+    assert orthogonalized(torch.zeros(1, 3, 9)).equal(torch.zeros(1, 3, 9))
+
+
+@pytest.mark.parametrize("shape", [(8, 4, 3, 3), (32, 2, 3, 3), (8, 4, 3)])
+@pytest.mark.parametrize("rate", [0.05, 0.2])
+def test_a_step_turns_filters_by_about_the_rate_and_keeps_their_norm(shape, rate):
+    torch.manual_seed(0)
+    filters = nn.Parameter(torch.randn(shape) * 7)
+    optimizer = Muon([{"params": [filters], "filters": True, "lr": rate, "momentum": 0.0}])
+    torch.testing.assert_close(filters.detach().flatten(1).norm(dim=1), torch.ones(len(filters)))
+    before = filters.detach().flatten(1).clone()
+    filters.grad = torch.randn(shape) * 1e-6
+    optimizer.step()
+    after = filters.detach().flatten(1)
+    torch.testing.assert_close(after.norm(dim=1), torch.ones(len(filters)))
+    angles = (before * after).sum(1).clamp(max=1).acos()
+    assert rate / 2 < angles.square().mean().sqrt() < 1.3 * rate
+
+
+def test_steps_go_down():
+    torch.manual_seed(0)
+    layer, images, wanted = nn.Conv2d(3, 6, 3), torch.randn(16, 3, 6, 6), torch.randn(16, 6, 4, 4)
+    optimizer = Muon([{"params": [layer.weight], "filters": True, "lr": 0.02, "momentum": 0.6}])
+    losses = []
+    for _ in range(30):
+        loss = -(layer(images) * wanted).mean()
+        losses.append(float(loss.detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_what_is_no_filter_takes_the_steps_of_sgd(nesterov, momentum, weight_decay):
+    if nesterov and not momentum:
+        pytest.skip("SGD has no such thing")
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 3)
+    other = copy.deepcopy(layer)
+    settings = {"lr": 0.1, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+    for optimizer, model in (
+        (Muon([{"params": layer.parameters(), **settings}]), layer),
+        (torch.optim.SGD(other.parameters(), **settings), other),
+    ):
+        for step in range(3):
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, step + 0.5)
+            optimizer.step()
+    torch.testing.assert_close(layer.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_layers_of_one_shape_are_turned_as_each_alone(memory_format):
+    torch.manual_seed(0)
+    one, two = (nn.Parameter(torch.randn(4, 4, 3, 3).to(memory_format=memory_format)) for _ in range(2))
+    alone = nn.Parameter(two.detach().clone())
+    gradients = torch.randn(2, 4, 4, 3, 3)
+    settings = {"filters": True, "lr": 0.1, "momentum": 0.5}
+    together, single = Muon([{"params": [one, two], **settings}]), Muon([{"params": [alone], **settings}])
+    one.grad, two.grad, alone.grad = gradients[0], gradients[1], gradients[1].clone()
+    for _ in range(2):
+        together.step()
+        single.step()
+    torch.testing.assert_close(two.detach(), alone.detach())
+    assert two.is_contiguous(memory_format=memory_format)
+
+
+def test_filters_of_zeros_and_layers_without_gradient_stay():
+    filters = nn.Parameter(torch.cat([torch.zeros(1, 2, 3, 3), torch.ones(1, 2, 3, 3)]))
+    idle = nn.Parameter(torch.ones(2, 2, 3, 3))
+    optimizer = Muon([{"params": [filters, idle], "filters": True, "lr": 0.1, "momentum": 0.5}])
+    filters.grad = torch.zeros_like(filters)
+    before = idle.detach().clone()
+    optimizer.step()
+    assert filters[0].count_nonzero() == 0
+    assert filters.isfinite().all()
+    assert idle.equal(before)
+
+
+def test_the_state_goes_into_a_file_and_back():
+    def make():
+        torch.manual_seed(0)
+        parameters = [nn.Parameter(torch.randn(4, 2, 3, 3)), nn.Parameter(torch.randn(5))]
+        groups = [{"params": [parameters[0]], "filters": True}, {"params": [parameters[1]], "nesterov": True}]
+        return parameters, Muon([{"lr": 0.1, "momentum": 0.9, **group} for group in groups])
+
+    def step(parameters, optimizer, seed):
+        torch.manual_seed(seed)
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+
+    parameters, optimizer = make()
+    step(parameters, optimizer, 1)
+    again, resumed = make()
+    for parameter, saved in zip(again, parameters, strict=True):
+        parameter.data.copy_(saved)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    step(parameters, optimizer, 2)
+    step(again, resumed, 2)
+    assert all(one.equal(other) for one, other in zip(parameters, again, strict=True))
