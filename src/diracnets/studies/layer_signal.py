@@ -199,11 +199,9 @@ def _covered(first: Tensor, second: Tensor) -> Tensor:
 
 def _layers(net: nn.Module) -> list[tuple[str, nn.Module | tuple[nn.ReLU, nn.Conv2d]]]:
     """The blocks of a network of `create_model`; the pairs of ReLU and convolution of a chain."""
-    groups = getattr(net, "groups", None)
-    if isinstance(groups, nn.ModuleList):
-        return [
-            (f"groups.{i}.{name}", block) for i, group in enumerate(groups) for name, block in group.named_children()
-        ]
+    if isinstance(net, Network):
+        named = [(f"groups.{index}", group) for index, group in enumerate(net.groups)]
+        return [(f"{group}.{name}", block) for group, blocks in named for name, block in blocks.named_children()]
     if isinstance(net, nn.Sequential):
         return [
             (name, (relu, conv))
