@@ -10,8 +10,8 @@ from typing import Literal, cast
 from diracnets.errors import UsageError
 
 Family = Literal["plain", "repvgg", "wrn", "resnet", "vgg"]
-_WITH_WIDTH = re.compile(r"(diracnet|plain)-(\d+)-(\d+(?:\.\d+)?)")
-_WITHOUT_WIDTH = re.compile(r"(diracnet|plain)-(\d+)")
+_WITH_WIDTH = re.compile(r"(diracnet|plain|repvgg|wrn|dirac-wrn)-(\d+)-(\d+(?:\.\d+)?)")
+_WITHOUT_WIDTH = re.compile(r"(diracnet|plain|resnet|dirac-resnet|vgg|dirac-vgg)-(\d+)")
 _IMAGENET_DEPTHS = (18, 34)
 _VGG_DEPTHS = (16, 19)
 _LEAST_BOTTLENECK = 164  # from this depth on, a CIFAR ResNet's blocks are bottlenecks
@@ -19,7 +19,13 @@ _LEAST_BOTTLENECK = 164  # from this depth on, a CIFAR ResNet's blocks are bottl
 _CHAINS = ("16-1", "28-1", "28-5", "28-10", "34-2", "34-4", "52-1", "100-1", "196-1", "400-1", "1000-1", "18", "34")
 _RESNETS = ("20", "56", "110", "164", "1001", "18", "34")
 _WIDE = ("16-1", "28-1", "28-10", "40-4")
-_LISTED = (*(f"{family}-{size}" for family in ("diracnet", "plain") for size in _CHAINS),)
+_LISTED = (
+    *(f"{family}-{size}" for family in ("diracnet", "plain") for size in _CHAINS),
+    *(f"{family}-{size}" for family in ("resnet", "dirac-resnet") for size in _RESNETS),
+    *(f"{family}-{size}" for family in ("wrn", "dirac-wrn") for size in _WIDE),
+    *(f"{family}-{depth}" for family in ("vgg", "dirac-vgg") for depth in _VGG_DEPTHS),
+    *(f"repvgg-{size}" for size in ("16-1", "28-1", "28-10")),
+)
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,8 @@ def parse(name: str) -> Name:
     Raises:
         UsageError: no network has this name.
 
-    >>> parse("diracnet-28-10")
-    Name(family='plain', dirac=True, depth=28, factor=10.0, imagenet=False, blocks=24)
+    >>> parse("dirac-wrn-28-10")
+    Name(family='wrn', dirac=True, depth=28, factor=10.0, imagenet=False, blocks=12)
     """
     match = _WITH_WIDTH.fullmatch(name) or _WITHOUT_WIDTH.fullmatch(name)
     if match is None:
@@ -102,6 +108,7 @@ def _unknown(name: str) -> UsageError:
     near = difflib.get_close_matches(name, _LISTED, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? " if near else ""
     return UsageError(
-        f"no network is called {name!r}; {hint}There are diracnet-N-k and plain-N-k (N = 6n + 4, k any width), "
-        "diracnet-18, diracnet-34, plain-18 and plain-34"
+        f"no network is called {name!r}; {hint}There are diracnet-N-k, plain-N-k, repvgg-N-k, wrn-N-k (N = 6n + 4, k "
+        "any width), diracnet-18 and -34, plain-18 and -34, resnet-N (N = 6n + 2, or 9n + 2 from 164 on), resnet-18 "
+        "and -34, vgg-16 and -19, and dirac-resnet-..., dirac-wrn-..., dirac-vgg-..."
     )

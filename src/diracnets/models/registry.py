@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import fnmatch
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 
 from diracnets.errors import UsageError
 from diracnets.models import names
 from diracnets.models.diracnet import CIFAR_WIDTHS, IMAGENET_WIDTHS, cifar_diracnet, imagenet_diracnet
-from diracnets.models.names import Name
+from diracnets.models.names import Family, Name
 from diracnets.models.network import Network, Spec
+from diracnets.models.repvgg import cifar_repvgg
+from diracnets.models.resnet import cifar_resnet, imagenet_resnet, wide_resnet
 from diracnets.models.start import Start, StartName, resolve_start
+from diracnets.models.vgg import WIDTHS as VGG_WIDTHS
+from diracnets.models.vgg import vgg
 from diracnets.nn.dirac import Init
+
+Builder = Callable[[int, Sequence[int], Start, Spec], Network]  # from depth and the channels of each group
+_CIFAR: dict[Family, tuple[Sequence[int], Builder]] = {
+    "plain": (CIFAR_WIDTHS, cifar_diracnet),
+    "repvgg": (CIFAR_WIDTHS, cifar_repvgg),
+    "wrn": (CIFAR_WIDTHS, wide_resnet),
+    "resnet": (CIFAR_WIDTHS, cifar_resnet),
+    "vgg": (VGG_WIDTHS, vgg),
+}
+_IMAGENET: dict[Family, tuple[Sequence[int], Builder]] = {
+    "plain": (IMAGENET_WIDTHS, imagenet_diracnet),
+    "resnet": (IMAGENET_WIDTHS, imagenet_resnet),
+}
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -50,7 +68,10 @@ def create_model(
 
     `diracnet-N-k` is the paper's network for CIFAR-size images: N = 6n + 4, three groups of 2n blocks, 16k, 32k and 64k
     channels. `diracnet-18` and `diracnet-34` are those for ImageNet-size images. `plain-...` is the same network with
-    ordinary convolutions.
+    ordinary convolutions. What they are compared with: `wrn-N-k`, wide ResNets; `resnet-N`, pre-activation ResNets for
+    CIFAR, with N = 6n + 2, or 9n + 2 from 164 on; `resnet-18` and `resnet-34` for ImageNet; `vgg-16` for CIFAR; and
+    `repvgg-N-k`, RepVGG's blocks in the shape of `diracnet-N-k`. `dirac-wrn-...`, `dirac-resnet-...` and
+    `dirac-vgg-...` have Dirac convolutions everywhere but in the stem.
 
     Args:
         name: see `list_models`.
@@ -114,9 +135,8 @@ def create_model(
 
 
 def _build(name: Name, factor: float, start: Start, spec: Spec) -> Network:
-    bases = IMAGENET_WIDTHS if name.imagenet else CIFAR_WIDTHS
+    bases, build = (_IMAGENET if name.imagenet else _CIFAR)[name.family]
     widths = [_channels(base, factor, spec.config["name"]) for base in bases]
-    build = imagenet_diracnet if name.imagenet else cifar_diracnet
     return build(name.depth, widths, start, spec)
 
 
