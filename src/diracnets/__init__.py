@@ -21,6 +21,7 @@ _HOME = {
     "fold": "nn.fold",
     "create_model": "models.registry",
     "list_models": "models.registry",
+    "list_weights": "models.pretrained",
     "DiracNet": "models.diracnet",
     "load": "models.load",
     "save": "models.file",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from diracnets.models.file import save as save
     from diracnets.models.file import verify as verify
     from diracnets.models.load import load as load
+    from diracnets.models.pretrained import list_weights as list_weights
     from diracnets.models.registry import create_model as create_model
     from diracnets.models.registry import list_models as list_models
     from diracnets.nn.dirac import DiracConv1d as DiracConv1d

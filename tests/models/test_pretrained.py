@@ -304,6 +304,14 @@ def test_info_tells_the_facts_and_downloads_nothing(name, kind, tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_trained_networks_are_listed(capsys):
+    assert main(["models", "*-digits", "--trained"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert rows == [[DIGITS, "digits", f"{find_weights(DIGITS).accuracy:.2%}", "MIT", "in", "the", "package"]]
+    assert main(["models", "--trained", "nothing"]) == 2
+    assert "no trained network matches 'nothing'" in capsys.readouterr().err
+
+
 def test_images_of_any_size_are_classified():
     assert diracnets.predict(DIGITS, Image.new("RGB", (50, 40)), device="cpu")[0].label in "0123456789"
 

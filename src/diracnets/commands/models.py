@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tyro.conf import Positional
+from tyro.conf import FlagCreatePairsOff, Positional
 
 from diracnets.commands.output import stdout, table
 from diracnets.errors import UsageError
@@ -19,8 +19,14 @@ class Models:
     pattern: Positional[str] = "*"
     """Only names that match, such as 'plain-*' or '*-28-*'."""
 
+    trained: FlagCreatePairsOff[bool] = False
+    """List the trained networks instead, which predict, eval, info and fold take by these names."""
+
     def execute(self) -> None:
         """Print the table."""
+        if self.trained:
+            self._show_trained()
+            return
         import torch
 
         from diracnets.models.registry import create_model, list_models
@@ -35,3 +41,17 @@ class Models:
             size = "x".join(map(str, net.input_size))
             rows.append([name, sum(weight.numel() for weight in net.parameters()), size, net.num_classes])
         stdout().print(table(["name", "parameters", "input", "classes"], rows))
+
+    def _show_trained(self) -> None:
+        from diracnets.models.pretrained import find_weights, list_weights
+
+        rows = []
+        for name in list_weights(self.pattern):
+            weights = find_weights(name)
+            place = "in the package" if weights.url is None else weights.url
+            rows.append([name, weights.data, f"{weights.accuracy:.2%}", weights.licence, place])
+        if not rows:
+            raise UsageError(
+                f"no trained network matches {self.pattern!r}; `diracnets models --trained` lists them all"
+            )
+        stdout().print(table(["name", "trained on", "accuracy", "licence", "file"], rows))

@@ -19,7 +19,7 @@ from diracnets.errors import UsageError
 class Predict:
     """Classify images with a model file, a checkpoint or a trained network that comes with diracnets.
 
-    It says itself how to scale and normalize them."""
+    The file says how to scale and normalize them."""
 
     file: Positional[Path]
     """Model file (.safetensors), checkpoint, or a name that `diracnets models --trained` lists."""
