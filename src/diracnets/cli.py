@@ -24,6 +24,7 @@ COMMANDS = {  # in the order in which a user meets them
     "fold": ("Fold", "turn a checkpoint into a model file, and prove that it computes the same"),
     "predict": ("Predict", "classify images with a model file"),
     "info": ("Info", "layers, parameters, multiply-adds and origin of a network or file"),
+    "study": ("Study", "answer a question of the paper by trainings: a table, a picture and all numbers"),
     "models": ("Models", "the networks that there are, by name"),
     "verify": ("Verify", "check that a model file is whole and unchanged"),
 }
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; those of the process by default.
 
     Returns:
-        0 where all went well, 1 for a failure, 2 for wrong use, 130 and 143 where it was interrupted or terminated.
+        0 where all went well, 1 for a failure, 2 for wrong use, 3 for a training that diverged, 130 and 143 where it
+        was interrupted or terminated.
 
     >>> main(["--version"])
     diracnets 0.1.0

@@ -28,6 +28,8 @@ class FoldError(DiracNetsError):
 class TrainingError(DiracNetsError):
     """A training that cannot go on."""
 
+    exit_code = 3
+
 
 class MissingExtraError(DiracNetsError, ImportError):
     """An optional dependency that is not installed; the message holds the command that installs it."""

@@ -1,0 +1,48 @@
+"""The paper's table of errors on CIFAR-10 and CIFAR-100, row by row, ours beside the published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from diracnets.studies.conduct import Trainings
+from diracnets.studies.published import ERRORS
+from diracnets.studies.study import Row, Study
+from diracnets.training.recipe import Recipe
+
+LARGE = ("vgg-16", "diracnet-28-5", "diracnet-28-10", "resnet-1001", "wrn-28-10")
+SMALL = ("plain-28-1", "diracnet-28-1", "wrn-28-1", "dirac-wrn-28-1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar(Trainings):
+    """How wrong are plain chains on CIFAR-10 and CIFAR-100, beside residual networks and what was published?
+
+    The rows of the paper's table by its recipe, and networks of 28 layers and width 1 also by a short one."""
+
+    recipe: Annotated[tuple[str, ...], arg(metavar="NAME|FILE.toml")] = ()
+    """Train every row by these recipes instead, such as best-cifar."""
+
+    def study(self) -> Study:
+        """Each network on each data by each recipe; names are DATA-NETWORK-RECIPE."""
+        rows = []
+        for data in ("cifar10", "cifar100"):
+            for model in (*LARGE, *SMALL):
+                for name in self.recipe or (("paper-cifar",) if model in LARGE else ("paper-cifar", "fast-cifar")):
+                    recipe = replace(Recipe.load(name), model=model, data=data)
+                    title = Path(name).stem
+                    place = {"data": data, "network": model, "recipe": title}
+                    rows.append(Row(f"{data}-{model}-{title}", place, recipe, ERRORS.get((data, model))))
+        return Study(
+            "cifar",
+            "Errors on CIFAR-10 and CIFAR-100",
+            "How wrong are plain chains of convolutions, trained with the Dirac parameterization, beside residual "
+            "networks of the same size, and how near is that to what was published? Published numbers are errors of "
+            "the same network by its authors' recipe.",
+            rows,
+            seeds=5,
+            measure="error",
+        )

@@ -1,0 +1,206 @@
+"""A study of trainings from its rows to its table: trains what is missing, and writes down what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import FlagCreatePairsOff, arg
+
+from diracnets.errors import DiracNetsError, UsageError
+from diracnets.studies.lines import draw
+from diracnets.studies.outcome import reason, record_of
+from diracnets.studies.records import Asked, Record, Results
+from diracnets.studies.report import write_text
+from diracnets.studies.runner import Job, Process, Step, launch, processors, run_jobs
+from diracnets.studies.study import Budget, Row, Study, choose_rows, recipe_key
+from diracnets.studies.table import page
+from diracnets.training.recipe import Recipe
+
+Say = Callable[[str], None]
+Launch = Callable[[Step, Path, Mapping[str, str]], Process]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainings:
+    """The options of every study that is made of trainings."""
+
+    rows: tuple[str, ...] = ("*",)
+    """Only rows whose names match one of these patterns, such as '*-28-1-*'; --plan lists the names."""
+    plan: FlagCreatePairsOff[bool] = False
+    """Say what there is and what would be trained, and do nothing."""
+    add: Annotated[tuple[Path, ...], arg(metavar="FILE.json")] = ()
+    """Take over the records that the same study made on other machines, and train nothing."""
+    budget: Budget = field(default_factory=Budget)
+    """How much is trained; the table says what was scaled down."""
+    data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """Where CIFAR is, or is downloaded to."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto for the best that there is."""
+    jobs: int = 1
+    """Trainings beside each other; they share the processors."""
+    precision: Annotated[Literal["auto", "float32", "bfloat16", "float16"] | None, arg(help_behavior_hint="")] = None
+    """Arithmetic of all trainings; by default as the recipes say, most of which take what they find fast."""
+    compile: FlagCreatePairsOff[bool] = False
+    """Compile all networks with torch.compile."""
+    out: Annotated[Path, arg(metavar="FOLDER")] = Path("results")
+    """Where the table, the picture and all numbers go."""
+    work: Annotated[Path, arg(metavar="FOLDER")] = Path("runs/studies")
+    """Where the run folders go."""
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1:
+            raise UsageError(f"jobs is {self.jobs}, but must be at least 1")
+
+    def study(self) -> Study:
+        """The study that these options spell.
+
+        Raises:
+            UsageError: they spell none.
+        """
+        raise NotImplementedError
+
+    def applied(self, recipe: Recipe) -> Recipe:
+        """A row's recipe with the options that change recipes, but for the budget."""
+        precision, compiled = self.precision or recipe.precision, self.compile or recipe.compile
+        return replace(recipe, precision=precision, compile=compiled)
+
+    def run(self, say: Say) -> None:
+        """Answer the study's question as far as the budget goes.
+
+        Args:
+            say: takes one line at a time.
+
+        Raises:
+            UsageError: no row matches, or an option makes no sense.
+            FileError: a file cannot be read or written.
+            DiracNetsError: trainings failed; what the others gave is written.
+        """
+        conduct(self.study(), self, say)
+
+
+def conduct(study: Study, options: Trainings, say: Say, launch: Launch = launch) -> None:
+    """Train what is missing of a study, and write its table, picture and numbers.
+
+    Each finished training is written down at once, so that a call that was stopped goes on where it was. A training
+    that diverges is a result.
+
+    Args:
+        study: what to answer.
+        options: rows, budget and circumstances.
+        say: takes one line at a time.
+        launch: starts a process.
+
+    Raises:
+        UsageError, FileError, DiracNetsError: as in `Trainings.run`.
+    """
+    rows = [replace(row, recipe=options.applied(row.recipe)) for row in choose_rows(study, options.rows)]
+    asked = [Asked.of(row, study, options.budget) for row in rows]
+    path = options.out / f"{study.name}.json"
+    if options.plan:
+        results = Results.read(path)
+        jobs = _missing(study, rows, asked, results.records if results else [], options)
+        for row in asked:
+            todo = sum(job.row == row.row for job in jobs)
+            say(f"{row.row}: {row.seeds - todo} of {row.seeds} trained, {row.recipe['epochs']} epochs each")
+        return
+
+    results = _known(study, options)
+    if options.add:
+        for file in options.add:
+            _take_over(results, file)
+    else:
+        results.ask(asked)
+        results.write(path)
+        _train(study, _missing(study, rows, asked, results.records, options), options, say, launch)
+        results = _known(study, options)
+    picture = path.with_suffix(".png")
+    draw(results, picture, say)
+    _write(results, path)
+    say(f"wrote {path}, {path.with_suffix('.md')}" + (f" and {picture}" if picture.exists() else ""))
+
+
+def _train(study: Study, jobs: list[Job], options: Trainings, say: Say, launch: Launch) -> None:
+    path = options.out / f"{study.name}.json"
+    threads = max(1, processors() // options.jobs)
+    failed: list[Job] = []
+    done = 0
+
+    def started(job: Job) -> None:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        say(f"{job.row}, seed {job.recipe.seed}: begun; its log is {job.log}")
+
+    def ended(job: Job, code: int) -> None:
+        nonlocal done
+        done += 1
+        record = record_of(job, code, options.jobs)
+        if record is None:
+            failed.append(job)
+            what = f"failed: {reason(job)}"
+        else:
+            results = _known(study, options)  # as another process may have left it meanwhile
+            results.add([record])
+            _write(results, path)
+            what = f"{record.accuracy:.2%}" if record.accuracy is not None else f"diverged: {record.message}"
+        say(f"{job.row}, seed {job.recipe.seed}: {what} ({done} of {len(jobs)})")
+
+    try:
+        run_jobs(
+            jobs,
+            lambda job: job.steps(options.device, options.data_dir, chain=study.chain),
+            at_once=options.jobs,
+            threads=threads,
+            started=started,
+            ended=ended,
+            launch=launch,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped after {done} of {len(jobs)} trainings, and the rest is saved; the same command goes on"
+        ) from None
+    if failed:
+        raise DiracNetsError(
+            f"{len(failed)} of {len(jobs)} trainings failed, the first of them {failed[0].row}: {reason(failed[0])} "
+            f"(its log: {failed[0].log})"
+        )
+
+
+def _known(study: Study, options: Trainings) -> Results:
+    """What the study's file holds, told with today's title, question and circumstances."""
+    from diracnets.training.devices import choose_device
+    from diracnets.training.environment import circumstances
+
+    new = Results.of(study, circumstances(choose_device(options.device)))
+    old = Results.read(options.out / f"{study.name}.json")
+    return new if old is None else replace(new, rows=old.rows, records=old.records)
+
+
+def _take_over(results: Results, file: Path) -> None:
+    others = Results.read(file)
+    if others is None:
+        raise UsageError(f"there is no file {file} to add")
+    if others.study != results.study:
+        raise UsageError(f"{file} is of the study {others.study}; give one of {results.study}")
+    results.ask(others.rows)
+    results.add(others.records)
+
+
+def _missing(study: Study, rows: list[Row], asked: list[Asked], records: list[Record], options: Trainings) -> list[Job]:
+    """What is still to be trained: first seeds of all rows, then second ones, so that rows can be compared early."""
+    known = {(record.row, record.key, record.seed) for record in records}
+    jobs = []
+    for seed in range(max((row.seeds for row in asked), default=0)):
+        for row, wanted in zip(rows, asked, strict=True):
+            if seed < wanted.seeds and (wanted.row, wanted.key, seed) not in known:
+                recipe = replace(options.budget.scaled(row.recipe), seed=seed)
+                folder = options.work / study.name / f"{row.name}-{recipe_key(recipe)}" / f"seed-{seed}"
+                jobs.append(Job(row.name, wanted.key, recipe, folder))
+    return jobs
+
+
+def _write(results: Results, path: Path) -> None:
+    results.write(path)
+    picture = path.with_suffix(".png")
+    write_text(path.with_suffix(".md"), page(results, picture.name if picture.exists() else None))

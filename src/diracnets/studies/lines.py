@@ -1,0 +1,125 @@
+"""The picture of a study of trainings: lines over a number, or a dot for each row."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diracnets.studies.picture import save_picture
+from diracnets.studies.records import Asked, Record, Results
+from diracnets.studies.study import Lines
+from diracnets.studies.table import percents, published_value
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def draw(results: Results, path: Path, say: Callable[[str], None]) -> None:
+    """Draw the trained rows into a PNG; nothing where none is trained yet.
+
+    Args:
+        results: all that is known.
+        path: the file.
+        say: is told where matplotlib is not installed.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    rows = [(row, records) for row in results.rows if (records := results.of_row(row))]
+    if not rows:
+        return
+    if results.picture is None:
+        save_picture(path, lambda figure: _dots(figure, results, rows), 9, 1.5 + 0.3 * len(rows), say)
+        return
+    shape = results.picture
+    panels = list(dict.fromkeys(_panel(row, shape) for row, _ in rows))
+    save_picture(path, lambda figure: _lines(figure, results, rows, shape, panels), 2 + 5 * len(panels), 4.5, say)
+
+
+def _panel(row: Asked, shape: Lines) -> str:
+    return str(row.place[shape.panel]) if shape.panel else ""
+
+
+def series_names(rows: Sequence[Asked], shape: Lines) -> list[str]:
+    """To which line each row belongs: its series, and whatever else tells rows apart, such as another budget."""
+    told = [
+        [str(value) for name, value in row.place.items() if name not in (shape.x, shape.series, shape.panel)]
+        + [f"{row.recipe['epochs']} epochs", f"{row.recipe.get('images') or 'all'} images", row.recipe["precision"]]
+        for row in rows
+    ]
+    vary = [len(set(texts)) > 1 for texts in zip(*told, strict=True)]
+    return [
+        ", ".join([str(row.place[shape.series]), *(text for text, varies in zip(texts, vary, strict=True) if varies)])
+        for row, texts in zip(rows, told, strict=True)
+    ]
+
+
+def _lines(
+    figure: Figure, results: Results, rows: list[tuple[Asked, list[Record]]], shape: Lines, panels: list[str]
+) -> None:
+    """One line a series; a cross on the bottom where every seed diverged, a dotted line for the folded chain."""
+    names = series_names([row for row, _ in rows], shape)
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        series: dict[str, list[tuple[float, list[Record]]]] = {}
+        for name, (row, records) in zip(names, rows, strict=True):
+            if _panel(row, shape) == panel:
+                series.setdefault(name, []).append((float(row.place[shape.x]), records))
+        for number, (name, points) in enumerate(series.items()):
+            points.sort(key=lambda point: point[0])
+            color = f"C{number}"
+            _line(axes, results, points, color, label=name)
+            _line(axes, results, points, color, chain=True)
+            lost = [x for x, records in points if not percents(results, records)]
+            axes.plot(lost, [0] * len(lost), "x", color=color, clip_on=False)
+        values = sorted({x for points in series.values() for x, _ in points})
+        if values[0] > 0:
+            axes.set_xscale("log")
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
+        axes.set_title(panel, fontsize=10)
+        axes.set_xlabel(shape.x)
+        axes.set_ylabel(f"{results.measure}, % (crosses: diverged)")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+
+
+def _line(
+    axes: Any,  # noqa: ANN401
+    results: Results,
+    points: list[tuple[float, list[Record]]],
+    color: str,
+    *,
+    label: str | None = None,
+    chain: bool = False,
+) -> None:
+    found = [(x, values) for x, records in points if (values := percents(results, records, chain=chain))]
+    means = [statistics.fmean(values) for _, values in found]
+    spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in found]
+    style: dict[str, Any] = {"linestyle": ":"} if chain else {"marker": "o", "markersize": 4, "capsize": 3}
+    axes.errorbar([x for x, _ in found], means, yerr=None if chain else spreads, color=color, label=label, **style)
+
+
+def _dots(figure: Figure, results: Results, rows: list[tuple[Asked, list[Record]]]) -> None:
+    """A dot for each training, and a line where the published number lies."""
+    axes = figure.subplots()
+    for height, (row, records) in enumerate(rows):
+        values = percents(results, records)
+        axes.plot(
+            values, [height] * len(values), "o", color="C0", alpha=0.7, label=None if height else "ours, each seed"
+        )
+        if row.published:
+            at = published_value(row.published, results.measure)
+            axes.plot([at], [height], "|", color="C1", markersize=16, markeredgewidth=2)
+    axes.plot([], [], "|", color="C1", markersize=10, markeredgewidth=2, label="published")
+    axes.set_yticks(range(len(rows)), [_name(row) for row, _ in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{results.measure}, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
+def _name(row: Asked) -> str:
+    return f"{row.row}, {row.recipe['epochs']} epochs"

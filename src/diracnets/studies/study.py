@@ -1,0 +1,129 @@
+"""A study made of trainings: a question, and rows, each of which is a recipe that is trained with several seeds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from diracnets.errors import UsageError
+from diracnets.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number that others published, in percent of the images."""
+
+    error: float
+    """Part of the test images that is classified wrongly."""
+    spread: float | None = None
+    """Its standard deviation over runs, where it was published."""
+    source: str = ""
+    """Where it was read; a number that nobody here has read says so."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a study's table."""
+
+    name: str
+    """Unique in the study; also the name of a folder."""
+    place: Mapping[str, str | float]
+    """What tells this row from the others, such as network and depth: the table's first columns."""
+    recipe: Recipe
+    """With its full number of epochs."""
+    published: Published | None = None
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A picture of lines: one for each value of `series`, over `x`, in one panel for each value of `panel`."""
+
+    x: str
+    series: str
+    panel: str | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question and the trainings that answer it."""
+
+    name: str
+    title: str
+    question: str
+    rows: Sequence[Row]
+    seeds: int
+    """Trainings of each row at the full budget."""
+    measure: Literal["error", "accuracy"] = "accuracy"
+    """What the table tells, in percent of the held-out images."""
+    picture: Lines | None = None
+    """None draws a dot for each row."""
+    chain: bool = True
+    """Whether the folded chain is evaluated too."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is trained; what is not given is as in the full study.
+
+    >>> scaled = Budget(epochs=10).scaled(Recipe.load("paper-cifar"))
+    >>> scaled.epochs, scaled.drops
+    (10, (3, 6, 8))
+    """
+
+    epochs: int | None = None
+    """Passes over the training images; drops of the rate move in proportion."""
+    seeds: int | None = None
+    """Trainings of each row."""
+    images: int | None = None
+    """Train on so many images only."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "seeds", "images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"budget.{name} is {value}, but must be at least 1")
+
+    def scaled(self, recipe: Recipe) -> Recipe:
+        """The recipe at this budget."""
+        if self.epochs is not None:
+            moved = {round(drop * self.epochs / recipe.epochs) for drop in recipe.drops}
+            drops = tuple(sorted(drop for drop in moved if 1 < drop <= self.epochs))
+            recipe = replace(recipe, epochs=self.epochs, drops=drops)
+        return recipe if self.images is None else replace(recipe, images=self.images)
+
+
+def choose_rows(study: Study, patterns: Sequence[str]) -> list[Row]:
+    """The rows whose names match one of the shell patterns, in the study's order.
+
+    Raises:
+        UsageError: a pattern matches no row.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(row.name, pattern) for row in study.rows):
+            raise UsageError(f"no row matches {pattern!r}; there are {', '.join(row.name for row in study.rows)}")
+    return [row for row in study.rows if any(fnmatchcase(row.name, pattern) for pattern in patterns)]
+
+
+def recipe_key(recipe: Recipe) -> str:
+    """Eight hex digits that tell recipes apart, whatever their seeds.
+
+    Only what differs from the defaults counts, so that a setting that recipes gain later changes no key.
+
+    >>> recipe_key(Recipe(seed=1)) == recipe_key(Recipe(seed=2)) != recipe_key(Recipe(lr=0.2))
+    True
+    """
+    told = _differences(replace(recipe, seed=0).table(), Recipe().table())
+    return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+def _differences(table: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    different: dict[str, Any] = {}
+    for name, value in table.items():
+        default = defaults.get(name)
+        if value != default:
+            different[name] = _differences(value, default or {}) if isinstance(value, dict) else value
+    return different

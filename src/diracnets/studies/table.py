@@ -1,0 +1,115 @@
+"""The page of a study of trainings: its question, its table, and what was scaled down, from the records alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+
+from diracnets.studies.records import Asked, Record, Results
+from diracnets.studies.report import machine_name, markdown_table, mean_and_spread, told
+from diracnets.studies.study import Published
+
+
+def page(results: Results, picture: str | None) -> str:
+    """The results as Markdown.
+
+    Args:
+        results: all that is known.
+        picture: the file of the picture, beside the page.
+    """
+    parts = [f"# {results.title}", results.question, *_notes(results)]
+    if picture:
+        parts.append(f"![{results.title}]({picture})")
+    return "\n\n".join([*parts, _table(results), f"Last call: {told(results.circumstances)}"])
+
+
+def percents(results: Results, records: Sequence[Record], *, chain: bool = False) -> list[float]:
+    """What the study measures, in percent, of each training that did not diverge."""
+    accuracies = [record.chain_accuracy if chain else record.accuracy for record in records]
+    return [100 * ((1 - value) if results.measure == "error" else value) for value in accuracies if value is not None]
+
+
+def _notes(results: Results) -> list[str]:
+    wanted = sum(row.seeds for row in results.rows)
+    done = sum(min(row.seeds, len(results.of_row(row))) for row in results.rows)
+    notes = []
+    if done < wanted:
+        notes.append(f"**Partial: {done} of {wanted} trainings are finished.**")
+    cuts = Counter(text for row in results.rows if (text := _cut(row)))
+    if cuts:
+        listed = "; ".join(f"{count} row{'s' * (count != 1)} at {text}" for text, count in cuts.items())
+        notes.append(f"Scaled down to a budget: {listed}.")
+    notes.append(
+        f"{results.measure.capitalize()} is that of the last epoch, on all held-out images: mean and standard "
+        "deviation over the seeds that did not diverge. Minutes are those of the training steps of one seed."
+    )
+    return notes
+
+
+def _cut(row: Asked) -> str:
+    """What the budget took from a row, if anything."""
+    epochs, images = row.recipe["epochs"], row.recipe.get("images")
+    cuts = [f"{epochs} of {row.full_epochs} epochs"] * (epochs < row.full_epochs)
+    cuts += [f"{row.seeds} of {row.full_seeds} seeds"] * (row.seeds < row.full_seeds)
+    cuts += [f"{images:,} training images"] if images else []
+    return ", ".join(cuts)
+
+
+def _table(results: Results) -> str:
+    places = list(dict.fromkeys(name for row in results.rows for name in row.place))
+    measure = f"{results.measure}, %"
+    columns = [*places, f"published {measure}", measure, "against published", f"folded chain, {measure}"]
+    columns += ["trained", "diverged", "epochs", "training images", "minutes", "images a second", "on"]
+    return markdown_table(columns, [_line(results, row, places) for row in results.rows])
+
+
+def _line(results: Results, row: Asked, places: Sequence[str]) -> list[object]:
+    records = results.of_row(row)
+    values, folded = percents(results, records), percents(results, records, chain=True)
+    diverged = [record for record in records if record.outcome == "diverged"]
+    published, against = "", ""
+    if row.published:
+        published = published_text(row.published, results.measure)
+        if values:
+            against = f"{statistics.fmean(values) - published_value(row.published, results.measure):+.2f}"
+    epochs, images = row.recipe["epochs"], row.recipe.get("images")
+    rates = [record.images_per_second for record in records if record.images_per_second is not None]
+    return [
+        *(_cell(row.place.get(name, "")) for name in places),
+        published,
+        mean_and_spread(values) or ("not trained yet" if not records else "diverged"),
+        against,
+        mean_and_spread(folded),
+        f"{len(records)} of {row.seeds} seeds",
+        f"{len(diverged)} of {len(records)}" if diverged else "",
+        f"{epochs} of {row.full_epochs}" if epochs < row.full_epochs else str(epochs),
+        f"{images:,}" if images else "",
+        f"{statistics.fmean(record.seconds for record in records) / 60:.1f}" if records else "",
+        f"{statistics.median(rates):,.0f}" if rates else "",
+        "; ".join(dict.fromkeys(_machine(record) for record in records)),
+    ]
+
+
+def published_value(published: Published, measure: str) -> float:
+    """A published error as what the study measures, in percent."""
+    return published.error if measure == "error" else 100 - published.error
+
+
+def published_text(published: Published, measure: str) -> str:
+    """A published number with its spread and its source.
+
+    >>> published_text(Published(4.75, 0.16, "remembered, not checked"), "error")
+    '4.75 ± 0.16 (remembered, not checked)'
+    """
+    spread = f" ± {published.spread:.2f}" if published.spread is not None else ""
+    return f"{published_value(published, measure):.2f}{spread} ({published.source})"
+
+
+def _cell(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _machine(record: Record) -> str:
+    beside = f", {record.machine['jobs']} beside each other" if record.machine["jobs"] > 1 else ""
+    return f"{machine_name(record.machine)}, {record.machine['precision']}{beside}"
