@@ -62,6 +62,7 @@ def test_model_file_under_another_suffix(tmp_path):
         ({"model": {"name": "resnet-18"}}, "resnet-18"),
         ({"model": {"nam": "diracnet-10-1"}}, "whole network"),
         ({"model": {"name": "diracnet-10-1", "device": "cuda"}}, "not described"),
+        ({"model": {"name": "diracnet-28-0.5", "pretrained": True}}, "not described"),
         ({"state": {}}, "too few|missing"),
         ({"facts": {"input_size": [1, 8, 8]}}, "mean"),
         ({"facts": 3}, "facts are 3"),

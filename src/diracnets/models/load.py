@@ -159,7 +159,11 @@ def _own(path: Path, data: Mapping[str, Any]) -> nn.Module:
             f"{path} has the format {str(data['format'])[:60]!r}, which this diracnets cannot read: upgrade it"
         )
     config, state = data["model"], data["state"]
-    if not isinstance(config, Mapping) or not isinstance(state, Mapping) or config.keys() & {"device", "dtype"}:
+    if (
+        not isinstance(config, Mapping)
+        or not isinstance(state, Mapping)
+        or config.keys() & {"pretrained", "device", "dtype"}
+    ):
         raise ValueError("its network is not described as it should be")
     if any(int(number) > 4 + len(state) for number in re.findall(r"-(\d+)", str(config.get("name")))[:1]):
         raise ValueError(f"it has {len(state)} tensors, too few for a {config['name']}")

@@ -53,7 +53,7 @@ def create_model(
     name: str,
     *,
     num_classes: int | None = None,
-    in_channels: int = 3,
+    in_channels: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     width: float = 1.0,
     start: StartName = "paper",
@@ -61,10 +61,11 @@ def create_model(
     alpha: float | None = None,
     beta: float | None = None,
     bias: float | None = None,
+    pretrained: bool | str = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Network:
-    """Make a network with fresh weights.
+    """Make a network with fresh weights, or with trained ones.
 
     `diracnet-N-k` is the paper's network for CIFAR-size images: N = 6n + 4, three groups of 2n blocks, 16k, 32k and 64k
     channels. `diracnet-18` and `diracnet-34` are those for ImageNet-size images. `plain-...` is the same network with
@@ -76,7 +77,7 @@ def create_model(
     Args:
         name: see `list_models`.
         num_classes: by default 10 for the CIFAR networks, 1000 for the ImageNet ones; 0 for pooled features.
-        in_channels: channels of the images.
+        in_channels: channels of the images, by default 3.
         image_size: height and width, or one number for both; by default 32 or 224. The network runs on other sizes too;
             this is the size that it is folded, described and exported with.
         width: multiplies the channels of networks that do not have their width in their name.
@@ -87,9 +88,12 @@ def create_model(
             turns it.
         alpha, beta: the scales of Dirac convolutions.
         bias: of the batch norms that a ReLU follows.
+        pretrained: the name of trained weights of this network, see `list_weights`, or True for the first ones with
+            as many classes. They decide about what is not given, and leave no choice of a start.
         device, dtype: of the parameters.
 
     Raises:
+        FileError: the trained weights are damaged, or cannot be downloaded.
         UsageError: an unknown name, a depth that there is not, a number that makes no network, or alpha or beta for a
             network without Dirac convolutions.
 
@@ -98,6 +102,19 @@ def create_model(
     368730
     """
     parsed = names.parse(name)
+    if pretrained or isinstance(pretrained, str):
+        from diracnets.models.trained import trained_network  # not above: it makes its networks by this function
+
+        asked = {"start": start, "init": init, "alpha": alpha, "beta": beta, "bias": bias}
+        if chosen := [key for key, value in asked.items() if value not in (None, "paper")]:
+            raise UsageError(
+                f"{' and '.join(chosen)} belong to a start, which trained weights do not have; leave them out"
+            )
+        net = trained_network(
+            name, pretrained, num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width
+        )
+        return net.to(device=device, dtype=dtype)
+    in_channels = 3 if in_channels is None else in_channels
     if not (math.isfinite(width) and width > 0):
         raise UsageError(f"width is {width}; it must be a positive number")
     if in_channels < 1:
