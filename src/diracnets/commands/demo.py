@@ -17,7 +17,6 @@ from diracnets.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from diracnets.data.images import ImageData
-    from diracnets.training.run import Trained
 
 GOAL = 0.985  # of the held-out fifth of the digits
 _MARK = ".made-by-diracnets-demo"
@@ -68,6 +67,8 @@ def demonstrate(recipe: Recipe, out: Path, device: str, goal: float = GOAL) -> N
     console.print(f"1. Train {recipe.model}, a plain chain of convolutions, on handwritten digits", style="bold")
     data = load_data("digits", device=choose_device(device))
     trained = train(recipe, run=out / "run", data=data, device=device)
+    if trained.chain is None or trained.model_file is None:
+        raise UsageError(f"the demo folds its network, but {recipe.model} has branches; choose a chain")
 
     console.print("\n2. Evaluate it, and the chain that it folds to, on the digits held out", style="bold")
     network, chain = evaluate(trained.net, data.val), evaluate(trained.chain, data.val)
@@ -80,7 +81,7 @@ def demonstrate(recipe: Recipe, out: Path, device: str, goal: float = GOAL) -> N
     console.print(str(trained.chain.fold_report), soft_wrap=True)
 
     console.print("\n4. Classify pictures that it has not seen, from the model file alone", style="bold")
-    console.print(_classify(trained, data, out / "digits"))
+    console.print(_classify(trained.model_file, data, out / "digits"))
 
     console.print("What there is now", style="bold")
     console.print(f"model file  {trained.model_file}, {trained.model_file.stat().st_size:,} bytes")
@@ -92,7 +93,7 @@ def demonstrate(recipe: Recipe, out: Path, device: str, goal: float = GOAL) -> N
         )
 
     console.print("\nWhat to try next", style="bold")
-    for arguments in _next(trained, out):
+    for arguments in _next(trained.run, trained.model_file, out):
         console.print(f"  {_program()} {shlex.join(arguments)}", soft_wrap=True)
 
 
@@ -112,7 +113,7 @@ def _prepare(out: Path) -> None:
         raise FileError(f"cannot renew {error.filename}: {error.strerror}") from error
 
 
-def _classify(trained: Trained, data: ImageData, folder: Path) -> str:
+def _classify(model_file: Path, data: ImageData, folder: Path) -> str:
     """Write a few held-out digits as pictures, and show what the model file says to them."""
     from diracnets.deploy.predict import predict
 
@@ -121,7 +122,7 @@ def _classify(trained: Trained, data: ImageData, folder: Path) -> str:
     for index, path in enumerate(paths):
         with written_whole(path) as part:
             data.val.image(index).save(part, format="PNG")
-    predictions = predict(trained.model_file, paths, top=1)
+    predictions = predict(model_file, paths, top=1)
     ascii_only = not (sys.stdout.encoding or "ascii").lower().startswith("utf")
     shown = []
     for index, (truth, prediction) in enumerate(zip(truths, predictions, strict=True)):
@@ -132,13 +133,13 @@ def _classify(trained: Trained, data: ImageData, folder: Path) -> str:
     return "\n\n".join(rows) + "\n"
 
 
-def _next(trained: Trained, out: Path) -> list[list[str]]:
-    model = str(trained.model_file)
+def _next(run: Path, model_file: Path, out: Path) -> list[list[str]]:
+    model = str(model_file)
     return [
         ["predict", model, str(out / "digits")],
         ["info", model],
         ["eval", model],
-        ["fold", str(trained.run / "best.pt"), "--out", str(out / "best.safetensors")],
+        ["fold", str(run / "best.pt"), "--out", str(out / "best.safetensors")],
         ["train", "--data", "digits", "--model", "diracnet-52-0.5"],
     ]
 

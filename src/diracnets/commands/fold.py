@@ -25,13 +25,13 @@ class Fold:
 
     def execute(self) -> None:
         """Fold, write, and print the proof."""
-        from diracnets.models.diracnet import DiracNet
         from diracnets.models.facts import facts_of
         from diracnets.models.load import load
+        from diracnets.models.network import Network
         from diracnets.training.finish import write_model_file
 
         net = load(self.file)
-        if not isinstance(net, DiracNet):
+        if not isinstance(net, Network):
             raise UsageError(f"{self.file} is folded already; to keep it in another place, copy it")
         facts = facts_of(net)
         if facts is None:

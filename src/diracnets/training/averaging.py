@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from diracnets.models.diracnet import DiracNet
+from diracnets.models.network import Network
 from diracnets.training.recipe import Recipe
 
 
@@ -33,9 +33,9 @@ class Average:
         self.first_step = 0 if recipe.ema else min(round((1 - recipe.average_last) * steps), steps - 1)
 
     @property
-    def net(self) -> DiracNet:
+    def net(self) -> Network:
         """The network with the averaged weights."""
-        return cast(DiracNet, self.model.module)
+        return cast(Network, self.model.module)
 
     def update(self, net: nn.Module, step: int) -> None:
         """Take in the weights that `net` has after step `step`, counted from 0 in the whole run."""

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from diracnets.data.images import ImageData
-from diracnets.models.diracnet import DiracNet
+from diracnets.errors import FoldError
 from diracnets.models.facts import ModelFacts
 from diracnets.models.file import save
+from diracnets.models.network import Network
 from diracnets.nn.fold import FoldReport, fold
 from diracnets.training.environment import device_name, versions
 from diracnets.training.precision import Precision
@@ -44,13 +45,18 @@ def facts_of_run(
     return ModelFacts(data.input_size, tuple(data.mean), tuple(data.std), tuple(data.classes), provenance)
 
 
-def write_model_file(net: DiracNet, facts: ModelFacts, path: Path) -> nn.Module:
+def write_model_file(net: Network, facts: ModelFacts, path: Path) -> nn.Module:
     """Fold a network, write the chain to a model file, and give the chain, on the CPU.
 
     Raises:
-        FoldError: the chain does not compute the same.
+        FoldError: the network has branches, or the chain does not compute the same.
         FileError: the file cannot be written.
     """
+    if not net.is_chain:
+        raise FoldError(
+            f"{net.config['name']} has branches, so that it folds to no chain, which is what a model file holds; "
+            "keep the checkpoint, which eval and predict read too"
+        )
     chain = fold(deepcopy(net).cpu().eval())
     report = cast(FoldReport, chain.fold_report)
     numbers = ("max_abs", "max_rel", "max_abs_float64", "max_rel_float64", "parameters_before", "parameters_after")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from torch import nn
 
 from diracnets.data.images import ImageData
 from diracnets.errors import DataError, TrainingError
-from diracnets.models.diracnet import DiracNet
 from diracnets.models.facts import ModelFacts, attach_facts
+from diracnets.models.network import Network
 from diracnets.training.averaging import estimate_statistics
 from diracnets.training.checkpoint import save_checkpoint
 from diracnets.training.devices import memory_format
@@ -38,16 +38,16 @@ class Trained:
 
     run: Path
     """The run folder."""
-    net: DiracNet
+    net: Network
     """The trained network, with averaged weights where the recipe averages, in evaluation mode."""
-    chain: nn.Module
-    """What the network folds to, on the same device."""
+    chain: nn.Module | None
+    """What the network folds to, on the same device; None where it has branches."""
     accuracy: float
     """Part of the validation images that the network gets right, 0 to 1."""
     history: list[dict[str, Any]]
     """The rows of `metrics.jsonl`, one an epoch."""
-    model_file: Path
-    """The chain, in a file that describes itself."""
+    model_file: Path | None
+    """The chain, in a file that describes itself; None where there is no chain."""
 
 
 @dataclass
@@ -148,13 +148,18 @@ class Run:
         self.stop_if_asked()
 
     def finish(self) -> Trained:
-        """Fold the trained network and write the model file."""
+        """Fold the trained network and write the model file, if it has no branches."""
         net, facts, history = self.state.evaluated.eval(), self.facts(), self.state.history
         attach_facts(net, facts)
-        chain = write_model_file(net, facts, self.folder.model).to(self.state.device)
         accuracy = history[-1]["val_accuracy"]
-        self.reporter.say(f"validation accuracy {accuracy:.2%}; the folded network is in {self.folder.model}")
-        return Trained(self.folder.path, net, chain, accuracy, history, self.folder.model)
+        trained = Trained(self.folder.path, net, None, accuracy, history, None)
+        where = f"{self.recipe.model} has branches and folds to no chain: the network is in {self.folder.last}"
+        if net.is_chain:
+            chain = write_model_file(net, facts, self.folder.model).to(self.state.device)
+            trained = replace(trained, chain=chain, model_file=self.folder.model)
+            where = f"the folded network is in {self.folder.model}"
+        self.reporter.say(f"validation accuracy {accuracy:.2%}; {where}")
+        return trained
 
     def facts(self) -> ModelFacts:
         """What the run's files say about its network."""

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from diracnets.data.images import ImageData
 from diracnets.errors import UsageError
-from diracnets.models.diracnet import DiracNet
 from diracnets.models.facts import ModelFacts, facts_of
 from diracnets.models.load import load
+from diracnets.models.network import Network
 from diracnets.models.recognize import on_meta
 from diracnets.models.registry import create_model
 from diracnets.models.unfold import unfold
@@ -21,13 +21,15 @@ from diracnets.training.recipe import Recipe
 UNFOLD_IMAGES = 256  # whose statistics a chain's batch norms get back
 
 
-def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | Path | None = None) -> DiracNet:
+def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | Path | None = None) -> Network:
     """The recipe's network for the images at hand.
 
     Args:
-        recipe: its `model`, `width`, `init` and `freeze` decide.
+        recipe: its `model`, `width` and `freeze` decide, and where weights are fresh, `start`, `init`, `alpha`, `beta`
+            and `bias`.
         data: its image size, channels and classes decide.
-        start: trained weights to begin with: a DiracNet, a chain that one was folded to, or a file that `load` reads.
+        start: trained weights to begin with: a network of `create_model`, a chain that a DiracNet was
+            folded to, or a file that `load` reads.
             The classifier is made anew where the classes are others.
 
     Returns:
@@ -41,22 +43,14 @@ def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | P
     if start is None:
         if recipe.freeze:
             raise UsageError("freeze trains the classifier on trained features; give the weights to start from")
-        return create_model(
-            recipe.model,
-            num_classes=len(data.classes),
-            in_channels=channels,
-            image_size=(height, width),
-            width=recipe.width,
-            init=recipe.init,
-            **_start(recipe),
-        )
+        return create_model(**_arguments(recipe, len(data.classes), data.input_size))
     trained = load(start) if isinstance(start, str | Path) else start
     if isinstance(trained, nn.Sequential):
         trained = unfold(trained, _some_images(recipe, data))
-    if not isinstance(trained, DiracNet):
-        raise UsageError(f"a run can start from a DiracNet or its chain, not from a {type(trained).__name__}")
+    if not isinstance(trained, Network):
+        raise UsageError(f"a run can start from a diracnets network or its chain, not from a {type(trained).__name__}")
     config = trained.config
-    wanted = on_meta({**config, "name": recipe.model, "width": recipe.width})
+    wanted = on_meta(_arguments(recipe, trained.num_classes, (config["in_channels"], height, width)))
     if _sizes(wanted) != _sizes(trained):
         raise UsageError(
             f"the recipe's network is {recipe.model} (width {recipe.width}), but the weights are those of "
@@ -66,7 +60,7 @@ def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | P
         raise UsageError(
             f"the weights are for images of {config['in_channels']} channels, but those of {data.name} have {channels}"
         )
-    net = create_model(**{**wanted.config, "image_size": (height, width)})
+    net = create_model(**wanted.config)
     net.load_state_dict(trained.state_dict())
     facts = facts_of(trained)
     other_classes = facts is not None and facts.classes and facts.classes != data.classes
@@ -87,7 +81,7 @@ def start_name(start: nn.Module | str | Path | None) -> str | None:
     return None if start is None else Path(start).name
 
 
-def network_to_resume(checkpoint: dict[str, Any], recipe: Recipe, data: ImageData) -> DiracNet:
+def network_to_resume(checkpoint: dict[str, Any], recipe: Recipe, data: ImageData) -> Network:
     """The network of a checkpoint, its weights still fresh.
 
     Raises:
@@ -105,11 +99,15 @@ def network_to_resume(checkpoint: dict[str, Any], recipe: Recipe, data: ImageDat
     return net
 
 
-def _start(recipe: Recipe) -> dict[str, Any]:
-    """What the recipe says about the start, beside `init`."""
-    given = {"alpha": recipe.alpha, "beta": recipe.beta, "bias": recipe.bias}
-    start = {} if recipe.start == "paper" else {"start": recipe.start}
-    return start | {name: value for name, value in given.items() if value is not None}
+def _arguments(recipe: Recipe, num_classes: int, input_size: tuple[int, int, int]) -> dict[str, Any]:
+    """The arguments of `create_model` for the recipe's network."""
+    return {
+        "name": recipe.model,
+        "num_classes": num_classes,
+        "in_channels": input_size[0],
+        "image_size": input_size[1:],
+        **{name: getattr(recipe, name) for name in ("width", "start", "init", "alpha", "beta", "bias")},
+    }
 
 
 def _some_images(recipe: Recipe, data: ImageData) -> Tensor:
@@ -118,12 +116,12 @@ def _some_images(recipe: Recipe, data: ImageData) -> Tensor:
     return images.cpu()
 
 
-def _sizes(net: DiracNet) -> dict[str, torch.Size]:
+def _sizes(net: Network) -> dict[str, torch.Size]:
     """What is built, whatever its name: "diracnet-28-1" and "diracnet-28-1.0" are one network."""
     return {name: tensor.shape for name, tensor in net.state_dict().items()}
 
 
-def _freeze(net: DiracNet, recipe: Recipe) -> None:
+def _freeze(net: Network, recipe: Recipe) -> None:
     """If the recipe says so, let only the classifier's parameters need a gradient."""
     if recipe.freeze:
         net.requires_grad_(False)

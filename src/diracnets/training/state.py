@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diracnets.models.diracnet import DiracNet
+from diracnets.models.network import Network
 from diracnets.training.averaging import Average
 from diracnets.training.optimizer import make_optimizer
 from diracnets.training.precision import Precision
@@ -24,7 +24,7 @@ class State:
         steps: batches an epoch.
     """
 
-    def __init__(self, recipe: Recipe, net: DiracNet, precision: Precision, steps: int) -> None:
+    def __init__(self, recipe: Recipe, net: Network, precision: Precision, steps: int) -> None:
         self.net = net
         self.device = next(net.parameters()).device
         self.precision = precision
@@ -63,14 +63,14 @@ class State:
         self.seconds = seconds
 
     @property
-    def evaluated(self) -> DiracNet:
+    def evaluated(self) -> Network:
         """The network to evaluate and keep: that with averaged weights once there are any, else the one in training."""
         if self.average is not None and self.average.started():
             return self.average.net
         return self.net
 
     @property
-    def saved(self) -> DiracNet:
+    def saved(self) -> Network:
         """The network to save for evaluating: `evaluated`, unless its BatchNorm statistics are not its own yet."""
         return self.evaluated if self.average is None or self.average.ready else self.net
 
