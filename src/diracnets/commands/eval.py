@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
@@ -38,6 +38,8 @@ class Evaluate:
     """Images at a time."""
     workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
     """Processes that decode images of a folder; by default one a core, at most 4."""
+    views: Literal["one", "mirror", "mirror-shift"] = "one"
+    """Average the answers to each image and its mirror image, and to both moved by a pixel."""
     worst: int = 10
     """How many of the worst mistakes to name."""
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
@@ -68,12 +70,12 @@ class Evaluate:
         )
         if facts is not None:
             _check(facts, data, self.file)
-        evaluation = evaluate(model, data.val, batch_size=self.batch_size, worst=self.worst)
-        summary = _summary(evaluation, data, self.file)
+        evaluation = evaluate(model, data.val, batch_size=self.batch_size, views=self.views, worst=self.worst)
+        summary = _summary(evaluation, data, self.file, self.views)
         if self.json:
             print(json.dumps(summary, indent=2))
         else:
-            _show(evaluation, data)
+            _show(evaluation, data, self.views)
         if self.out is not None:
             self._write(summary, evaluation, data, self.out)
 
@@ -109,13 +111,14 @@ def _check(facts: ModelFacts, data: ImageData, file: Path) -> None:
         raise UsageError(f"{file} was trained with another normalization than {data.name} has; choose its own data")
 
 
-def _summary(evaluation: Evaluation, data: ImageData, file: Path) -> dict[str, Any]:
+def _summary(evaluation: Evaluation, data: ImageData, file: Path, views: str) -> dict[str, Any]:
     """Plain values for JSON, with names in place of numbers of classes."""
     classes = data.classes
     return {
         "file": str(file),
         "data": data.name,
         "images": evaluation.count,
+        "views": views,
         "top1": evaluation.top1,
         "top5": evaluation.top5,
         "loss": evaluation.loss,
@@ -130,11 +133,11 @@ def _summary(evaluation: Evaluation, data: ImageData, file: Path) -> dict[str, A
     }
 
 
-def _show(evaluation: Evaluation, data: ImageData) -> None:
+def _show(evaluation: Evaluation, data: ImageData, views: str) -> None:
     console, classes = stdout(), data.classes
     console.print(
         f"{data.name}, {evaluation.count:,} held-out images: top-1 {evaluation.top1:.2%}, top-5 {evaluation.top5:.2%}, "
-        f"loss {evaluation.loss:.4f}\n"
+        f"loss {evaluation.loss:.4f}{'' if views == 'one' else f', views {views}'}\n"
     )
     ranked = sorted(evaluation.per_class, key=lambda row: row.accuracy if row.count else 2.0)
     shown, title = ranked, "By class, the hardest first"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from diracnets.data.images import Images
 from diracnets.errors import DataError, TrainingError, UsageError
 from diracnets.training.precision import Name, Precision
+from diracnets.training.views import Views, averaged_logits
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,11 @@ def evaluate(
     *,
     batch_size: int = 256,
     precision: Name = "float32",
+    views: Views = "one",
     worst: int = 10,
     on_batch: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Run a network over images, in evaluation mode and without augmentation, and compare with their labels.
+    """Run a network over images, in evaluation mode and without random changes, and compare with their labels.
 
     Args:
         model: from normalized images [batch, channels, height, width] to logits [batch, K]; a DiracNet, a chain, or any
@@ -80,11 +83,12 @@ def evaluate(
         images: their batches are put on the model's device.
         batch_size: images at a time.
         precision: the arithmetic; anything but float32 gives slightly different numbers.
+        views: how many views of an image the logits are averaged over, see `averaged_logits`.
         worst: mistakes to name.
         on_batch: called with the number of images done after each batch.
 
     Raises:
-        UsageError: the network is for another number of channels or classes.
+        UsageError: the network is for another number of channels or classes, or there are no such views.
         DataError: there are no images.
         TrainingError: the network gives an infinity or NaN.
 
@@ -95,11 +99,13 @@ def evaluate(
     >>> int(evaluation.confusion.sum()) == evaluation.count == len(data.val)
     True
     """
+    if views not in get_args(Views):
+        raise UsageError(f"views is {views!r}, but must be one of {', '.join(get_args(Views))}")
     if len(images) == 0:
         raise DataError("there are no images to evaluate the network on")
     labels, predictions, probabilities, losses, top5 = [], [], [], [], []
     done = 0
-    for logits, truth in outputs(model, images, batch_size=batch_size, precision=precision):
+    for logits, truth in outputs(model, images, batch_size=batch_size, precision=precision, views=views):
         log_probabilities = logits.double().log_softmax(1) if logits.device.type != "mps" else logits.log_softmax(1)
         best, prediction = log_probabilities.max(1)
         first_five = logits.topk(min(5, logits.shape[1]), dim=1).indices  # [batch, 5]
@@ -136,7 +142,7 @@ def evaluate(
 
 
 def outputs(
-    model: nn.Module, images: Images, *, batch_size: int = 256, precision: Name = "float32"
+    model: nn.Module, images: Images, *, batch_size: int = 256, precision: Name = "float32", views: Views = "one"
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The logits [batch, K] and labels [batch] of all images in their order; `model` is in evaluation mode meanwhile.
 
@@ -151,7 +157,7 @@ def outputs(
             _check_channels(model, batch)
             batch, labels = batch.to(device), labels.to(device)
             with torch.inference_mode(), Precision(precision, "").autocast(device):
-                logits = model(batch).float()
+                logits = averaged_logits(model, batch, views)
             if int(labels.max()) >= logits.shape[1]:
                 raise UsageError(
                     f"the network tells {logits.shape[1]} classes apart, but these images are labelled up to "
