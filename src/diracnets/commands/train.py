@@ -24,8 +24,8 @@ class Train:
     paper-cifar --help` shows that recipe."""
 
     recipe: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="")] = None
-    """Where the settings below start from: a recipe of the package (paper-cifar, paper-imagenet, fast-cifar,
-    fast-imagenet, demo) or a file. By default the one that suits --data."""
+    """Where the settings below start from: a recipe of the package (paper-cifar, paper-imagenet, best-cifar,
+    fast-cifar, fast-imagenet, demo) or a file. By default the one that suits --data."""
     run: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
     """The folder for recipe, log, checkpoints and model file; by default a new one in runs/."""
     resume: FlagCreatePairsOff[bool] = False

@@ -212,7 +212,7 @@ def recipe_names() -> list[str]:
     """The recipes that come with the package.
 
     >>> recipe_names()
-    ['demo', 'fast-cifar', 'fast-imagenet', 'paper-cifar', 'paper-imagenet']
+    ['best-cifar', 'demo', 'fast-cifar', 'fast-imagenet', 'paper-cifar', 'paper-imagenet']
     """
     return sorted(entry.name.removesuffix(".toml") for entry in _shipped().iterdir() if entry.name.endswith(".toml"))
 
