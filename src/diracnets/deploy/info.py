@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,14 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from diracnets.deploy.receptive import Field
 from diracnets.errors import UsageError
 from diracnets.models import layers
-from diracnets.models.diracnet import DiracNet
 from diracnets.models.facts import attach_facts, facts_of, input_size_of
 from diracnets.models.load import is_weights, load
+from diracnets.models.network import Network
 from diracnets.models.pretrained import find_weights
 from diracnets.models.recognize import chain_layers, on_meta
+from diracnets.nn.diracify import undo
+from diracnets.nn.flow import follow
+from diracnets.nn.steps import source_of
 
 _FILE_SUFFIXES = {".safetensors", ".pt", ".pth", ".pt7"}
 
@@ -59,7 +62,7 @@ class Info:
         input_size: (channels, height, width) that shapes and costs are for.
         layers: in the order in which they run.
         parameters: of all layers.
-        folded_parameters: of the chain that it folds to; the same as `parameters` for a chain.
+        folded_parameters: of what `fold` makes of it; the same as `parameters` for a chain.
         multiply_adds: of one image.
         receptive_field: of the last layer that does not see the whole image.
         file_bytes: size of the file, None for a network by name, and where it is not known.
@@ -93,7 +96,7 @@ def describe(model: str | Path | nn.Module) -> Info:
 
     Args:
         model: the name of a network or of weights, which are not downloaded for this, a file that `diracnets.load`
-            reads, a DiracNet, or a chain with `facts`.
+            reads, a network of `create_model`, or a chain with `facts`.
 
     Raises:
         UsageError: no such name, or a network whose image size is not known.
@@ -120,7 +123,7 @@ def describe(model: str | Path | nn.Module) -> Info:
 
 def _describe(name: str, model: nn.Module, file_bytes: int | None) -> Info:
     facts = facts_of(model)
-    if isinstance(model, DiracNet):
+    if isinstance(model, Network):
         skeleton: nn.Module = on_meta(model.config)
         input_size: tuple[int, ...] = model.input_size
     else:
@@ -134,12 +137,10 @@ def _describe(name: str, model: nn.Module, file_bytes: int | None) -> Info:
     weighted = [module for module in modules.values() if isinstance(module, _ConvNd | nn.Linear)]
     weights = sum(module.weight.numel() for module in weighted)
     outputs = sum(_outputs(module) for module in weighted)
-    chain = not isinstance(model, DiracNet)
-    # every convolution of a DiracNet gets the bias of the batch norm behind it; the classifier has one already
-    folded = parameters if chain else weights + outputs
+    folded = _folded_parameters(skeleton) if isinstance(model, Network) else parameters
     return Info(
         name=name,
-        kind="chain" if chain else "network",
+        kind="network" if isinstance(model, Network) else "chain",
         input_size=tuple(input_size),
         layers=tuple(rows),
         parameters=parameters,
@@ -156,15 +157,32 @@ def _describe(name: str, model: nn.Module, file_bytes: int | None) -> Info:
     )
 
 
+def _folded_parameters(net: nn.Module) -> int:
+    """Parameters of what `fold` makes of a network: a batch norm becomes the bias of a convolution of its own."""
+    plain = undo(net)
+    modules = dict(plain.named_modules())
+    total = sum(parameter.numel() for parameter in plain.parameters())
+    for name, calls in follow(plain).calls.items():
+        norm, source = modules[name], source_of(calls[0])
+        if not isinstance(norm, nn.BatchNorm2d) or source is None or source.op != "call_module":
+            continue
+        if isinstance(modules[str(source.target)], nn.Conv2d) and len(source.users) == 1:
+            total -= norm.num_features
+    return total
+
+
 @torch.no_grad()
 def _walk(skeleton: nn.Module, input_size: tuple[int, ...]) -> list[LayerInfo]:
     """A row for each layer that runs, in the order in which they run, on an image without memory."""
     rows: list[LayerInfo] = []
-    field: Field | None = Field.of_pixel(len(input_size) - 1)
+    image = torch.empty(1, *input_size, device="meta")
+    fields: dict[Tensor, Field | None] = {image: Field.of_pixel(len(input_size) - 1)}  # of what layers gave so far
 
     def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal field
+        # what no layer gave is the sum of branches, which sees as far as the one that sees farthest
+        field = fields[inputs[0]] if inputs[0] in fields else _largest(fields.values())
         field = field and field.behind(layer, tuple(inputs[0].shape[2:]), tuple(output.shape[2:]))
+        fields[output] = field
         parameters = sum(parameter.numel() for parameter in layer.parameters())
         pixels = None if field is None else field.pixels
         costs = _multiply_adds(layer, inputs[0], output)
@@ -173,8 +191,13 @@ def _walk(skeleton: nn.Module, input_size: tuple[int, ...]) -> list[LayerInfo]:
     for name, module in skeleton.named_modules():
         if not any(module.children()):
             module.register_forward_hook(partial(record, name))
-    skeleton(torch.empty(1, *input_size, device="meta"))
+    skeleton(image)
     return rows
+
+
+def _largest(fields: Iterable[Field | None]) -> Field | None:
+    known = list(fields)
+    return None if None in known else max((field for field in known if field), key=lambda field: field.size)
 
 
 def _multiply_adds(layer: nn.Module, x: Tensor, y: Tensor) -> int:

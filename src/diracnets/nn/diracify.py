@@ -98,7 +98,7 @@ def diracify(
 def undo(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """Make Dirac convolutions ordinary convolutions that compute the same; batch norms and all else stay.
 
-    The effective weights are computed in float64 and rounded once.
+    The effective weights are computed in float64 and rounded once. On the meta device there is nothing to compute.
 
     Args:
         model: any module.
@@ -128,6 +128,8 @@ def undo(model: nn.Module, *, inplace: bool = False) -> nn.Module:
             )
     with torch.no_grad():
         for layer in {id(layer.weight): layer for layer in layers}.values():  # a shared weight once
+            if layer.weight.is_meta:
+                continue
             weight, alpha, beta = (tensor.cpu().double() for tensor in (layer.weight, layer.alpha, layer.beta))
             layer.weight.copy_(dirac_weight(weight, alpha, beta, layer.groups))
     for layer in layers:
