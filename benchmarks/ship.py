@@ -53,6 +53,7 @@ def ship(
     *,
     checkpoint: str = "last.pt",
     data_dir: Path | None = None,
+    commit: str | None = None,
     licence: str = "MIT",
     note: str = "",
     url: str | None = None,
@@ -89,7 +90,7 @@ def ship(
         licence=licence,
         classes=facts.classes,
         seed=recipe.seed,
-        commit=json.loads((run / "environment.json").read_text(encoding="utf-8"))[0]["commit"],
+        commit=commit or json.loads((run / "environment.json").read_text(encoding="utf-8"))[0]["commit"],
         size=file.stat().st_size,
         url=url,
         settings=recipe.table(),
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument("name", help="such as diracnet-28-1-cifar10")
     parser.add_argument("--checkpoint", default="last.pt", help="of the run; best.pt was chosen by the held-out images")
     parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--commit", help="that the run was made with, where the run does not know it")
     parser.add_argument("--licence", default="MIT")
     parser.add_argument("--note", default="", help="what else one should know before using it")
     parser.add_argument("--url", help="where the file will be found, if it is too large to ship")
