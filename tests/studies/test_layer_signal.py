@@ -126,5 +126,12 @@ def test_a_network_that_has_diverged_is_named(images):
     net = net_of("diracnet-10-0.5").eval()
     with torch.no_grad():
         net.groups[1][0].bn.weight.fill_(torch.inf)
-    with pytest.raises(TrainingError, match=r"from groups\.1\.0 on"):
+    with pytest.raises(TrainingError, match=r"infinite or NaN from groups\.1\.0 on"):
         signal(net, images)
+
+
+def test_gradients_that_overflow_are_no_error(images, labels):
+    net = net_of("diracnet-10-0.5").train()
+    with torch.no_grad():
+        net.fc.weight.mul_(1e38)
+    assert not signal(net, images, labels)[0].gradient < 1e30

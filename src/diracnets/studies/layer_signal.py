@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from diracnets.errors import TrainingError, UsageError
 from diracnets.models.diracnet import Block
 from diracnets.models.network import Network
 from diracnets.nn.dirac import DiracConv2d
+from diracnets.nn.surgery import is_finite
 from diracnets.training.scales import identity_share
 
 TINY = torch.finfo(torch.float32).tiny
@@ -70,7 +70,7 @@ def signal(net: nn.Module, images: Tensor, labels: Tensor | None = None) -> list
 
     Raises:
         UsageError: a network whose layers are not known, neither of `create_model` nor a chain; less than 4 images.
-        TrainingError: activations or gradients that are infinite or NaN.
+        TrainingError: activations that are infinite or NaN. Gradients may be: those of deep plain networks overflow.
 
     >>> from diracnets import create_model
     >>> layers = signal(create_model("diracnet-16-0.25").train(), torch.randn(8, 3, 32, 32))
@@ -83,19 +83,20 @@ def signal(net: nn.Module, images: Tensor, labels: Tensor | None = None) -> list
         inputs = images.detach().requires_grad_(labels is not None)  # a chain's weights may take no gradients
         logits = net(inputs)
         if labels is None:
-            return _checked(watch.layers)
+            return watch.layers
         filters = [weight for weight in watch.filters if weight is not None]
         _, *gradients = torch.autograd.grad(F.cross_entropy(logits.float(), labels), [inputs, *filters])
     of_filters = iter(gradients)
-    layers = [
+    return [
         replace(
             layer,
             gradient=len(images) * watch.gradients[index],
-            filter_gradient=None if weight is None else float(next(of_filters).norm()),
+            filter_gradient=None
+            if weight is None
+            else float(torch.linalg.vector_norm(next(of_filters), dtype=torch.float64)),
         )
         for index, (layer, weight) in enumerate(zip(watch.layers, watch.filters, strict=True))
     ]
-    return _checked(layers)
 
 
 class _Watch:
@@ -134,6 +135,8 @@ class _Watch:
     @torch.no_grad()
     def _see(self, name: str, conv: nn.Conv2d | None, x: Tensor, y: Tensor) -> None:
         x, out = x.detach().float(), y.detach().float()
+        if not is_finite(out):
+            raise TrainingError(f"the activations are infinite or NaN from {name} on")
         self.first = products(x) if self.first is None else self.first
         of_out = products(out)
         dimensions = of_out.trace().square() / of_out.square().sum().clamp(min=TINY)
@@ -160,7 +163,7 @@ class _Watch:
             y.register_hook(lambda gradient: self._see_gradient(index, gradient))  # type: ignore[no-untyped-call]
 
     def _see_gradient(self, index: int, gradient: Tensor) -> None:
-        self.gradients[index] = float(gradient.float().flatten(1).norm(dim=1).mean())
+        self.gradients[index] = float(torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64).mean())
 
 
 def products(features: Tensor) -> Tensor:
@@ -222,10 +225,3 @@ def _correlation(x: Tensor, y: Tensor) -> float | None:
     x, y = (side - side.mean(1, keepdim=True) for side in (x, y))
     scale = x.norm(dim=1) * y.norm(dim=1)
     return float(((x * y).sum(1) / scale.clamp(min=TINY)).mean())
-
-
-def _checked(layers: list[LayerSignal]) -> list[LayerSignal]:
-    for layer in layers:
-        if not all(math.isfinite(value) for value in astuple(layer)[1:] if value is not None):
-            raise TrainingError(f"from {layer.layer} on, activations or gradients are infinite or NaN")
-    return layers

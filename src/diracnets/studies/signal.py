@@ -1,0 +1,242 @@
+"""What arrives at the last layer before any training: the paper's start and the deep start, by depth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import arg
+
+from diracnets.errors import UsageError
+from diracnets.studies.picture import save_picture
+from diracnets.studies.report import markdown_table, told, write_json, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from diracnets.studies.layer_signal import LayerSignal
+
+POINTS = 100  # of a network's curves that are kept
+TITLE = "The signal at the start, layer by layer"
+QUESTION = "What is left of the differences between images, and of the gradient, after each layer of a fresh network?"
+EXPLANATION = """Every row is a fresh network in training mode, with one batch of images.
+
+- *signal left*: how alike the differences between images still are to those behind the stem (centred kernel alignment,
+  unbiased): 1 for the same, 0 for unrelated. Turning the features around changes nothing; only what is lost counts.
+- *directions*: in how many directions the images differ at the end, counted evenly.
+- *a layer keeps*: the correlation of a layer's output with its input, mean over the layers that keep the size; what
+  *its ReLU alone* would keep; and what follows for both from alpha, beta and the bias of the batch norms, for normal
+  activations: `corr(x, relu(x)) / sqrt(1 + (beta / alpha)^2)` for x from N(bias, 1). ReLUs that clip skew what comes
+  after them, so that the theory fits the deep start better than the paper's.
+- *gradient*: the norm of an image's gradient on the first layer's output, and how many times that on the last layer's.
+
+A Dirac layer whose ReLU clips keeps little: each batch norm centres the activations again, and each ReLU throws half of
+them away. With a bias, the ReLUs begin almost linear and the identity carries the signal through. A plain network has
+no identity: with the same bias it still mixes all channels at every layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signal:
+    """What arrives at the last layer before any training, with the paper's start and with the deep start?"""
+
+    depths: tuple[int, ...] = (28, 52, 100, 196, 400, 1000)
+    """Numbers of layers, each 6n + 4."""
+    width: float = 1.0
+    """Of all networks; 1 has 16, 32 and 64 channels."""
+    families: tuple[Literal["diracnet", "plain"], ...] = ("diracnet", "plain")
+    """Which networks."""
+    starts: tuple[Literal["paper", "deep"], ...] = ("paper", "deep")
+    """Which starts of each."""
+    data: Literal["cifar10", "cifar100", "digits"] = "cifar10"
+    """Whose training images are sent through."""
+    data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """Where CIFAR is, or is downloaded to."""
+    images: int = 64
+    """How many."""
+    seed: int = 0
+    """Of the networks' random weights."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto for the best that there is."""
+    out: Annotated[Path, arg(metavar="FOLDER")] = Path("results")
+    """Where the table, the picture and all numbers go."""
+
+    def run(self, say: Callable[[str], None]) -> None:
+        """Measure each network, and write signal.json, signal.md and signal.png.
+
+        Raises:
+            UsageError: a depth or width that no network has.
+            TrainingError: activations that are infinite or NaN.
+        """
+        if not (self.depths and self.families and self.starts):
+            raise UsageError("nothing is asked for: give at least one of --depths, --families and --starts")
+        from diracnets.data.load import load_data
+        from diracnets.training.devices import choose_device
+        from diracnets.training.environment import circumstances
+
+        device = choose_device(self.device)
+        data = load_data(self.data, data_dir=self.data_dir, device=device)
+        images, labels, _ = next(data.train.batches(self.images, epoch=0))
+        rows = []
+        for family in self.families:
+            for start in self.starts:
+                for depth in self.depths:
+                    row = self._measure(f"{family}-{depth}-{self.width:g}", start, images, labels)
+                    rows.append({"family": family, "depth": depth, **row})
+                    say(f"{row['model']}, {start} start: signal left {row['arrived']:.3f}")
+        facts = {
+            "study": "signal",
+            "title": TITLE,
+            "question": QUESTION,
+            "circumstances": circumstances(device),
+            "data": self.data,
+            "images": self.images,
+            "seed": self.seed,
+            "rows": rows,
+        }
+        write_json(self.out / "signal.json", facts)
+        drawn = save_picture(self.out / "signal.png", lambda figure: draw(figure, rows), 11, 7, say)
+        write_text(self.out / "signal.md", page(facts, picture=drawn))
+        say(table(rows))
+
+    def _measure(self, model: str, start: str, images: Any, labels: Any) -> dict[str, Any]:  # noqa: ANN401
+        import torch
+
+        from diracnets.models.registry import create_model
+        from diracnets.studies.layer_signal import signal
+
+        torch.manual_seed(self.seed)
+        channels, *size = images.shape[1:]
+        net = create_model(model, start=start, in_channels=channels, image_size=tuple(size), device=images.device)  # type: ignore[arg-type]
+        block = net.groups[0][1]  # type: ignore[index]
+        scales = {
+            name: getattr(block.conv, name).mean().item() for name in ("alpha", "beta") if hasattr(block.conv, name)
+        }
+        layers = signal(net.train(), images, labels)
+        return {
+            "model": model,
+            "start": start,
+            **scales,
+            "bias": block.bn.bias.mean().item(),
+            **_summary(layers),
+            "curve": _curve(layers),
+        }
+
+
+def _summary(layers: Sequence[LayerSignal]) -> dict[str, Any]:
+    """One number of each kind for a network."""
+    kept = [layer.kept for layer in layers if layer.kept is not None]
+    alone = [layer.relu_keeps for layer in layers if layer.relu_keeps is not None]
+    return {
+        "arrived": layers[-1].arrived,
+        "dimensions": layers[-1].dimensions,
+        "kept": sum(kept) / len(kept),
+        "relu_keeps": sum(alone) / len(alone),
+        "first_gradient": _finite(layers[0].gradient),
+        "last_gradient": _finite(layers[-1].gradient),
+    }
+
+
+def _curve(layers: Sequence[LayerSignal]) -> dict[str, list[float | None]]:
+    """What the picture shows, of at most `POINTS` layers evenly over the depth, the last among them."""
+    step = math.ceil(len(layers) / POINTS)
+    numbers = range(len(layers) - 1, -1, -step)[::-1]
+    return {
+        "layer": [number + 1 for number in numbers],
+        "arrived": [_finite(layers[number].arrived) for number in numbers],
+        "gradient": [_finite(layers[number].gradient) for number in numbers],
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    """With the digits that count; None, which JSON can hold, for what has overflowed."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
+
+
+def relu_correlation(bias: float) -> float:
+    """The correlation of x with relu(x) for x from N(bias, 1).
+
+    >>> round(relu_correlation(0.0), 4), round(relu_correlation(2.0), 4)
+    (0.8564, 0.9973)
+    """
+    above = math.erfc(-bias / math.sqrt(2)) / 2  # P(x > 0), which is also the covariance of the two
+    density = math.exp(-bias * bias / 2) / math.sqrt(2 * math.pi)
+    mean = bias * above + density
+    variance = (1 + bias * bias) * above + bias * density - mean * mean
+    return above / math.sqrt(variance)
+
+
+def kept_in_theory(alpha: float, beta: float, bias: float) -> float:
+    """The correlation of a Dirac layer's output with its input at the start, for inputs from N(bias, 1)."""
+    return relu_correlation(bias) / math.sqrt(1 + (beta / alpha) ** 2)
+
+
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    """One line a network, in Markdown."""
+    columns = [
+        "network",
+        "start",
+        "beta",
+        "bias",
+        "signal left",
+        "directions",
+        "a layer keeps",
+        "its ReLU alone",
+        "in theory",
+        "gradient at the first layer",
+        "times that at the last",
+    ]
+    return markdown_table(columns, (_line(row) for row in rows))
+
+
+def page(facts: dict[str, Any], *, picture: bool) -> str:
+    """The study in Markdown."""
+    parts = [f"# {TITLE}", QUESTION, EXPLANATION, table(facts["rows"])]
+    if picture:
+        parts.append("![What is left of the signal, and the gradient, layer by layer](signal.png)")
+    parts.append(f"{facts['images']} images of {facts['data']}, seed {facts['seed']}; {told(facts['circumstances'])}")
+    return "\n\n".join(parts)
+
+
+def draw(figure: Figure, rows: Sequence[dict[str, Any]]) -> None:
+    """What is left of the signal above, the gradient below; one column a network and start, one line a depth."""
+    kinds = list(dict.fromkeys((row["family"], row["start"]) for row in rows))
+    depths = sorted({row["depth"] for row in rows})
+    grid = figure.subplots(2, len(kinds), sharex=True, sharey="row", squeeze=False)
+    for column, kind in zip(grid.T, kinds, strict=True):
+        for row in (row for row in rows if (row["family"], row["start"]) == kind):
+            curve = row["curve"]
+            parts = [number / curve["layer"][-1] for number in curve["layer"]]
+            shade = 0.25 + 0.75 * (depths.index(row["depth"]) + 1) / len(depths)
+            style: dict[str, Any] = {"color": (0.1, 0.3, 0.6), "alpha": shade, "label": f"{row['depth']} layers"}
+            column[0].plot(parts, curve["arrived"], **style)
+            column[1].plot(parts, [value or math.nan for value in curve["gradient"]], **style)
+        column[0].set_title(f"{kind[0]}, {kind[1]} start", fontsize=10)
+        column[1].set_yscale("log")
+        column[1].set_xlabel("part of the depth")
+        for axes in column:
+            axes.grid(alpha=0.3)
+    grid[0][0].set_ylabel("signal left")
+    grid[0][0].set_ylim(-0.05, 1.05)
+    grid[1][0].set_ylabel("gradient on the output")
+    grid[0][-1].legend(fontsize=8)
+
+
+def _line(row: dict[str, Any]) -> list[str]:
+    theory = f"{kept_in_theory(row['alpha'], row['beta'], row['bias']):.3f}" if "beta" in row else ""
+    first, last = row["first_gradient"], row["last_gradient"]
+    return [
+        row["model"],
+        row["start"],
+        f"{row['beta']:.3f}" if "beta" in row else "",
+        f"{row['bias']:.2f}",
+        f"{row['arrived']:.3f}",
+        f"{row['dimensions']:.1f}",
+        f"{row['kept']:.3f}",
+        f"{row['relu_keeps']:.3f}",
+        theory,
+        "overflows" if first is None else f"{first:.2g}",
+        f"{first / last:.2g}" if first and last else "",
+    ]
