@@ -62,6 +62,7 @@ def test_normalized_values_and_layout(shape):
     [
         Augmentation(),
         Augmentation(flip=True),
+        Augmentation(flip="alternating"),
         Augmentation(crop="pad", pad=2),
         Augmentation(cutout=3),
         Augmentation(crop="pad", pad=3, flip=True, cutout=4),
@@ -78,7 +79,7 @@ def test_an_image_is_augmented_alike_in_every_batch(augment):
     unchanged = normalize(pixels)
     changed = (together != unchanged).flatten(1).any(1)
     assert changed.any() == (augment != Augmentation())
-    if augment == Augmentation(flip=True):
+    if augment in (Augmentation(flip="random"), Augmentation(flip="alternating")):
         assert together[changed].equal(unchanged.flip(3)[changed])
         assert 10 < changed.sum() < 30
     if augment != Augmentation():
@@ -106,3 +107,18 @@ def test_all_shifts_and_both_mirrors_occur():
 def test_augmentation_that_does_not_suit_the_images(augment, said):
     with pytest.raises(UsageError, match=said):
         check(augment, (3, 8, 20), resizable=False)
+
+
+def test_alternating_flips_show_every_image_both_ways():
+    pixels, samples = noise(400, 4, 6, 1), torch.arange(400)
+    normalize = Normalizer((1, 4, 6), [0.5], [0.2])
+
+    def flipped(epoch, seed=0):
+        found = augmented(pixels, samples, Augmentation(flip="alternating"), normalize, seed=seed, epoch=epoch)
+        return (found == normalize(pixels).flip(3)).flatten(1).all(1)
+
+    first = flipped(1)
+    assert 150 < first.sum() < 250
+    assert flipped(2).equal(~first)
+    assert flipped(3).equal(first)
+    assert not flipped(1, seed=1).equal(first)

@@ -20,6 +20,7 @@ from diracnets.errors import UsageError
         ({"min_scale": float("nan")}, "not nan"),
         ({"min_scale": "small"}, "not 'small'"),
         ({"flip": 1}, "flip must be one of none, random, alternating, not 1"),
+        ({"flip": "alternate"}, "flip must be .* did you mean 'alternating'"),
         ({"cutout": -1}, "cutout .* not -1"),
     ],
 )
@@ -32,3 +33,8 @@ def test_impossible_values_are_refused_by_name(values, said):
 def test_importing_it_imports_neither_torch_nor_numpy(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("flag", "word"), [(True, "random"), (False, "none")])
+def test_flips_may_be_told_by_true_and_false(flag, word):
+    assert Augmentation(flip=flag) == Augmentation(flip=word)

@@ -47,3 +47,13 @@ def test_a_cuda_device_gets_the_same_batches(split_folder, name):
     assert all(part.device.type == "cuda" for part in there)
     torch.testing.assert_close(here[0], there[0].cpu(), atol=1e-6, rtol=0)
     assert here[2].equal(there[2].cpu())
+
+
+def test_fewer_images_are_as_many_of_each_class_and_all_are_held_out():
+    data = load_data("digits")
+    fewer = data.with_fewer(105)
+    counts = fewer.train.labels.bincount()
+    assert (len(fewer.train), int(counts.min()), int(counts.max())) == (105, 10, 11)
+    assert len(fewer.val) == len(data.val)
+    with pytest.raises(UsageError, match="digits has 1438"):
+        data.with_fewer(1439)

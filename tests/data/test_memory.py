@@ -87,3 +87,15 @@ def test_names_and_pictures():
     assert images(3, channels=1).image(0).mode == "L"
     with pytest.raises(DataError, match="noise 0 has 2 channels"):
         images(3, channels=2).image(0)
+
+
+@pytest.mark.parametrize("numbers", [None, [100 + n for n in range(50)]])
+def test_a_selection_keeps_images_labels_and_names(numbers):
+    data = images(numbers=numbers)
+    chosen = data.select([3, 40, 41]).select([2, 0])
+    assert len(chosen) == 2
+    pixels, labels, _ = joined(chosen.batches(16))
+    everything = joined(data.batches(16))
+    assert pixels.equal(everything[0][[41, 3]])
+    assert labels.equal(everything[1][[41, 3]])
+    assert [chosen.name(index) for index in range(2)] == [data.name(41), data.name(3)]

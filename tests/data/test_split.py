@@ -1,6 +1,6 @@
 import pytest
 
-from diracnets.data.split import hold_out
+from diracnets.data.split import hold_out, some_of_each
 from diracnets.errors import DataError
 
 
@@ -25,3 +25,16 @@ def test_neither_order_nor_new_images_move_the_others():
 def test_a_class_of_one_image_cannot_be_split():
     with pytest.raises(DataError, match="class 'dog' has one image"):
         hold_out([0, 0, 1], ["a", "b", "c"], ["cat", "dog"])
+
+
+def test_some_of_each_class_and_more_of_the_same():
+    labels = [number % 3 for number in range(300)] + [3] * 5
+    for count in (4, 40, 200, 305):
+        chosen = some_of_each(labels, count)
+        assert len(chosen) == count
+        assert chosen == sorted(set(chosen))
+        per_class = [sum(labels[number] == label for number in chosen) for label in range(4)]
+        assert max(per_class[:3]) - min(per_class[:3]) <= 1
+        assert per_class[3] == min(5, *per_class[:3])
+        assert set(some_of_each(labels, count // 2)) <= set(chosen)
+    assert some_of_each(labels, 40) != list(range(40))

@@ -100,3 +100,14 @@ def test_wrong_use_is_refused_before_the_first_batch(split_folder):
         train(split_folder, 0).batches(4, epoch=0, augment=Augmentation(crop="pad", pad=40))
     with pytest.raises(UsageError, match="workers must be 0 or more, not -1"):
         train(split_folder, -1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_selection_has_the_same_images(workers, split_folder):
+    data = train(split_folder, workers)
+    chosen = data.select([7, 2])
+    pixels, labels, _ = joined(chosen.batches(4))
+    everything = joined(data.batches(12))
+    assert pixels.equal(everything[0][[7, 2]])
+    assert labels.equal(everything[1][[7, 2]])
+    assert chosen.name(0) == data.name(7)

@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import shlex
@@ -13,13 +14,18 @@ import torch
 from torch import nn
 
 from diracnets.data.augmentation import Augmentation
-from diracnets.errors import DataError, FileError, TrainingError, UsageError
+from diracnets.data.memory import MemoryImages
+from diracnets.errors import DataError, FileError, FoldError, TrainingError, UsageError
 from diracnets.models.load import load
+from diracnets.training.averaging import estimate_statistics
+from diracnets.training.finish import write_model_file
 from diracnets.training.interruption import Interrupted
 from diracnets.training.loop import train
 from diracnets.training.metrics import evaluate
+from diracnets.training.muon import Muon
 from diracnets.training.precision import Precision
 from diracnets.training.recipe import Recipe
+from diracnets.training.schedule import factor
 
 RECIPE = Recipe(
     model="diracnet-10-0.25",
@@ -125,6 +131,9 @@ def test_a_stopped_run_goes_on_bit_by_bit(steps, whole, stripes, tmp_path, monke
         {"precision": "bfloat16", "clip": 0.5, "label_smoothing": 0.1},
         {"precision": "float16", "channels_last": False},
         {"deterministic": True, "eval_every": 3},
+        {"optimizer": "muon", "scale_lr": 0.01, "mixup": 0.3, "images": 60, "fresh_statistics": True},
+        {"optimizer": "muon", "precision": "float16"},
+        {"model": "dirac-wrn-10-0.25"},
     ],
     ids=lambda changes: "-".join(changes),
 )
@@ -436,3 +445,87 @@ def test_a_network_that_diverges_keeps_the_last_good_checkpoint(tmp_path, monkey
         train(recipe, run=tmp_path / "run", device="cpu", quiet=True)
     saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert (saved["resume"]["epoch"], saved["resume"]["batch"]) == (1, 0)
+
+
+def test_rates_of_all_groups_follow_the_schedule(stripes, tmp_path, monkeypatch):
+    rates = []
+
+    class Recording(Muon):
+        def step(self, closure=None):
+            rates.append([group["lr"] for group in self.param_groups])
+            return super().step(closure)
+
+    monkeypatch.setattr("diracnets.training.optimizer.Muon", Recording)
+    recipe = replace(RECIPE, optimizer="muon", filter_lr=0.5, scale_lr=0.02, epochs=2)
+    run(recipe, tmp_path / "run", stripes)
+    highest = [0.5, 0.05, 0.05, 0.02]
+    for step, found in enumerate(rates):
+        assert found == pytest.approx([factor(recipe, step, STEPS) * rate for rate in highest])
+
+
+def test_mixup_trains_on_sums_of_images_and_shares_the_loss(stripes, tmp_path, monkeypatch):
+    seen, targets = [], []
+    before = nn.functional.cross_entropy
+
+    def recording(logits, labels, **options):
+        targets.append(labels)
+        return before(logits, labels, **options)
+
+    monkeypatch.setattr("diracnets.training.loop.cross_entropy", recording)
+    monkeypatch.setattr("diracnets.training.loop.mixed", lambda images, share: seen.append(share) or images)
+    run(replace(RECIPE, mixup=0.5, epochs=1), tmp_path / "run", stripes)
+    assert len(seen) == STEPS == len(set(seen))
+    assert all(one.roll(1, 0).equal(other) for one, other in zip(targets[::2], targets[1::2], strict=True))
+
+
+def test_part_of_the_images_is_the_same_for_every_seed(stripes, tmp_path, monkeypatch):
+    chosen, select = [], MemoryImages.select
+    monkeypatch.setattr(MemoryImages, "select", lambda self, some: chosen.append(some) or select(self, some))
+    for seed in (0, 1):
+        trained = run(replace(RECIPE, images=30, epochs=1, seed=seed), tmp_path / str(seed), stripes)
+        assert trained.net.facts.provenance["data"] == {"name": "stripes", "train": 30, "val": 30}
+    assert chosen[0] == chosen[1]
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.8}])
+def test_fresh_statistics_are_those_of_the_weights_that_are_evaluated(changes, stripes, tmp_path):
+    """The mean over the last epoch's batches, as `estimate_statistics` takes it, not a moving average along the way."""
+    recipe = replace(RECIPE, epochs=2, fresh_statistics=True, **changes)
+    trained = run(recipe, tmp_path / "run", stripes)
+    again = copy.deepcopy(trained.net)
+    batches = stripes.train.batches(16, epoch=2, augment=RECIPE.augment, seed=0)
+    estimate_statistics(again, (images for images, _, _ in batches))
+    torch.testing.assert_close(again.state_dict(), trained.net.state_dict())
+    assert trained.net.stem.bn.num_batches_tracked == STEPS
+    if not changes:
+        usual = run(replace(recipe, fresh_statistics=False), tmp_path / "usual", stripes)
+        assert not usual.net.stem.bn.running_mean.equal(trained.net.stem.bn.running_mean)
+
+
+@pytest.mark.parametrize("model", ["wrn-10-0.25", "resnet-8", "repvgg-10-0.25"])
+def test_a_network_with_branches_is_kept_in_checkpoints_alone(model, stripes, tmp_path, capsys):
+    recipe = replace(RECIPE, model=model, width=0.25 if model == "resnet-8" else 1.0, epochs=1)
+    trained = train(recipe, run=tmp_path / "run", data=stripes, device="cpu")
+    assert (trained.chain, trained.model_file) == (None, None)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert "has branches and folds to no chain" in capsys.readouterr().out.splitlines()[-1]
+    for name in ("last.pt", "best.pt"):
+        assert evaluate(load(tmp_path / "run" / name), stripes.val).top1 == trained.accuracy
+    with pytest.raises(FoldError, match=f"{model} has branches"):
+        write_model_file(trained.net, trained.net.facts, tmp_path / "model.safetensors")
+    again = train(recipe, run=tmp_path / "run", data=stripes, device="cpu", quiet=True, resume=True)
+    assert same_weights(again.net, trained.net)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": 73}, "stripes has 72"),
+        ({"model": "plain-10-0.25", "scale_lr": 0.1}, "no Dirac convolutions"),
+        ({"model": "plain-10-0.25", "beta": 0.1}, "beta"),
+    ],
+)
+def test_settings_that_do_not_suit_images_or_network(changes, message, stripes, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        run(replace(RECIPE, **changes), tmp_path / "run", stripes)
+    assert not (tmp_path / "run").exists()

@@ -65,6 +65,16 @@ def test_a_hand_computation(batch_size):
     assert found.predictions.tolist() == [0, 1, 1, 0]
 
 
+def test_views_are_averaged(stripes, warm_net):
+    images = torch.cat([images for images, _, _ in stripes.val.batches(30)])
+    logits = (warm_net(images) + warm_net(images.flip(3))).detach() / 2
+    found = evaluate(warm_net, stripes.val, batch_size=11, views="mirror")
+    assert found.loss == pytest.approx(float(nn.functional.cross_entropy(logits, stripes.val.labels)), rel=1e-5)
+    assert found.loss != pytest.approx(evaluate(warm_net, stripes.val).loss, rel=1e-5)
+    with pytest.raises(UsageError, match="one, mirror, mirror-shift"):
+        evaluate(warm_net, stripes.val, views="all")
+
+
 def test_top5_counts_the_first_five():
     logits = [[float(-abs(place - label)) - 0.01 * place for place in range(8)] for label in range(8)]
     labels = [0, 1, 2, 3, 4, 5, 0, 7]  # image 6 has class 0 in the seventh place

@@ -23,12 +23,21 @@ def test_every_field_survives_a_file(tmp_path):
     recipe = Recipe(
         model='a "quoted" \\ name\x7f\n\té',
         width=1 / 3,
-        init="kaiming",
+        start="deep",
+        init=0.03,
+        alpha=0.0,
+        beta=0.5,
+        bias=1.0,
         data="folder",
         image_size=96,
+        images=1000,
         epochs=7,
         batch_size=33,
+        optimizer="muon",
+        filter_lr=0.1,
+        filter_momentum=0.0,
         lr=1e-07,
+        scale_lr=0.0,
         momentum=0.0,
         weight_decay=1e22,
         schedule="cosine",
@@ -37,9 +46,10 @@ def test_every_field_survives_a_file(tmp_path):
         restart_momentum=True,
         label_smoothing=0.2,
         clip=2.0,
+        mixup=0.2,
         ema=0.999,
-        freeze=True,
-        augment=Augmentation("resized", pad=2, min_scale=0.5, flip=True, cutout=3),
+        fresh_statistics=True,
+        augment=Augmentation("resized", pad=2, min_scale=0.5, flip="alternating", cutout=3),
         precision="float16",
         channels_last=False,
         compile=True,
@@ -96,6 +106,9 @@ def test_paper_imagenet_is_the_papers():
         ("epochs = 1.5", "epochs"),
         ("epochs = true", "epochs"),
         ("nesterov = 1", "nesterov"),
+        ('init = "uniform"', "normal, kaiming or a number"),
+        ("init = true", "init"),
+        ('[augment]\nflip = "sometimes"', "flip"),
         ('lr = "0.1"', "lr"),
         ("model = 28", "model"),
         ("drops = [1.5]", "drops"),
@@ -131,6 +144,14 @@ def test_a_wrong_key_or_type_is_named(text, named, tmp_path):
         ("drops", (60, 30)),
         ("drop_factor", 0.0),
         ("label_smoothing", 1.0),
+        ("mixup", -0.1),
+        ("images", 1),
+        ("init", 0.0),
+        ("init", float("nan")),
+        ("beta", float("inf")),
+        ("filter_lr", 0.0),
+        ("filter_momentum", 1.0),
+        ("scale_lr", -0.1),
         ("clip", -1.0),
         ("ema", 1.0),
         ("average_last", 1.5),
@@ -139,6 +160,16 @@ def test_a_wrong_key_or_type_is_named(text, named, tmp_path):
         ("eval_every", 0),
         ("schedule", "linear"),
         ("precision", "float64"),
+        ("lr", "0.1"),
+        ("lr", True),
+        ("lr", None),
+        ("epochs", 2.0),
+        ("nesterov", 1),
+        ("model", 28),
+        ("schedule", 3),
+        ("drops", 60),
+        ("drops", (1.5,)),
+        ("augment", "flip"),
     ],
 )
 def test_impossible_values_are_refused(name, value):
@@ -152,6 +183,11 @@ def test_impossible_values_are_refused(name, value):
         {"drops": (3,), "schedule": "cosine"},
         {"nesterov": True, "momentum": 0.0},
         {"ema": 0.9, "average_last": 0.1},
+        {"filter_lr": 0.1},
+        {"filter_momentum": 0.9},
+        {"freeze": True, "optimizer": "muon"},
+        {"freeze": True, "scale_lr": 0.1},
+        {"freeze": True, "fresh_statistics": True},
     ],
 )
 def test_settings_that_exclude_each_other_are_refused(values):
@@ -159,9 +195,25 @@ def test_settings_that_exclude_each_other_are_refused(values):
         Recipe(**values)
 
 
-def test_an_unknown_recipe_names_the_nearest():
-    with pytest.raises(UsageError, match="'fast-cifar'"):
-        Recipe.load("fast-cifr")
+@pytest.mark.parametrize(
+    ("name", "hint"), [("fast-cifr", "did you mean 'fast-cifar'"), ("nope", "There are best-cifar,")]
+)
+def test_an_unknown_recipe_names_a_similar_one_if_there_is_one(name, hint):
+    with pytest.raises(UsageError, match=hint) as error:
+        Recipe.load(name)
+    assert ("did you mean" in str(error.value)) == (name != "nope")
+
+
+def test_whole_numbers_and_lists_are_taken_for_what_they_mean():
+    recipe = Recipe(lr=1, init=2, drops=[3, 5])
+    assert recipe == Recipe(lr=1.0, init=2.0, drops=(3, 5))
+    assert (type(recipe.lr), type(recipe.init), type(recipe.drops)) == (float, float, tuple)
+
+
+def test_recipes_of_earlier_versions_can_be_read(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text('init = "normal"\n[augment]\ncrop = "pad"\nflip = true\n')
+    assert Recipe.load(path) == Recipe(init="normal", augment=Augmentation(crop="pad", flip="random"))
 
 
 @pytest.mark.parametrize("content", [None, b"epochs = ", b"\xff\xfe"])

@@ -1,7 +1,7 @@
 import pytest
 
 from diracnets.training.recipe import Recipe
-from diracnets.training.schedule import momentum_restarts, rate
+from diracnets.training.schedule import factor, momentum_restarts, rate
 
 STEPS = 10  # an epoch
 
@@ -56,3 +56,9 @@ def test_cosine_is_half_way_down_in_the_middle():
 
 def test_constant_stays():
     assert set(rates(Recipe(schedule="constant", epochs=3, lr=0.3))) == {0.3}
+
+
+def test_all_rates_follow_one_factor():
+    recipe = Recipe(schedule="cosine", warmup=0.1, epochs=3, lr=0.4)
+    for step in range(3 * STEPS):
+        assert rate(recipe, step, STEPS) == 0.4 * factor(recipe, step, STEPS)

@@ -31,6 +31,34 @@ def test_fresh_networks_fit_the_images(stripes):
     assert net.config["init"] == "kaiming"
 
 
+@pytest.mark.parametrize(
+    ("given", "alpha", "beta", "bias", "norm"),
+    [
+        ({"init": 0.01, "alpha": 0.5, "beta": 0.25, "bias": 1.5}, 0.5, 0.25, 1.5, 0.01 * 6),
+        ({}, 1.0, 0.1, 0.0, 6.0),
+    ],
+)
+def test_fresh_networks_start_as_the_recipe_says(given, alpha, beta, bias, norm, stripes):
+    block = starting_network(replace(RECIPE, **{"init": None, **given}), stripes).groups[0][1]
+    assert {*block.conv.alpha.tolist()} == {alpha}
+    assert block.conv.beta.tolist() == pytest.approx([beta] * 4)
+    assert {*block.bn.bias.tolist()} == {bias}
+    assert float(block.conv.weight.detach().flatten(1).norm(dim=1).mean()) == pytest.approx(norm, rel=0.3)
+
+
+def test_the_deep_start_is_the_networks_own_unless_told_otherwise(stripes):
+    deep = starting_network(replace(RECIPE, start="deep", init=None), stripes)
+    assert (deep.config["start"], deep.config["init"]) == ("deep", None)
+    assert (deep.groups[0][0].bn.bias > 0).all()
+    assert (starting_network(replace(RECIPE, start="deep", bias=0.0), stripes).groups[0][0].bn.bias == 0).all()
+
+
+def test_a_network_with_branches_is_gone_on_from(stripes):
+    trained = create_model("wrn-10-0.25", num_classes=3, in_channels=1, image_size=8)
+    net = starting_network(replace(RECIPE, model="wrn-10-0.25"), stripes, trained)
+    assert outputs(net, stripes).equal(outputs(trained, stripes))
+
+
 def test_a_network_is_copied(stripes, warm_net):
     net = starting_network(RECIPE, stripes, warm_net)
     assert outputs(net, stripes).equal(outputs(warm_net, stripes))
