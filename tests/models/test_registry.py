@@ -7,6 +7,7 @@ from torch import nn
 from diracnets import create_model, list_models
 from diracnets.errors import UsageError
 from diracnets.models import diracnet
+from diracnets.models.names import parse
 from diracnets.nn.dirac import DiracConv2d
 
 PUBLISHED = {
@@ -112,10 +113,31 @@ def test_all_effective_weights_of_a_step_are_computed_together(monkeypatch):
 def test_listed_models_can_be_made():
     assert "diracnet-28-10" in list_models()
     assert list_models("plain-18") == ["plain-18"]
+    assert {"resnet-164", "dirac-resnet-18", "wrn-28-10", "dirac-vgg-16", "repvgg-28-1"} <= set(list_models())
+    assert len(set(list_models())) == len(list_models())
     with torch.device("meta"):
         for name in list_models():
-            if "1000" not in name:
+            if not any(depth in name for depth in ("-100", "-196", "-400", "dirac-resnet-110", "dirac-resnet-164")):
                 assert create_model(name).config["name"] == name
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        ("diracnet-28-1", 24),
+        ("plain-18", 16),
+        ("repvgg-16-1", 12),
+        ("wrn-28-10", 12),
+        ("resnet-110", 54),
+        ("dirac-resnet-164", 54),
+        ("resnet-34", 16),
+        ("vgg-16", 12),
+    ],
+)
+def test_a_name_tells_how_many_blocks_there_are(name, blocks):
+    assert parse(name).blocks == blocks
+    with torch.device("meta"):
+        assert sum(map(len, create_model(name).groups)) == blocks
 
 
 @pytest.mark.parametrize(
@@ -124,7 +146,18 @@ def test_listed_models_can_be_made():
         ({"name": "diracnet-27-1"}, "nearest is diracnet-28-1"),
         ({"name": "diracnet-4-1"}, "nearest is diracnet-10-1"),
         ({"name": "diracnett-28-10"}, "did you mean diracnet-28-10"),
-        ({"name": "resnet"}, "no network is called 'resnet'"),
+        ({"name": "resnet"}, "no network is called 'resnet'; did you mean resnet-"),
+        ({"name": "resnet-50"}, "resnet-50: of ImageNet's ResNets there are 18 and 34"),
+        ({"name": "resnet-57"}, "6n \\+ 2 .*nearest is resnet-56$"),
+        ({"name": "dirac-resnet-165"}, "9n \\+ 2 .*nearest is dirac-resnet-164$"),
+        ({"name": "resnet-2"}, "nearest is resnet-8"),
+        ({"name": "wrn-30-0.5"}, "nearest is wrn-28-0.5"),
+        ({"name": "wrn-28"}, "no network is called 'wrn-28'"),
+        ({"name": "dirac-repvgg-28-1"}, "no network is called"),
+        ({"name": "vgg-13"}, "VGG network is 16 or 19"),
+        ({"name": "vgg-16", "image_size": 28}, "at least 32x32"),
+        ({"name": "resnet-20", "image_size": 3}, "at least 4x4"),
+        ({"name": "vgg-16", "width": 0.005}, "width 0.005 has less than one channel"),
         ({"name": "diracnet-50"}, "diracnet-50-1"),
         ({"name": "diracnet-28-0"}, "less than one channel"),
         ({"name": "diracnet-18", "width": 0.0}, "width is 0.0"),

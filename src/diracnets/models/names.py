@@ -13,6 +13,7 @@ Family = Literal["plain", "repvgg", "wrn", "resnet", "vgg"]
 _WITH_WIDTH = re.compile(r"(diracnet|plain|repvgg|wrn|dirac-wrn)-(\d+)-(\d+(?:\.\d+)?)")
 _WITHOUT_WIDTH = re.compile(r"(diracnet|plain|resnet|dirac-resnet|vgg|dirac-vgg)-(\d+)")
 _IMAGENET_DEPTHS = (18, 34)
+_IMAGENET_BOTTLENECKS = (50, 101, 152)  # that are not here, and not to be taken for networks for CIFAR
 _VGG_DEPTHS = (16, 19)
 _LEAST_BOTTLENECK = 164  # from this depth on, a CIFAR ResNet's blocks are bottlenecks
 
@@ -71,6 +72,8 @@ def parse(name: str) -> Name:
     dirac = prefix.startswith("dirac")
     family = cast(Family, "plain" if prefix == "diracnet" else prefix.removeprefix("dirac-"))
     imagenet = factor is None and family in ("plain", "resnet") and depth in _IMAGENET_DEPTHS
+    if family == "resnet" and depth in _IMAGENET_BOTTLENECKS:
+        raise UsageError(f"{name}: of ImageNet's ResNets there are 18 and 34; for CIFAR take resnet-56 or -110")
     if family == "vgg":
         if depth not in _VGG_DEPTHS:
             raise UsageError(f"{name}: the depth of a VGG network is 16 or 19")

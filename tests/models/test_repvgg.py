@@ -1,0 +1,33 @@
+"""RepVGG's blocks: the formula, and DiracNet's shape."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from diracnets import create_model
+from diracnets.models.repvgg import RepBlock
+from diracnets.models.start import paper_start
+
+
+@pytest.mark.parametrize("channels", [(4, 4), (4, 6)])
+def test_a_block_adds_its_branches(channels, warm):
+    block = warm(RepBlock(*channels, paper_start(dirac=False)))
+    x = torch.randn(2, channels[0], 5, 5)
+    expected = block.bn3(F.conv2d(x.relu(), block.conv3.weight, padding=1))
+    expected = expected + block.bn1(F.conv2d(x.relu(), block.conv1.weight))
+    if channels[0] == channels[1]:
+        expected = expected + block.identity(x.relu())
+    else:
+        assert block.identity is None
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_it_has_the_shape_of_a_diracnet():
+    net, dirac = (create_model(f"{family}-16-0.25", image_size=16) for family in ("repvgg", "diracnet"))
+    x = torch.randn(2, 3, 16, 16)
+    assert [len(group) for group in net.groups] == [len(group) for group in dirac.groups] == [4, 4, 4]
+    assert [y.shape for y in net.feature_maps(x)] == [y.shape for y in dirac.feature_maps(x)]
+    assert [block.identity is None for group in net.groups for block in group] == [
+        *[False] * 4,
+        *[True, *[False] * 3] * 2,
+    ]

@@ -1,0 +1,108 @@
+"""Residual networks: the published sizes, what a block computes, and that bottlenecks fold."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from diracnets import create_model, fold
+from diracnets.models.resnet import PostActivation, PreActivation
+from diracnets.models.start import deep_start, paper_start
+from diracnets.nn.dirac import DiracConv2d
+
+EXACT = {  # as in other implementations of the same layouts
+    ("wrn-28-10", 10): 36_479_194,
+    ("wrn-28-10", 100): 36_536_884,
+    ("wrn-16-8", 10): 10_961_370,
+    ("wrn-40-4", 10): 8_949_210,
+    ("resnet-20", 10): 272_282,
+    ("resnet-110", 10): 1_730_522,
+    ("resnet-164", 10): 1_703_258,
+    ("resnet-1001", 10): 10_327_706,
+    ("resnet-18", 1000): 11_689_512,
+    ("resnet-34", 1000): 21_797_672,
+}
+PAPERS = {"wrn-28-10": 36.5, "wrn-16-8": 11.0, "wrn-40-4": 8.9, "resnet-164": 1.7, "resnet-1001": 10.2}  # millions
+
+
+@pytest.mark.parametrize(("name", "classes"), EXACT)
+def test_parameter_counts_are_the_published_ones(name, classes):
+    with torch.device("meta"):
+        net = create_model(name, num_classes=classes)
+    assert sum(parameter.numel() for parameter in net.parameters()) == EXACT[name, classes]
+    if name in PAPERS:  # the papers count the weights of convolutions and classifier
+        layers = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+        assert round(sum(layer.weight.numel() for layer in layers) / 1e6, 1) == PAPERS[name]
+
+
+@pytest.mark.parametrize("name", ["wrn-28-10", "resnet-20", "resnet-164", "resnet-18"])
+def test_all_convolutions_but_the_stem_can_be_dirac_ones(name):
+    with torch.device("meta"):
+        net, dirac = (create_model(prefix + name) for prefix in ("", "dirac-"))
+    made = [key for key, layer in dirac.named_modules() if isinstance(layer, DiracConv2d)]
+    assert made == [key for key, layer in net.named_modules() if isinstance(layer, nn.Conv2d)][1:]
+    scales = sum(2 * dirac.get_submodule(key).out_channels for key in made)
+    count, plain = (sum(parameter.numel() for parameter in both.parameters()) for both in (dirac, net))
+    assert count == plain + scales
+
+
+@pytest.mark.parametrize("name", ["resnet-20", "resnet-110", "resnet-164", "resnet-1001", "resnet-18", "resnet-34"])
+def test_depths_are_weight_layers_without_those_on_shortcuts(name):
+    with torch.device("meta"):
+        net = create_model(name)
+    layers = [key for key, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    assert sum("shortcut" not in key for key in layers) == int(name.removeprefix("resnet-"))
+
+
+def test_the_depth_of_a_wide_resnet_counts_its_shortcuts_but_not_its_classifier():
+    with torch.device("meta"):
+        net = create_model("wrn-28-10")
+    assert sum(isinstance(layer, nn.Conv2d) for layer in net.modules()) == 28
+
+
+@pytest.mark.parametrize("dirac", [False, True])
+@pytest.mark.parametrize(("channels", "sizes", "stride"), [((4, 6, 6), (3, 3), 2), ((8, 2, 2, 8), (1, 3, 1), 1)])
+def test_a_pre_activation_block_is_the_papers(channels, sizes, stride, dirac, warm):
+    block = warm(PreActivation(channels, sizes, stride, paper_start(dirac))).double()
+    weights = [
+        conv.effective_weight() if dirac else conv.weight for conv in block.modules() if isinstance(conv, nn.Conv2d)
+    ]
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    x = torch.randn(2, channels[0], 7, 7, dtype=torch.float64)
+    y = activated = norms[0](x).relu()
+    for index, (size, weight) in enumerate(zip(sizes, weights, strict=False)):
+        y = norms[index](y).relu() if index else y
+        y = F.conv2d(y, weight, padding=size // 2, stride=stride if size == 3 and index == sizes.index(3) else 1)
+    changes = stride != 1 or channels[0] != channels[-1]
+    shortcut = F.conv2d(activated, weights[-1], stride=stride) if changes else x
+    assert len(weights) == len(sizes) + changes
+    torch.testing.assert_close(block(x), y + shortcut)
+
+
+@pytest.mark.parametrize(("channels", "stride"), [((4, 6), 2), ((5, 5), 1)])
+def test_a_block_of_resnet_18_is_the_papers(channels, stride, warm):
+    block = warm(PostActivation(*channels, stride, paper_start(dirac=False)))
+    x = torch.randn(2, channels[0], 7, 7)
+    y = block.bn1(F.conv2d(x, block.conv1.weight, padding=1, stride=stride)).relu()
+    y = block.bn2(F.conv2d(y, block.conv2.weight, padding=1))
+    changes = channels[0] != channels[1]
+    shortcut = block.shortcut.bn(F.conv2d(x, block.shortcut.conv.weight, stride=stride)) if changes else x
+    torch.testing.assert_close(block(x), (y + shortcut).relu())
+
+
+@pytest.mark.parametrize("dirac", [False, True])
+def test_a_bottleneck_folds_what_follows_its_convolutions(dirac, warm):
+    block = warm(PreActivation((6, 2, 2, 8), (1, 3, 1), 2, deep_start(54, dirac)))
+    report = fold(block, torch.randn(2, 6, 8, 8)).fold_report
+    assert list(report.left) == ["before.bn"]
+    assert report.max_rel_float64 < 1e-12
+    assert sum(entry.kind == "batch norm" for entry in report.folded) == 2
+
+
+@pytest.mark.parametrize("name", ["wrn-16-1", "wrn-16-0.5", "resnet-20"])
+def test_groups_halve_the_image_and_the_stem_is_never_wider(name):
+    net = create_model(name)
+    sizes = [tuple(features.shape[2:]) for features in net.feature_maps(torch.randn(1, 3, 20, 18))]
+    assert sizes == [(20, 18), (10, 9), (5, 5)]
+    first = 8 if name == "wrn-16-0.5" else 16
+    assert net.stem.conv.out_channels == first

@@ -1,0 +1,140 @@
+"""Starts: what is drawn and set, what overrides what, and that a signal survives a deep start."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from diracnets import create_model
+from diracnets.errors import UsageError
+from diracnets.models.start import MOST_BETA, MOST_BIAS, deep_start, paper_start, relu_loss, resolve_start
+from diracnets.nn.dirac import DiracConv2d
+
+
+def norms(net):
+    return {name: module for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)}
+
+
+def starts(net):
+    """What a network's tensors say of its start: std of the filters, alpha, beta, biases, scales."""
+    convs = [module for module in net.groups.modules() if isinstance(module, nn.Conv2d)]
+    filters = torch.cat([conv.weight.flatten() for conv in convs])
+    scales = [(conv.alpha, conv.beta) for conv in convs if isinstance(conv, DiracConv2d)]
+    alphas, betas = ({round(x, 4) for tensor in each for x in tensor.tolist()} for each in zip(*scales, strict=True))
+    biases = {round(x, 4) for norm in norms(net).values() for x in norm.bias.tolist()}
+    return (
+        filters.std().item(),
+        alphas,
+        betas,
+        biases,
+        {x for norm in norms(net).values() for x in norm.weight.tolist()},
+    )
+
+
+def test_the_papers_start_is_the_default():
+    torch.manual_seed(0)
+    std, alphas, betas, biases, scales = starts(create_model("diracnet-16-1"))
+    assert std == pytest.approx(1, abs=0.02)
+    assert (alphas, betas, biases) == ({1.0}, {0.1}, {0.0})
+    assert len(scales) > 100
+    assert 0 <= min(scales) < 0.1 < 0.9 < max(scales) <= 1
+
+
+def test_a_deep_start_goes_by_the_number_of_blocks():
+    torch.manual_seed(0)
+    std, alphas, betas, biases, scales = starts(create_model("diracnet-52-0.25", start="deep"))
+    expected = deep_start(48)
+    assert std < 0.3
+    assert (alphas, betas, scales) == ({1.0}, {round(expected.beta, 4)}, {1.0})
+    assert biases == {round(expected.bias, 4)}
+
+
+def test_what_is_given_counts_instead_of_the_starts_own():
+    torch.manual_seed(0)
+    net = create_model("diracnet-16-1", start="deep", init=0.01, alpha=0.5, beta=0.25, bias=-1.5)
+    std, alphas, betas, biases, scales = starts(net)
+    assert std == pytest.approx(0.01, rel=0.02)
+    assert (alphas, betas, biases, scales) == ({0.5}, {0.25}, {-1.5}, {1.0})
+    twin = create_model(**net.config)
+    assert twin.config == net.config
+    assert starts(twin)[1:] == starts(net)[1:]
+
+
+@pytest.mark.parametrize("name", ["plain-10-0.25", "wrn-10-0.25", "dirac-wrn-10-0.25", "resnet-20", "vgg-16"])
+def test_all_norms_before_a_relu_are_shifted(name):
+    net = create_model(name, bias=0.75)
+    assert {x for norm in norms(net).values() for x in norm.bias.tolist()} == {0.75}
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet-18", {"width": 0.125}), ("repvgg-10-0.25", {})])
+def test_what_is_added_before_a_relu_is_shifted_once(name, size):
+    net = create_model(name, bias=0.75, **size)
+    shifted = {key for key, norm in norms(net).items() if norm.bias[0] == 0.75}
+    others = norms(net).keys() - shifted
+    assert all(key.endswith((".bn1", ".bn3", "stem.bn")) for key in shifted)
+    ends = (".bn2", "shortcut.bn") if name == "resnet-18" else (".bn1", ".identity")
+    assert others
+    assert all(key.endswith(ends) and not norms(net)[key].bias.any() for key in others)
+
+
+def test_relu_loss_is_what_relu_loses():
+    torch.manual_seed(0)
+    for mean in (0.0, 0.5, 1.5):
+        x = torch.randn(1_000_000, dtype=torch.float64) + mean
+        assert relu_loss(mean) == pytest.approx((x.relu() - x).square().mean().item(), rel=0.03)
+
+
+@pytest.mark.parametrize("blocks", [1, 12, 24, 48, 96, 396, 996, 10**9])
+def test_deep_starts_lose_the_same_at_any_depth(blocks):
+    start, twice = deep_start(blocks), deep_start(4 * blocks)
+    assert 0 <= start.bias <= twice.bias <= MOST_BIAS
+    assert 0 < twice.beta <= start.beta <= MOST_BETA
+    if 0 < start.bias < MOST_BIAS and 0 < twice.bias < MOST_BIAS:
+        assert relu_loss(start.bias) * blocks == pytest.approx(4 * blocks * relu_loss(twice.bias), rel=1e-4)
+    if start.beta < MOST_BETA:
+        assert start.beta * math.sqrt(blocks) == pytest.approx(twice.beta * math.sqrt(4 * blocks))
+    assert deep_start(blocks, dirac=False).bias == start.bias
+
+
+@torch.no_grad()
+def test_the_deep_start_keeps_what_tells_images_apart():
+    torch.manual_seed(0)
+    images = torch.randn(16, 3, 8, 8)
+    left = {}
+    for start in ("paper", "deep"):
+        net = create_model("diracnet-202-0.5", image_size=8, start=start)
+        x = net.stem(images)
+        before = x
+        for block in net.groups[0]:
+            x = block(x)
+        both = [(y - y.mean(0)).flatten(1) for y in (before, x)]  # differences between the images
+        left[start] = nn.functional.cosine_similarity(*both).mean().item()
+    assert left["paper"] < 0.2
+    assert left["deep"] > 0.4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"start": "shallow"}, "start is 'shallow'; choose one of paper, deep"),
+        ({"init": 0.0}, "init is 0.0"),
+        ({"init": math.nan}, "init is nan"),
+        ({"init": True}, "init is True"),
+        ({"bias": math.inf}, "bias is inf"),
+        ({"alpha": math.nan}, "alpha is nan"),
+        ({"name": "plain-16-1", "alpha": 1.0}, "alpha is 1.0, but this network has no Dirac"),
+        ({"name": "wrn-16-1", "start": "deep", "beta": 0.1}, "beta is 0.1, but this network has no Dirac"),
+    ],
+)
+def test_what_makes_no_start_is_refused(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        create_model(**{"name": "diracnet-16-0.25", **arguments})
+
+
+def test_a_start_says_what_it_is_made_of():
+    nothing = {"init": None, "alpha": None, "beta": None, "bias": None}
+    assert resolve_start("paper", 24, True, scale="uniform", **nothing) == paper_start(dirac=True)
+    assert resolve_start("deep", 24, False, scale=1.0, **nothing) == deep_start(24, dirac=False)
+    with pytest.raises(UsageError, match="blocks is 0"):
+        deep_start(0)
