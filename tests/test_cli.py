@@ -292,6 +292,31 @@ def test_eval_prints_and_writes(run, tmp_path, capsys):
     assert all(mistake["true"] != mistake["predicted"] for mistake in printed["worst"])
 
 
+def test_eval_averages_over_views(run, capsys):
+    losses = {}
+    for views in ("one", "mirror", "mirror-shift"):
+        assert main(["eval", str(run / "best.pt"), "--device", "cpu", "--json", "--views", views]) == 0
+        printed = json.loads(capsys.readouterr().out)
+        assert printed["views"] == views
+        losses[views] = printed["loss"]
+    assert len(set(losses.values())) == 3
+    assert main(["eval", str(run / "best.pt"), "--device", "cpu", "--views", "mirror"]) == 0
+    assert f"loss {losses['mirror']:.4f}, views mirror" in capsys.readouterr().out
+
+
+def test_a_network_with_branches_is_evaluated_and_predicts_but_folds_to_no_file(place, capsys):
+    arguments = [*TINY, "--model", "dirac-wrn-10-0.25", "--epochs", "1", "--run", "branched"]
+    assert main(["train", *arguments]) == 0
+    assert "dirac-wrn-10-0.25 has branches and folds to no chain" in capsys.readouterr().out
+    assert main(["eval", "branched/best.pt", "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 359
+    assert main(["predict", "branched/best.pt", "pictures", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 3
+    assert main(["fold", "branched/best.pt"]) == 1
+    assert "has branches" in capsys.readouterr().err
+    assert not Path("branched/best.safetensors").exists()
+
+
 def test_eval_refuses_images_of_another_kind(run, place, capsys):
     shutil.copytree("one/a", "one/b")
     assert main(["eval", "run/best.pt", "--data", "folder", "--data-dir", "one", "--workers", "0"]) == 2
