@@ -24,7 +24,7 @@ def test_scales_of_a_layer_leave_out_the_channels_that_have_no_identity():
     layer = DiracConv2d(4, 8, 3)
     with torch.no_grad():
         layer.alpha.copy_(torch.tensor([1.0, 2.0, 3.0, 2.0, 100.0, 100.0, 100.0, 100.0]))
-        layer.beta.copy_(torch.tensor([0.5] * 4 + [100.0] * 4))
+        layer.beta.copy_(torch.tensor([0.5, -0.5] * 2 + [100.0] * 4))
     (scales,) = layer_scales(nn.ModuleDict({"one": layer}))
     assert (scales.layer, scales.alpha, scales.beta) == ("one", 2.0, 0.5)
     assert scales.ratio == pytest.approx((4.5**0.5) / 0.5)

@@ -23,7 +23,7 @@ class LayerScales:
     alpha: float
     """Mean scale of the identity."""
     beta: float
-    """Mean scale of the normalized filters."""
+    """Mean absolute scale of the normalized filters; its sign says nothing, for W can turn round too."""
     ratio: float
     """The root mean square of alpha over that of beta: how much longer the identity is than the normalized filter."""
     norm: float
@@ -124,4 +124,4 @@ def _numbers(layer: DiracConv1d | DiracConv2d | DiracConv3d) -> Tensor:
     alpha, beta = (scale.float().view(layer.groups, -1)[:, :count] for scale in (layer.alpha, layer.beta))
     norms = layer.weight.float().flatten(1).norm(dim=1)
     ratio = (alpha.square().mean() / beta.square().mean().clamp(min=torch.finfo(torch.float32).tiny)).sqrt()
-    return torch.stack([alpha.mean(), beta.mean(), ratio, norms.mean(), identity.mean()])
+    return torch.stack([alpha.mean(), beta.abs().mean(), ratio, norms.mean(), identity.mean()])

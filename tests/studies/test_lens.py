@@ -1,0 +1,85 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from diracnets import Recipe, train
+from diracnets.errors import UsageError
+from diracnets.studies.lens import EPOCHS, Lens, followed
+from diracnets.training.scales import LayerScales
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    recipe = Recipe(model="diracnet-10-0.25", data="digits", images=200, epochs=2, lr=0.05, precision="float32")
+    return train(recipe, run=tmp_path_factory.mktemp("lens") / "run", device="cpu", quiet=True).run
+
+
+def look(net, out, **options):
+    said = []
+    Lens(net=str(net), out=out, device="cpu", images=32, **options).run(said.append)
+    return json.loads((out / "lens.json").read_text()), said
+
+
+def test_a_run_is_followed_through_its_epochs(run, tmp_path):
+    facts, said = look(run, tmp_path)
+    assert facts["history"]["epochs"] == [0, 1, 2]
+    assert facts["history"]["alpha"][0] == [1.0] * 6
+    assert facts["history"]["alpha"][2] == pytest.approx([layer["alpha"] for layer in facts["scales"]], rel=1e-3)
+    assert [layer["layer"] for layer in facts["signal"]][::2] == ["groups.0.0", "groups.1.0", "groups.2.0"]
+    assert facts["mode"] == "evaluation"
+    assert all(layer["gradient"] > 0 and layer["filter_gradient"] > 0 for layer in facts["signal"])
+    text = (tmp_path / "lens.md").read_text()
+    assert text.startswith("# The layers of run")
+    assert text.count("| groups.2.1") == 2
+    assert (tmp_path / "lens.png").exists()
+    assert "wrote lens.json" in said[-1]
+
+
+def test_a_model_file_has_identities_but_no_scales(run, tmp_path):
+    facts, _ = look(run / "model.safetensors", tmp_path)
+    of_run, _ = look(run / "last.pt", tmp_path / "other")
+    assert facts["scales"] == []
+    assert len(facts["signal"]) == 6
+    assert all(0 < layer["identity"] <= 1 for layer in facts["signal"])
+    kept, expected = ([layer["kept"] for layer in each["signal"]] for each in (facts, of_run))
+    assert kept == pytest.approx(expected, rel=1e-2)
+    assert (tmp_path / "lens.png").exists()
+
+
+@pytest.mark.parametrize("name", ["plain-10-0.25", "wrn-10-0.25", "repvgg-10-0.25"])
+def test_every_kind_of_network_can_be_looked_into(name, tmp_path):
+    facts, _ = look(name, tmp_path, data="digits")
+    assert len(facts["signal"]) >= 3
+    assert all(layer["gradient"] > 0 for layer in facts["signal"])
+    assert any(layer["kept"] is not None for layer in facts["signal"])
+
+
+def test_a_name_is_a_fresh_network(tmp_path):
+    facts, _ = look("diracnet-16-0.25", tmp_path, data="digits")
+    assert facts["mode"] == "training"
+    assert facts["history"]["epochs"] == []
+    assert {layer["beta"] for layer in facts["scales"]} == {0.1}
+
+
+def test_long_histories_are_thinned_but_keep_their_ends():
+    layer = LayerScales("a", 1.0, 0.1, 10.0, 1.0, 0.9)
+    for count in (1, 2, 20, 21, 100, 201):
+        kept = followed({epoch: [replace(layer, alpha=float(epoch))] for epoch in range(count)})
+        assert (kept["epochs"][0], kept["epochs"][-1]) == (0, count - 1)
+        assert len(kept["epochs"]) <= EPOCHS + 1
+        assert kept["alpha"][-1] == [count - 1.0]
+
+
+@pytest.mark.parametrize(
+    ("net", "options", "words"),
+    [
+        ("nothing-1", {}, "no network is called"),
+        ("{run}", {"images": 3}, "images is 3"),
+        ("{run}", {"images": 10_000}, "images is 10000; digits has 1438"),
+        ("{folder}", {}, "holds no run"),
+    ],
+)
+def test_what_cannot_be_looked_into_is_said(run, tmp_path, net, options, words):
+    with pytest.raises(UsageError, match=words):
+        Lens(net=net.format(run=run, folder=tmp_path), out=tmp_path, device="cpu", **options).run(print)
