@@ -23,6 +23,7 @@ _HOME = {
     "list_models": "models.registry",
     "list_weights": "models.pretrained",
     "DiracNet": "models.diracnet",
+    "Network": "models.network",
     "load": "models.load",
     "save": "models.file",
     "verify": "models.file",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from diracnets.models.file import save as save
     from diracnets.models.file import verify as verify
     from diracnets.models.load import load as load
+    from diracnets.models.network import Network as Network
     from diracnets.models.pretrained import list_weights as list_weights
     from diracnets.models.registry import create_model as create_model
     from diracnets.models.registry import list_models as list_models

@@ -33,6 +33,11 @@ def test_networks_of_the_paper(name, parameters, folded, giga_multiply_adds):
     assert giga_multiply_adds is None or round(info.multiply_adds / 1e9, 2) == giga_multiply_adds
 
 
+@pytest.mark.parametrize(("name", "field"), [("resnet-18", 435), ("wrn-16-1", 53), ("repvgg-16-1", 62)])
+def test_the_branch_that_sees_farthest_decides_what_a_sum_of_branches_sees(name, field):
+    assert describe(name).receptive_field == (field, field)
+
+
 def biases(shapes):
     """What the flop counter leaves out: an addition for each output of a layer with a bias."""
     return sum(shape.numel() for layer, shape in shapes if getattr(layer, "bias", None) is not None)

@@ -14,7 +14,8 @@ from diracnets.errors import UsageError
 class Models:
     """The networks that can be made by name, with their parameters (10 classes for CIFAR's, 1000 for ImageNet's).
 
-    diracnet-N-k and plain-N-k exist for every N = 6n + 4 and any width k; some of them are listed."""
+    diracnet-N-k exists for every N = 6n + 4 and any width k, and so do plain-, wrn-, dirac-wrn- and repvgg-N-k;
+    resnet-N and dirac-resnet-N for N = 6n + 2, and for N = 9n + 2 from 164 on. Some of them are listed."""
 
     pattern: Positional[str] = "*"
     """Only names that match, such as 'plain-*' or '*-28-*'."""
