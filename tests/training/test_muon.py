@@ -110,6 +110,11 @@ def test_filters_of_zeros_and_layers_without_gradient_stay():
     assert idle.equal(before)
 
 
+def test_a_group_without_rate_is_refused():
+    with pytest.raises(ValueError, match="lr"):
+        Muon([{"params": [nn.Parameter(torch.ones(2, 2, 3, 3))], "filters": True, "momentum": 0.9}])
+
+
 def test_the_state_goes_into_a_file_and_back():
     def make():
         torch.manual_seed(0)

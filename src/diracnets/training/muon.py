@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
+from torch.optim.optimizer import required
 
 STEPS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic: steep at 0, and about 1 from there on
@@ -47,14 +49,17 @@ class Muon(torch.optim.Optimizer):
     """Muon for groups of filters, SGD for all other groups.
 
     A filter's direction is all that counts behind the Dirac normalization or before a batch norm. So filters are kept
-    at norm 1, and a step is `W <- unit(W - lr U)`, with U the momentum (Nesterov's) of a layer's gradient, a matrix of
-    one row a filter, `orthogonalized` and brought to rows of norm about 1. `lr` is then about the angle of the step in
-    radians, as long as the training lasts. Where no norm follows, as at the end of a residual branch, this also fixes
-    the filters' scale. Filters are not decayed. Layers of one shape are computed together.
+    at norm 1, and a step is `W <- normalize(W - lr U)`, with U the momentum (Nesterov's) of a layer's gradient, taken
+    as a matrix of one row a filter, `orthogonalized` and brought to rows of norm about 1. `lr` is then about the angle
+    of the step in radians, as long as the training lasts. Where no norm follows, as at the end of a residual branch,
+    this also fixes the filters' scale. Filters are not decayed. Layers of one shape are computed together.
 
     Args:
         groups: dictionaries of "params", with "lr" and "momentum"; those with "filters" True are for Muon, their
             tensors [out, in, *kernel] are normalized at once. The others may have "nesterov" and "weight_decay".
+
+    Raises:
+        ValueError: a group without rate or momentum.
 
     >>> layer = torch.nn.Conv2d(3, 8, 3)
     >>> optimizer = Muon([{"params": [layer.weight], "filters": True, "lr": 0.1, "momentum": 0.6}])
@@ -65,11 +70,12 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
-        super().__init__(groups, {"filters": False, "nesterov": False, "weight_decay": 0.0})
+        needed = {"lr": required, "momentum": required}
+        super().__init__(groups, {**needed, "filters": False, "nesterov": False, "weight_decay": 0.0})
         for group in self.param_groups:
             if group["filters"]:
                 for filters in group["params"]:
-                    filters.detach().copy_(_unit(filters.detach()))
+                    filters.detach().copy_(normalize(filters.detach().flatten(1)).view_as(filters))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -91,11 +97,12 @@ class Muon(torch.optim.Optimizer):
         for parameter, gradient in zip(parameters, gradients, strict=True):
             alike[(parameter.shape, parameter.dtype, parameter.device)].append((parameter, gradient))
         for pairs in alike.values():
+            filters = torch.stack([parameter.flatten(1) for parameter, _ in pairs])  # [layers, out, in * kernel]
             updates = orthogonalized(torch.stack([gradient.flatten(1) for _, gradient in pairs]))
             rows, columns = updates.shape[1:]
-            updates *= max(1.0, rows / columns) ** 0.5
-            for (parameter, _), update in zip(pairs, updates, strict=True):
-                parameter.copy_(_unit(parameter - group["lr"] * update.view(parameter.shape)))
+            filters -= group["lr"] * max(1.0, rows / columns) ** 0.5 * updates
+            for (parameter, _), turned in zip(pairs, normalize(filters, dim=2), strict=True):
+                parameter.copy_(turned.view_as(parameter))
 
     def _descend(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
         if group["weight_decay"]:
@@ -115,9 +122,3 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(momenta, group["momentum"])
         torch._foreach_add_(momenta, gradients)
         return list(torch._foreach_add(gradients, momenta, alpha=group["momentum"])) if nesterov else momenta
-
-
-def _unit(filters: Tensor) -> Tensor:
-    """Filters [out, in, *kernel] of norm 1; those of zeros stay zero."""
-    norms: Tensor = torch.linalg.vector_norm(filters, dim=tuple(range(1, filters.ndim)), keepdim=True)
-    return filters / norms.clamp_min(1e-12)
