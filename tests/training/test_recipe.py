@@ -196,7 +196,7 @@ def test_settings_that_exclude_each_other_are_refused(values):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("fast-cifr", "did you mean 'fast-cifar'"), ("nope", "There are best-cifar,")]
+    ("name", "hint"), [("fast-cifr", "did you mean 'fast-cifar'"), ("nope", "there are best-cifar,")]
 )
 def test_an_unknown_recipe_names_a_similar_one_if_there_is_one(name, hint):
     with pytest.raises(UsageError, match=hint) as error:

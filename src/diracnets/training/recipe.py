@@ -170,11 +170,8 @@ class Recipe:
             text = (_shipped() / f"{name}.toml").read_text(encoding="utf-8")
         else:
             near = difflib.get_close_matches(str(name), recipe_names(), n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise UsageError(
-                f"there is no recipe {str(name)!r}; {hint}There are {', '.join(recipe_names())}, "
-                "or the path of a .toml file"
-            )
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(recipe_names())}"
+            raise UsageError(f"there is no recipe {str(name)!r}: {hint} (a file's name must end in .toml)")
         try:
             table = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
