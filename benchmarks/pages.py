@@ -1,4 +1,4 @@
-"""Write `results/README.md` from the JSON files in `results/`, so that every number on the page was measured.
+"""Write `docs/results.md` from the files in `results/`, so that every number on the page was measured.
 
 python benchmarks/pages.py
 """
@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from diracnets.studies.report import told
+from diracnets.studies.overview import reached, study_pages
+from diracnets.studies.report import markdown_table, told, write_text
 
-RESULTS = Path(__file__).parent.parent / "results"
+ROOT = Path(__file__).parent.parent
+PAGE, RESULTS = ROOT / "docs" / "results.md", ROOT / "results"
 Row = dict[str, Any]
 
 
 def table(columns: dict[str, Callable[[Row], object]], rows: Iterable[Row]) -> str:
-    lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
-    lines += [" | ".join(str(value(row)) for value in columns.values()) for row in rows]
-    return "\n".join(f"| {line} |" for line in lines)
+    return markdown_table(list(columns), [[value(row) for value in columns.values()] for row in rows])
 
 
 def step_time(result: Row) -> str:
@@ -85,7 +85,7 @@ def runs() -> str:
         environment = json.loads((folder / "environment.json").read_text())[0]  # of the first start
         parts.append(
             {
-                "run": f"[{folder.name}]({folder.name}/)",
+                "run": f"[{folder.name}](../results/{folder.name}/)",
                 "epochs": len(history),
                 "accuracy": f"{history[-1]['val_accuracy']:.2%}",
                 "minutes": f"{sum(row['seconds'] for row in history) / 60:.1f}",
@@ -119,28 +119,24 @@ SECTIONS = {
     "authors_agreement.json": ("The authors' checkpoints against the logits that their program gave", agreement),
     "augment.json": ("Augmented CIFAR images a second, without a network", augment),
 }
-TEXT = """# What was measured
+TEXT = """# Results
 
-Made by `python benchmarks/pages.py` from the files in this folder. The machines are noisy, so ratios were measured side
-by side in one run."""
+Made by `python benchmarks/pages.py` from the files in `results/`, which the program wrote. The machines are noisy, so
+ratios were measured side by side in one run."""
+TRAININGS = """Each folder holds the run's recipe, environment, metrics and curve. One seed each; accuracy is that of
+the last epoch, on all held-out images. Minutes are those of the training steps, whatever else the machine did
+meanwhile; the fastest epoch tells what it does undisturbed."""
 
 
-def main() -> None:
-    parts = [TEXT]
+def page() -> str:
+    parts = [TEXT, "## What is reached, and what is not yet", reached(RESULTS), *study_pages(RESULTS, "../results")]
     for name, (title, render) in SECTIONS.items():
         if (RESULTS / name).exists():
             result = json.loads((RESULTS / name).read_text())
             parts += [f"## {title}", told(result["circumstances"]), render(result)]
             parts += [TRIED] * (name == "step_time.json")
-    parts += [
-        "## Trainings",
-        "Each folder holds the run's recipe, environment, metrics and curve. One seed each; accuracy is that of the "
-        "last epoch, on all held-out images. Minutes are those of the training steps, whatever else the machine did "
-        "meanwhile, which was much in the CIFAR run; the fastest epoch tells what it does undisturbed.",
-        runs(),
-    ]
-    (RESULTS / "README.md").write_text("\n\n".join(parts) + "\n")
+    return "\n\n".join([*parts, "## Single trainings", TRAININGS, runs()])
 
 
 if __name__ == "__main__":
-    main()
+    write_text(PAGE, page())

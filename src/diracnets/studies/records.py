@@ -71,13 +71,13 @@ class Results:
     question: str
     measure: Literal["error", "accuracy"]
     picture: Lines | None
-    circumstances: dict[str, Any]
-    """Of the last call."""
+    circumstances: dict[str, Any] | None
+    """Of the last call; None where there was none."""
     rows: list[Asked] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
 
     @classmethod
-    def of(cls, study: Study, circumstances: dict[str, Any]) -> Results:
+    def of(cls, study: Study, circumstances: dict[str, Any] | None) -> Results:
         """Of a study of which nothing is known yet."""
         return cls(study.name, study.title, study.question, study.measure, study.picture, circumstances)
 

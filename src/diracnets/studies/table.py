@@ -21,7 +21,10 @@ def page(results: Results, picture: str | None) -> str:
     parts = [f"# {results.title}", results.question, *_notes(results)]
     if picture:
         parts.append(f"![{results.title}]({picture})")
-    return "\n\n".join([*parts, _table(results), f"Last call: {told(results.circumstances)}"])
+    parts.append(_table(results))
+    if results.circumstances is not None:
+        parts.append(f"Last call: {told(results.circumstances)}")
+    return "\n\n".join(parts)
 
 
 def percents(results: Results, records: Sequence[Record], *, chain: bool = False) -> list[float]:

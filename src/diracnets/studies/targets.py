@@ -1,0 +1,215 @@
+"""What this project means to reach, as data, and what the records of the studies say about it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from diracnets.studies.records import Asked, Results
+from diracnets.studies.report import mean_and_spread
+from diracnets.studies.table import percents
+
+_ROUNDING = 1e-9  # of floating point, in points
+Place = Mapping[str, str | float | tuple[str, ...]]  # values of a row's place; a tuple allows any of its members
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known about a target."""
+
+    state: Literal["reached", "not reached", "not measured"]
+    told: str = ""
+    """The numbers."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A row, by any recipe and at any budget that is not named, is to be that good."""
+
+    goal: str
+    study: str
+    place: Place
+    limit: float
+    """In the study's measure, percent: an error at most, an accuracy at least."""
+    minutes: float | None = None
+    """Of training, at most."""
+
+    def judge(self, results: Results | None) -> Verdict:
+        """Compare with the row that comes nearest."""
+        found = _trained(results, self.place)
+        if results is None or not found:
+            return Verdict("not measured")
+        within = [row for row in found if self.minutes is None or _minutes(results, row) <= self.minutes]
+        row = _best(results, within or found)
+        reached = bool(within) and _gain(results, _mean(results, row), self.limit) >= -_ROUNDING
+        return Verdict("reached" if reached else "not reached", _told(results, row))
+
+
+@dataclass(frozen=True)
+class Lead:
+    """A row is to be better than another of the same recipe and budget, by a margin."""
+
+    goal: str
+    study: str
+    place: Place
+    than: Place
+    """Of several rows that match, the best counts."""
+    margin: float = 0.0
+    """Percent points; below zero, by how much it may be worse."""
+
+    def judge(self, results: Results | None) -> Verdict:
+        """Compare where both were trained alike, with the largest budget."""
+        pairs = []
+        for row in _trained(results, self.place):
+            others = [other for other in _trained(results, self.than) if self._alike(row, other)]
+            if others and results is not None:
+                pairs.append((row, _best(results, others)))
+        if results is None or not pairs:
+            return Verdict("not measured")
+        largest = max(_budget(row) for row, _ in pairs)
+        row = _best(results, [row for row, _ in pairs if _budget(row) == largest])
+        other = next(other for each, other in pairs if each is row)
+        reached = _gain(results, _mean(results, row), _mean(results, other)) >= self.margin - _ROUNDING
+        return Verdict(
+            "reached" if reached else "not reached", f"{_told(results, row)}, against {_told(results, other)}"
+        )
+
+    def _alike(self, row: Asked, other: Asked) -> bool:
+        named = {*self.place, *self.than}
+        rest = [{name: value for name, value in each.place.items() if name not in named} for each in (row, other)]
+        return rest[0] == rest[1] and _budget(row) == _budget(other)
+
+
+@dataclass(frozen=True)
+class Unmeasured:
+    """A goal for which no study has records yet."""
+
+    goal: str
+    study: str = ""
+
+    def judge(self, results: Results | None) -> Verdict:
+        """Nothing is known."""
+        return Verdict("not measured")
+
+
+def _cifar(data: str, network: str, **more: str) -> Place:
+    return {"data": data, "network": network, **more}
+
+
+_PLAIN = ("plain", "plain, deep start")
+_DIRAC = ("Dirac, the paper's start", "Dirac, deep start")
+TARGETS: Sequence[Target | Lead | Unmeasured] = (
+    Target(
+        "DiracNet-28-1 on CIFAR-10: at most 8.5% error (91.5% right) by fast-cifar, in at most 60 minutes",
+        "cifar",
+        _cifar("cifar10", "diracnet-28-1", recipe="fast-cifar"),
+        8.5,
+        minutes=60,
+    ),
+    Lead(
+        "DiracNet-28-1 on CIFAR-10 is at least as good as the plain network, both by fast-cifar",
+        "cifar",
+        _cifar("cifar10", "diracnet-28-1", recipe="fast-cifar"),
+        than=_cifar("cifar10", "plain-28-1", recipe="fast-cifar"),
+    ),
+    Target(
+        "DiracNet-28-5 on CIFAR-10: at most 5.16% error, the paper's", "cifar", _cifar("cifar10", "diracnet-28-5"), 5.16
+    ),
+    Target(
+        "DiracNet-28-10 on CIFAR-10: at most 4.75% error, the paper's",
+        "cifar",
+        _cifar("cifar10", "diracnet-28-10"),
+        4.75,
+    ),
+    Target(
+        "DiracNet-28-10 on CIFAR-10: at most 4.00% error, Wide ResNet-28-10's",
+        "cifar",
+        _cifar("cifar10", "diracnet-28-10"),
+        4.00,
+    ),
+    Target(
+        "DiracNet-28-10 on CIFAR-100: at most 21.54% error, the paper's",
+        "cifar",
+        _cifar("cifar100", "diracnet-28-10"),
+        21.54,
+    ),
+    Target(
+        "DiracNet-28-10 on CIFAR-100: at most 19.25% error, Wide ResNet-28-10's",
+        "cifar",
+        _cifar("cifar100", "diracnet-28-10"),
+        19.25,
+    ),
+    Lead(
+        "At 400 layers on CIFAR-10, a Dirac network is at least 20 points above the plain one with every advantage",
+        "depth",
+        {"data": "cifar10", "network": _DIRAC, "depth": 400},
+        than={"data": "cifar10", "network": _PLAIN, "depth": 400},
+        margin=20,
+    ),
+    Lead(
+        "At 1000 layers on CIFAR-10, a Dirac network is at most 2 points below the one of 28 layers",
+        "depth",
+        {"data": "cifar10", "network": _DIRAC, "depth": 1000},
+        than={"data": "cifar10", "network": _DIRAC, "depth": 28},
+        margin=-2,
+    ),
+    Unmeasured(
+        "The fastest chain to 94.0% on CIFAR-10 takes less time than cifar10-airbench's, in one run, on two cores"
+    ),
+    Unmeasured("94%, 95.25% and 96% on CIFAR-10 by a chain without skips, in less time than airbench's, on one GPU"),
+    Unmeasured(
+        "A training step costs at most 1.02 times the plain network's, 1.01 compiled, for 28-10 and 34-2, on a GPU"
+    ),
+    Unmeasured("DiracNet-18 and 34 on ImageNet: 30.37% and 27.79% top-1 error, the paper's"),
+)
+
+
+def _trained(results: Results | None, place: Place) -> list[Asked]:
+    """The rows at a place of which a seed has been trained to its end."""
+    if results is None:
+        return []
+    return [row for row in results.rows if _matches(row, place) and percents(results, results.of_row(row))]
+
+
+def _matches(row: Asked, place: Place) -> bool:
+    values = {name: value if isinstance(value, tuple) else (value,) for name, value in place.items()}
+    return all(row.place.get(name) in allowed for name, allowed in values.items())
+
+
+def _budget(row: Asked) -> tuple[int, float]:
+    return row.recipe["epochs"], row.recipe.get("images") or math.inf
+
+
+def _mean(results: Results, row: Asked) -> float:
+    return statistics.fmean(percents(results, results.of_row(row)))
+
+
+def _minutes(results: Results, row: Asked) -> float:
+    return statistics.fmean(record.seconds for record in results.of_row(row)) / 60
+
+
+def _gain(results: Results, value: float, over: float) -> float:
+    """By how many points a value is better than another."""
+    return over - value if results.measure == "error" else value - over
+
+
+def _best(results: Results, rows: Sequence[Asked]) -> Asked:
+    return max(rows, key=lambda row: _gain(results, _mean(results, row), 0.0))
+
+
+def _told(results: Results, row: Asked) -> str:
+    """A row's result with what it cost: the reader is to see a small budget."""
+    records = results.of_row(row)
+    values = percents(results, records)
+    count, epochs, images = len(values), row.recipe["epochs"], row.recipe.get("images")
+    some = f", {images:,} training images" if images else ""
+    seeds = f"{count} seed{'s' * (count != 1)}"
+    if len(records) > count:
+        seeds += f" and {len(records) - count} that diverged"
+    return (
+        f"{mean_and_spread(values)}% {results.measure} ({row.row}: {seeds}, {epochs} epochs{some}, "
+        f"{_minutes(results, row):.0f} minutes each)"
+    )

@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from diracnets import create_model
+from diracnets.cli import parse
+from diracnets.errors import UsageError
+from diracnets.studies.published import ERRORS
+from diracnets.training.recipe import Recipe
+
+
+def study(*words):
+    return parse(["study", *words]).study.study()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["cifar"],
+        ["depth", "--depths", "16", "52"],
+        ["depth", "--data", "digits", "--depths", "10"],
+        ["init"],
+        ["init", "--data", "digits", "--depth", "16", "--width", "0.25"],
+    ],
+    ids=" ".join,
+)
+def test_rows_have_names_of_their_own_and_networks_that_exist(words):
+    made = study(*words)
+    assert len({row.name for row in made.rows}) == len(made.rows)
+    assert len({tuple(row.place.items()) for row in made.rows}) == len(made.rows)
+    for row in {row.recipe.model: row for row in made.rows}.values():
+        recipe = row.recipe
+        with torch.device("meta"):
+            create_model(recipe.model, start=recipe.start, init=recipe.init, alpha=recipe.alpha, beta=recipe.beta)
+        assert Recipe.from_table(recipe.table()) == recipe
+    if made.picture is not None:
+        names = (made.picture.x, made.picture.series, made.picture.panel)
+        assert all(set(row.place) >= set(names) for row in made.rows)
+
+
+def test_every_published_number_has_its_row():
+    rows = study("cifar").rows
+    assert {(row.place["data"], row.place["network"]) for row in rows if row.published} == set(ERRORS)
+    paper = next(row for row in rows if row.name == "cifar100-diracnet-28-10-paper-cifar")
+    assert paper.published.error == 21.54
+    assert paper.recipe.drops == (60, 120, 160)
+
+
+def test_plain_networks_have_every_advantage_in_depth():
+    rows = [row for row in study("depth", "--depths", "28").rows if row.recipe.model == "plain-28-0.5"]
+    assert {row.recipe.start for row in rows} == {"paper", "deep"}
+    assert all(row.recipe.clip and row.recipe.fresh_statistics for row in rows)
+
+
+def test_starts_are_varied_one_at_a_time():
+    rows = study("init").rows
+    assert {row.recipe.init for row in rows if row.place["varied"] == "standard deviation of W"} == {
+        *(1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+    }
+    for name in ("alpha", "beta"):
+        varied = [row.recipe for row in rows if row.place["varied"] == name]
+        assert len({getattr(recipe, name) for recipe in varied}) == 6
+        assert all("dirac" in recipe.model and recipe.init == "kaiming" for recipe in varied)
+
+
+def test_other_recipes_are_rows_of_their_own():
+    rows = study("cifar", "--recipe", "best-cifar", "fast-cifar").rows
+    assert {row.place["recipe"] for row in rows} == {"best-cifar", "fast-cifar"}
+    assert len({row.name for row in rows}) == len(rows) == 36
+
+
+def test_a_recipe_that_does_not_exist_is_refused():
+    with pytest.raises(UsageError, match="no recipe 'nonsense'"):
+        study("cifar", "--recipe", "nonsense")

@@ -1,0 +1,103 @@
+from dataclasses import replace
+
+import pytest
+
+from diracnets.studies.lines import draw, series_names
+from diracnets.studies.records import Asked, Record, Results
+from diracnets.studies.study import Budget, Lines
+from diracnets.studies.table import page
+
+
+def record(row, seed, accuracy, **values):
+    machine = {"device": "Abacus", "processor": "Abacus", "threads": 2, "precision": "float32", "jobs": 1}
+    outcome = "trained" if accuracy is not None else "diverged"
+    return Record(row.row, row.key, seed, outcome, accuracy, None, None, 2, 90.0, 100.0, {**machine, **values})
+
+
+@pytest.fixture
+def results(small_study, circumstances):
+    made = Results.of(small_study, circumstances)
+    made.ask(Asked.of(row, small_study, Budget()) for row in small_study.rows)
+    return made
+
+
+def cells(text, network):
+    header, _, *lines = [line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("|")]
+    (line,) = [line for line in lines if line[0] == network]
+    return dict(zip(header, line, strict=True))
+
+
+def test_ours_stands_beside_the_published(results):
+    results.add([record(results.rows[0], seed, accuracy) for seed, accuracy in enumerate((0.88, 0.92))])
+    row = cells(page(results, None), "diracnet-10-0.25")
+    assert row["accuracy, %"] == "90.00 ± 2.83"
+    assert row["published accuracy, %"] == "90.00 ± 0.50 (a book)"
+    assert row["against published"] == "+0.00"
+    assert row["trained"] == "2 of 3 seeds"
+    assert row["minutes"] == "1.5"
+    assert row["on"] == "Abacus, 2 threads, float32"
+
+
+def test_errors_are_told_where_errors_are_asked_for(results):
+    results = replace(results, measure="error")
+    results.add([record(results.rows[0], 0, 0.88)])
+    row = cells(page(results, None), "diracnet-10-0.25")
+    assert (row["error, %"], row["published error, %"], row["against published"]) == (
+        "12.00",
+        "10.00 ± 0.50 (a book)",
+        "+2.00",
+    )
+
+
+def test_rows_without_a_training_say_so(results):
+    results.add([record(results.rows[0], 0, None)])
+    text = page(results, None)
+    assert cells(text, "diracnet-10-0.25")["accuracy, %"] == "diverged"
+    assert cells(text, "wrn-16-0.25")["accuracy, %"] == "not trained yet"
+    assert "**Partial: 1 of 6 trainings are finished.**" in text
+    assert "Scaled down" not in text
+
+
+def test_what_the_budget_took_is_told(small_study, results):
+    results.ask([Asked.of(small_study.rows[0], small_study, Budget(epochs=2, seeds=1, images=500))])
+    text = page(results, None)
+    assert "Scaled down to a budget: 1 row at 2 of 8 epochs, 1 of 3 seeds, 500 training images." in text
+
+
+def test_different_machines_are_all_told(results):
+    results.add([record(results.rows[0], 0, 0.5), record(results.rows[0], 1, 0.5, device="GPU", jobs=2)])
+    assert cells(page(results, None), "diracnet-10-0.25")["on"] == (
+        "Abacus, 2 threads, float32; GPU, float32, 2 beside each other"
+    )
+
+
+@pytest.mark.parametrize("picture", [None, Lines("depth", "network"), Lines("depth", "network", "network")])
+def test_pictures_are_drawn_of_what_there_is(results, picture, tmp_path):
+    results = replace(results, picture=picture)
+    said = []
+    draw(results, tmp_path / "empty.png", said.append)
+    assert list(tmp_path.iterdir()) == []
+    results.add([record(results.rows[0], 0, 0.5), record(results.rows[1], 0, None)])
+    draw(results, tmp_path / "picture.png", said.append)
+    assert (tmp_path / "picture.png").read_bytes()[1:4] == b"PNG"
+    assert said == []
+
+
+def test_budgets_are_lines_of_their_own(small_study, results):
+    shape = small_study.picture
+    assert series_names(results.rows, shape) == ["diracnet-10-0.25", "wrn-16-0.25"]
+    results.ask([Asked.of(small_study.rows[0], small_study, Budget(epochs=2))])
+    assert series_names(results.rows, shape)[::2] == ["diracnet-10-0.25, 8 epochs", "diracnet-10-0.25, 2 epochs"]
+
+
+def test_a_file_gives_back_the_results(results, tmp_path):
+    results.add([record(results.rows[0], 0, 0.5)])
+    results.write(tmp_path / "small.json")
+    assert Results.read(tmp_path / "small.json") == results
+    assert Results.read(tmp_path / "none.json") is None
+
+
+def test_a_row_asked_for_again_keeps_the_larger_number_of_seeds(small_study, results):
+    results.ask([Asked.of(small_study.rows[0], small_study, Budget(seeds=1))])
+    results.ask([Asked.of(small_study.rows[1], small_study, Budget(seeds=9))])
+    assert [row.seeds for row in results.rows] == [3, 9]
