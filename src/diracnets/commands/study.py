@@ -10,6 +10,9 @@ from tyro.conf import arg, subcommand
 from diracnets.studies.cifar import Cifar
 from diracnets.studies.depth import Depth
 from diracnets.studies.init import Init
+from diracnets.studies.lens import Lens
+from diracnets.studies.prune import Prune
+from diracnets.studies.signal import Signal
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,10 @@ class Study:
     study: Annotated[
         Annotated[Cifar, subcommand("cifar")]
         | Annotated[Depth, subcommand("depth")]
-        | Annotated[Init, subcommand("init")],
+        | Annotated[Init, subcommand("init")]
+        | Annotated[Signal, subcommand("signal")]
+        | Annotated[Lens, subcommand("lens")]
+        | Annotated[Prune, subcommand("prune")],
         arg(name=""),
     ]
 

@@ -1,0 +1,75 @@
+import json
+
+import pytest
+
+from diracnets import Recipe, create_model, load, train, verify
+from diracnets.errors import UsageError
+from diracnets.studies.prune import Prune
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    recipe = Recipe(
+        model="diracnet-16-0.25",
+        data="digits",
+        images=400,
+        start="deep",
+        epochs=3,
+        batch_size=32,
+        lr=0.1,
+        schedule="one-cycle",
+        precision="float32",
+    )
+    return train(recipe, run=tmp_path_factory.mktemp("prune") / "run", device="cpu", quiet=True)
+
+
+def test_layers_go_one_by_one_and_the_accuracy_after_each_is_told(run, tmp_path):
+    said = []
+    Prune(net=str(run.run), images=64, most=3, device="cpu", out=tmp_path).run(said.append)
+    facts = json.loads((tmp_path / "prune.json").read_text())
+    rows = facts["rows"]
+    assert [row["layers"] for row in rows] == [13, 12, 11, 10]
+    assert rows[0]["accuracy"] == pytest.approx(run.accuracy, abs=0.01)
+    assert rows[0]["taken"] is None
+    assert len({row["taken"] for row in rows}) == 4
+    assert rows[0]["parameters"] > rows[1]["parameters"] > rows[3]["parameters"]
+    assert all(0 <= row["explained"] <= 1 for row in rows[1:])
+    text = (tmp_path / "prune.md").read_text()
+    assert f"{facts['kept']} can be taken out" in text
+    assert (tmp_path / "prune.png").exists()
+    assert any("12 convolutions" in line for line in said)
+
+
+def test_the_shortest_chain_that_loses_little_is_written(run, tmp_path):
+    path = tmp_path / "short.safetensors"
+    Prune(net=str(run.model_file), images=64, lose=0.05, write=path, device="cpu", out=tmp_path).run(lambda _: None)
+    facts = json.loads((tmp_path / "prune.json").read_text())
+    kept = facts["rows"][facts["kept"]]
+    assert kept["accuracy"] >= facts["rows"][0]["accuracy"] - 0.05
+    verify(path)
+    chain = load(path)
+    assert sum(type(layer).__name__ == "Conv2d" for layer in chain) == kept["layers"]
+    assert chain.facts.provenance["accuracy"] == kept["accuracy"]
+    assert chain.facts.provenance["taken_out"] == [row["taken"] for row in facts["rows"][1 : facts["kept"] + 1]]
+    assert facts["rows"][-1]["layers"] == 3  # the stem and the two layers that double the width
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"most": 0}, "most is 0"),
+        ({"lose": -0.1}, "lose is -0.1"),
+        ({"net": "diracnet-10-1", "data": "digits"}, "fresh"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(run, tmp_path, options, words):
+    with pytest.raises(UsageError, match=words):
+        Prune(**{"net": str(run.run), "out": tmp_path, "device": "cpu", **options}).run(print)
+
+
+def test_a_network_with_branches_is_refused(tmp_path):
+    recipe = Recipe(model="wrn-10-0.25", data="digits", images=100, epochs=1, precision="float32")
+    branched = train(recipe, run=tmp_path / "run", device="cpu", quiet=True)
+    with pytest.raises(UsageError, match="has branches"):
+        Prune(net=str(branched.run), images=64, device="cpu", out=tmp_path).run(print)
+    assert create_model("wrn-10-0.25").is_chain is False
