@@ -177,7 +177,7 @@ WRONG = [  # words, exit code, part of the message
     ("info diracnet-28", 2, "diracnet-28-1"),
     ("info diracnt-28-1", 2, "did you mean diracnet-28-1?"),
     ("info missing.safetensors", 1, "missing.safetensors"),
-    ("models resnet*", 2, "resnet*"),
+    ("models lenet*", 2, "lenet*"),
     ("demo --out pictures", 2, "pictures holds something else"),
     ("demo --out text.png", 2, "text.png is a file"),
     ("demo --out text.png/demo", 1, "cannot write text.png"),
