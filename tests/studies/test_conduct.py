@@ -109,6 +109,38 @@ def test_the_plan_writes_nothing(small_study, options, said, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_another_call_beside_this_one_loses_nothing(small_study, options, fake_runs, said, tmp_path):
+    runs = fake_runs(GOOD)
+
+    def launch(step, log, environment):
+        if len(runs.steps) == 1:  # what another call would do, which knows no row of this one
+            (tmp_path / "results/small.json").unlink()
+        return runs(step, log, environment)
+
+    conduct(small_study, options(budget=TWO), said.append, launch)
+    assert len(json.loads((tmp_path / "results/small.json").read_text())["rows"]) == 2
+
+
+WRONG = [
+    ("nonsense", "nonsense"),
+    ("cifar --rows vgg99*", "no row matches 'vgg99*'"),
+    ("cifar --recipe nope", "no recipe 'nope'"),
+    ("depth --depths 17", "17"),
+    ("depth --budget.epochs 0", "budget.epochs is 0"),
+    ("init --jobs 0", "jobs is 0"),
+    ("cifar --add none.json", "there is no file none.json"),
+    ("cifar --device gpu", "gpu"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG)
+def test_wrong_use_is_told_and_writes_nothing(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", *words.split()]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_jobs_share_the_threads(small_study, options, fake_runs, said, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     runs = fake_runs(GOOD)

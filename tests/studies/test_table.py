@@ -97,7 +97,13 @@ def test_a_file_gives_back_the_results(results, tmp_path):
     assert Results.read(tmp_path / "none.json") is None
 
 
-def test_a_row_asked_for_again_keeps_the_larger_number_of_seeds(small_study, results):
-    results.ask([Asked.of(small_study.rows[0], small_study, Budget(seeds=1))])
-    results.ask([Asked.of(small_study.rows[1], small_study, Budget(seeds=9))])
-    assert [row.seeds for row in results.rows] == [3, 9]
+def test_a_row_asked_for_again_has_no_fewer_seeds_than_were_trained(small_study, results):
+    results.add([record(results.rows[0], seed, 0.5) for seed in range(2)])
+    results.ask([Asked.of(row, small_study, Budget(seeds=1)) for row in small_study.rows])
+    assert [row.seeds for row in results.rows] == [2, 1]
+
+
+def test_rows_of_which_nothing_was_trained_are_forgotten(results):
+    results.add([record(results.rows[1], 0, 0.5)])
+    results.forget_untrained()
+    assert [row.row for row in results.rows] == ["digits-wrn-16-0.25"]

@@ -112,9 +112,10 @@ def conduct(study: Study, options: Trainings, say: Say, launch: Launch = launch)
         for file in options.add:
             _take_over(results, file)
     else:
+        results.forget_untrained()
         results.ask(asked)
         results.write(path)
-        _train(study, _missing(study, rows, asked, results.records, options), options, say, launch)
+        _train(study, asked, _missing(study, rows, asked, results.records, options), options, say, launch)
         results = _known(study, options)
     picture = path.with_suffix(".png")
     draw(results, picture, say)
@@ -122,7 +123,7 @@ def conduct(study: Study, options: Trainings, say: Say, launch: Launch = launch)
     say(f"wrote {path}, {path.with_suffix('.md')}" + (f" and {picture}" if picture.exists() else ""))
 
 
-def _train(study: Study, jobs: list[Job], options: Trainings, say: Say, launch: Launch) -> None:
+def _train(study: Study, asked: list[Asked], jobs: list[Job], options: Trainings, say: Say, launch: Launch) -> None:
     path = options.out / f"{study.name}.json"
     threads = max(1, processors() // options.jobs)
     failed: list[Job] = []
@@ -141,6 +142,7 @@ def _train(study: Study, jobs: list[Job], options: Trainings, say: Say, launch: 
             what = f"failed: {reason(job)}"
         else:
             results = _known(study, options)  # as another process may have left it meanwhile
+            results.ask(row for row in asked if (row.row, row.key) == (job.row, job.key))
             results.add([record])
             _write(results, path)
             what = f"{record.accuracy:.2%}" if record.accuracy is not None else f"diverged: {record.message}"
@@ -183,6 +185,7 @@ def _take_over(results: Results, file: Path) -> None:
         raise UsageError(f"there is no file {file} to add")
     if others.study != results.study:
         raise UsageError(f"{file} is of the study {others.study}; give one of {results.study}")
+    others.forget_untrained()
     results.ask(others.rows)
     results.add(others.records)
 

@@ -111,14 +111,18 @@ class Results:
         write_json(path, dataclasses.asdict(self))
 
     def ask(self, rows: Iterable[Asked]) -> None:
-        """Note what is asked for; a row asked for again keeps its place and the larger number of seeds."""
+        """Note what is asked for; a row asked for again keeps its place, and no fewer seeds than were trained."""
         for new in rows:
             at = [(row.row, row.key) for row in self.rows]
             if (new.row, new.key) not in at:
                 self.rows.append(new)
                 continue
             index = at.index((new.row, new.key))
-            self.rows[index] = dataclasses.replace(new, seeds=max(new.seeds, self.rows[index].seeds))
+            self.rows[index] = dataclasses.replace(new, seeds=max(new.seeds, len(self.of_row(new))))
+
+    def forget_untrained(self) -> None:
+        """Leave out rows that were asked for once and of which nothing has been trained."""
+        self.rows = [row for row in self.rows if self.of_row(row)]
 
     def add(self, records: Iterable[Record]) -> None:
         """Note what was trained; a training that is known already is replaced."""

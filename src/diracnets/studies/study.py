@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from diracnets.errors import UsageError
+from diracnets.models.names import parse
 from diracnets.training.recipe import Recipe
 
 
@@ -100,12 +101,15 @@ def choose_rows(study: Study, patterns: Sequence[str]) -> list[Row]:
     """The rows whose names match one of the shell patterns, in the study's order.
 
     Raises:
-        UsageError: a pattern matches no row.
+        UsageError: a pattern matches no row, or a row's network does not exist.
     """
     for pattern in patterns:
         if not any(fnmatchcase(row.name, pattern) for row in study.rows):
             raise UsageError(f"no row matches {pattern!r}; there are {', '.join(row.name for row in study.rows)}")
-    return [row for row in study.rows if any(fnmatchcase(row.name, pattern) for pattern in patterns)]
+    rows = [row for row in study.rows if any(fnmatchcase(row.name, pattern) for pattern in patterns)]
+    for row in rows:
+        parse(row.recipe.model)
+    return rows
 
 
 def recipe_key(recipe: Recipe) -> str:
