@@ -62,7 +62,7 @@ class Depth(Trainings):
             "depth",
             "Accuracy against depth",
             "How does accuracy change with depth, at equal width and by one recipe? The deep start shifts the ReLUs so "
-            "that they begin almost linear; the plain network is trained with it too. The dotted lines are the folded "
+            "that they begin almost linear; the plain network is trained with it too. The dotted black lines are the folded "
             "chains of the Dirac networks: convolutions and ReLUs alone.",
             rows,
             seeds=3,

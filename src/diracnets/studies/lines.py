@@ -98,8 +98,12 @@ def _line(
     found = [(x, values) for x, records in points if (values := percents(results, records, chain=chain))]
     means = [statistics.fmean(values) for _, values in found]
     spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in found]
-    style: dict[str, Any] = {"linestyle": ":"} if chain else {"marker": "o", "markersize": 4, "capsize": 3}
-    axes.errorbar([x for x, _ in found], means, yerr=None if chain else spreads, color=color, label=label, **style)
+    if chain:  # on top of its network's line, from which it should not differ
+        axes.plot([x for x, _ in found], means, ":", color="black", linewidth=1, zorder=3)
+    else:
+        axes.errorbar(
+            [x for x, _ in found], means, spreads, color=color, label=label, marker="o", markersize=4, capsize=3
+        )
 
 
 def _dots(figure: Figure, results: Results, rows: list[tuple[Asked, list[Record]]]) -> None:
