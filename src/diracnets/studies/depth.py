@@ -62,8 +62,8 @@ class Depth(Trainings):
             "depth",
             "Accuracy against depth",
             "How does accuracy change with depth, at equal width and by one recipe? The deep start shifts the ReLUs so "
-            "that they begin almost linear; the plain network is trained with it too. The dotted black lines are the folded "
-            "chains of the Dirac networks: convolutions and ReLUs alone.",
+            "that they begin almost linear; the plain network is trained with it too. The dotted black lines are the "
+            "folded chains: convolutions and ReLUs alone.",
             rows,
             seeds=3,
             picture=Lines(x="depth", series="network", panel="data"),
