@@ -8,6 +8,7 @@ from typing import Annotated
 from tyro.conf import arg, subcommand
 
 from diracnets.studies.cifar import Cifar
+from diracnets.studies.cost import Cost
 from diracnets.studies.depth import Depth
 from diracnets.studies.init import Init
 from diracnets.studies.lens import Lens
@@ -27,7 +28,8 @@ class Study:
         | Annotated[Init, subcommand("init")]
         | Annotated[Signal, subcommand("signal")]
         | Annotated[Lens, subcommand("lens")]
-        | Annotated[Prune, subcommand("prune")],
+        | Annotated[Prune, subcommand("prune")]
+        | Annotated[Cost, subcommand("cost")],
         arg(name=""),
     ]
 
