@@ -4,7 +4,7 @@ from torch import nn
 
 from diracnets import create_model, fold
 from diracnets.errors import UsageError
-from diracnets.studies.cut import candidates, without
+from diracnets.studies.cut import candidates, output_statistics, settle, without
 
 
 def conv(channels_in, channels_out, **options):
@@ -69,6 +69,30 @@ def test_candidates_come_nearest_first_and_the_chain_stays(chain, images):
     assert explained[-1] < 0.5
     without(chain, found[-1])
     assert all(torch.equal(value, before[name]) for name, value in chain.state_dict().items())
+
+
+def test_settling_gives_the_outputs_the_statistics_of_the_whole_chain(chain, images):
+    chain[4].weight.data.add_(0.1 * torch.randn(4, 4, 3, 3))
+    taken = candidates(chain, images)[0]
+    assert taken.layer == "4"
+    assert 0.3 < taken.explained < 0.98  # the rest of the variance is missing without the layer
+    wanted = output_statistics(chain, images)
+    shorter = without(chain, taken)
+    wanted[taken.before] = wanted.pop(taken.layer)
+    before = output_statistics(shorter, images)
+    settle(shorter, images, wanted)
+    after = output_statistics(shorter, images)
+    assert wanted.keys() == after.keys()
+    for name in wanted:
+        for mine, theirs in zip(after[name], wanted[name], strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+    assert any(not torch.allclose(before[name][1], wanted[name][1], rtol=1e-2) for name in wanted)
+
+
+def test_a_chain_that_is_as_it_should_be_is_left_alone(chain, images):
+    expected = chain(images)
+    settle(chain, images, output_statistics(chain, images))
+    torch.testing.assert_close(chain(images), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from diracnets.errors import UsageError
 from diracnets.nn.chain import CARRIED
+
+MOST_SCALE = 10.0  # by which a channel is made smaller or larger: one that hardly changes is mostly rounding
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,56 @@ def without(chain: nn.Sequential, candidate: Candidate) -> nn.Sequential:
         if name in chain.__dict__:
             shorter.__dict__[name] = chain.__dict__[name]
     return shorter.train(chain.training)
+
+
+Statistics = dict[str, tuple[Tensor, Tensor]]
+
+
+@torch.no_grad()
+def output_statistics(chain: nn.Sequential, images: Tensor) -> Statistics:
+    """Mean and standard deviation, [channels] each, of every convolution's output, behind the max-pooling after it."""
+    found: Statistics = {}
+
+    def keep(name: str, conv: nn.Conv2d, y: Tensor) -> Tensor:
+        found[name] = (y.mean((0, 2, 3)), y.std((0, 2, 3)))
+        return y
+
+    _walk(chain, images, keep)
+    return found
+
+
+@torch.no_grad()
+def settle(chain: nn.Sequential, images: Tensor, wanted: Statistics) -> None:
+    """Scale and shift the channels of all convolutions in place, so that their outputs have the statistics wanted.
+
+    It does for a chain what new statistics of batch norms do for a network that has them.
+
+    Args:
+        chain: with convolutions that have biases, from which layers were taken.
+        images: those of which the statistics are.
+        wanted: by the names of the convolutions.
+    """
+
+    def adjust(name: str, conv: nn.Conv2d, y: Tensor) -> Tensor:
+        (mean, std), (own_mean, own_std) = wanted[name], (y.mean((0, 2, 3)), y.std((0, 2, 3)))
+        alive = own_std > torch.finfo(torch.float32).eps * std
+        slope = torch.where(alive, std / own_std, 1.0).clamp(1 / MOST_SCALE, MOST_SCALE)
+        intercept = mean - slope * own_mean
+        _with_line(conv, slope, intercept)
+        return slope[:, None, None] * y + intercept[:, None, None]
+
+    _walk(chain, images, adjust)
+
+
+def _walk(chain: nn.Sequential, images: Tensor, at: Callable[[str, nn.Conv2d, Tensor], Tensor]) -> None:
+    """Send images through; `at` sees each convolution with its output, pooled if pooling follows, and may change it."""
+    x, last = images, None
+    for name, layer in (*chain.named_children(), ("", nn.Identity())):
+        if last is not None and not isinstance(layer, nn.MaxPool2d):
+            x, last = at(*last, x), None
+        x = layer(x)
+        if isinstance(layer, nn.Conv2d):
+            last = (name, layer)
 
 
 @torch.no_grad()

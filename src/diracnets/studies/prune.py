@@ -1,4 +1,4 @@
-"""How many layers does a chain need? Those nearest to the identity are taken out, one after another."""
+"""How many layers does a chain need? Those that became almost the identity are taken out, one after another."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 
     from diracnets.data.images import Images
 
-QUESTION = "How many layers of a trained chain are needed, when those nearest to the identity are taken out?"
+QUESTION = "How many layers of a trained chain are needed, when those that became almost the identity are taken out?"
 EXPLANATION = """A layer's output is fitted, channel by channel, by a line of what comes into its ReLU; *explained* is
 the part of the output's variance that these lines give. The layer that is explained best is taken out, its lines go
-into the convolution before it, and all is measured again. Nothing is trained in between."""
+into the convolution before it, the channels of all convolutions are scaled and shifted to the means and deviations that
+they had in the whole chain, and all is measured again. Nothing is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prune:
-    """How many layers of a trained chain are needed, when those nearest to the identity are taken out one by one?"""
+    """How many layers of a trained chain are needed, when those that became almost the identity are taken out?"""
 
     net: Positional[str]
     """A model file, a checkpoint or a run's folder (which is folded first), or the name of trained weights."""
@@ -42,7 +43,7 @@ class Prune:
     data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
     """Where the images are."""
     images: int = 512
-    """Training images on which nearness to the identity is measured."""
+    """Training images on which the layers are measured; their labels are not used."""
     device: str = "auto"
     """cpu, cuda, mps, or auto for the best that there is."""
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("results")
@@ -71,10 +72,8 @@ class Prune:
         best = chain
         for shorter, row in _shorten(chain, images, subject.data.val, self.most):
             rows.append(row)
-            say(
-                f"{row['layers']} convolutions, {row['accuracy']:.2%}"
-                + f", without {row['taken']}" * bool(row["taken"])
-            )
+            less = f" without {row['taken']}" if row["taken"] else ""
+            say(f"{row['layers']} convolutions{less}: {row['accuracy']:.2%}")
             if row["accuracy"] >= rows[0]["accuracy"] - self.lose:
                 best, kept = shorter, len(rows) - 1
         facts = {
@@ -112,8 +111,8 @@ def page(facts: Mapping[str, Any], *, picture: bool) -> str:
         parts.append("![Accuracy against the number of convolutions](prune.png)")
     parts.append(_table(rows))
     parts.append(
-        f"Accuracy on the {facts['held_out']:,} held-out images of {facts['data']}; nearness on {facts['images']} of "
-        f"the training images; {told(facts['circumstances'])}"
+        f"Accuracy on the {facts['held_out']:,} held-out images of {facts['data']}; layers measured on "
+        f"{facts['images']} training images; {told(facts['circumstances'])}"
     )
     return "\n\n".join(parts)
 
@@ -143,9 +142,10 @@ def _shorten(
     chain: nn.Sequential, images: Tensor, held_out: Images, most: int | None
 ) -> Iterator[tuple[nn.Sequential, dict[str, Any]]]:
     """The chain and its row, and then shorter and shorter ones."""
-    from diracnets.studies.cut import candidates, without
+    from diracnets.studies.cut import candidates, output_statistics, settle, without
     from diracnets.training.metrics import evaluate
 
+    wanted = output_statistics(chain, images)
     taken, explained = None, None
     while True:
         yield (
@@ -164,6 +164,8 @@ def _shorten(
         most = None if most is None else most - 1
         taken, explained = found[0].layer, float(f"{found[0].explained:.5g}")
         chain = without(chain, found[0])
+        wanted[found[0].before] = wanted.pop(taken)
+        settle(chain, images, wanted)
 
 
 def _write(chain: nn.Sequential, net: nn.Module, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
