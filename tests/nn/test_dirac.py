@@ -318,6 +318,15 @@ def test_functional_call_and_vmap_over_stacked_parameters(kind):
             torch.testing.assert_close(grads[name][index], parameter.grad)
 
 
+@pytest.mark.parametrize("batched", list(itertools.product([False, True], repeat=3))[1:])
+def test_vmap_over_some_of_the_parameters(batched):
+    values = [spread((5, 4, 3, 3, 3)), spread((5, 4)), spread((5, 4))]
+    each = [[value[index if over else 0] for value, over in zip(values, batched, strict=True)] for index in range(5)]
+    given = [value if over else value[0] for value, over in zip(values, batched, strict=True)]
+    found = torch.vmap(dirac_weight, in_dims=tuple(0 if over else None for over in batched))(*given)
+    torch.testing.assert_close(found, torch.stack([dirac_weight(*parameters) for parameters in each]))
+
+
 def _one_process_of_two(rank, port, kind, queue):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.set_num_threads(1)

@@ -107,7 +107,9 @@ def _dirac_weights(
 def _formula(weight: Tensor, alpha: Tensor, beta: Tensor, groups: int) -> Tensor:
     """The definition, in differentiable operations."""
     wide, alpha, beta = _at_least_float32([weight, alpha, beta])
-    effective = wide * _per_filter(beta / _norms([wide]), wide)
+    # the zeros make it as large as alpha's batch, which is about to be added in place, under `vmap` over alpha alone
+    zeros = _per_filter(torch.zeros_like(alpha), wide)
+    effective = torch.addcmul(zeros, wide, _per_filter(beta / _norms([wide]), wide))
     diagonal = identity_diagonal(effective, groups)
     diagonal += alpha.view(groups, -1)[:, : diagonal.shape[1]]
     return effective.to(weight.dtype)
