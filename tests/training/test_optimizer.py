@@ -4,6 +4,7 @@ from torch import nn
 
 from diracnets.errors import UsageError
 from diracnets.models.registry import create_model
+from diracnets.nn.dirac import DiracConv2d
 from diracnets.training.muon import Muon
 from diracnets.training.optimizer import filters_of, make_optimizer
 from diracnets.training.recipe import Recipe
@@ -80,6 +81,21 @@ def test_pointwise_and_frozen_convolutions_are_not_turned_and_shared_filters_onc
     two.weight = one.weight
     net = nn.ModuleDict({"stem": nn.Conv2d(1, 2, 3), "a": one, "b": two, "c": nn.Conv2d(2, 4, 1), "d": frozen})
     assert [id(weight) for weight in filters_of(net)] == [id(one.weight)]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_shared_and_frozen_scales(optimizer):
+    """What layers share takes one step, not two; what is frozen is in no group."""
+    one, two = DiracConv2d(2, 2, 3, padding=1), DiracConv2d(2, 2, 3, padding=1)
+    two.alpha, two.weight = one.alpha, one.weight
+    two.beta.requires_grad_(False)
+    made = make_optimizer(Recipe(optimizer=optimizer, scale_lr=0.25, momentum=0.0), nn.Sequential(one, two))
+    listed = [id(parameter) for group in made.param_groups for parameter in group["params"]]
+    assert sorted(listed) == sorted(map(id, (one.weight, one.alpha, one.beta, one.bias, two.bias)))
+    for parameter in (one.alpha, one.beta):
+        parameter.grad = torch.ones_like(parameter)
+    made.step()
+    torch.testing.assert_close(one.alpha.detach(), torch.full((2,), 0.75))
 
 
 @pytest.mark.parametrize(

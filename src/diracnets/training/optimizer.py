@@ -39,9 +39,10 @@ def make_optimizer(recipe: Recipe, net: nn.Module, *, scaled: bool = False) -> t
     groups = [{"lr": recipe.lr, **group} for group in parameter_groups(net, recipe.weight_decay)]
     if recipe.scale_lr is not None:
         dirac = [layer for layer in net.modules() if isinstance(layer, DiracConv)]
-        scales = [scale for layer in dirac for scale in (layer.alpha, layer.beta)]
-        if not scales:
+        if not dirac:
             raise UsageError("scale_lr is the rate of alpha and beta, but the network has no Dirac convolutions")
+        known = {id(scale) for layer in dirac for scale in (layer.alpha, layer.beta)}
+        scales = [each for group in groups for each in group["params"] if id(each) in known]
         groups = [*_without(groups, scales), {"params": scales, "lr": recipe.scale_lr, "weight_decay": 0.0}]
     common = {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
     if recipe.optimizer == "muon":
