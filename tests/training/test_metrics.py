@@ -118,6 +118,7 @@ def test_the_same_on_a_network_as_by_hand(stripes, warm_net):
         (nn.Conv2d(3, 4, 1), [0, 1], UsageError),
         (Table([[0.0, float("nan")]]), [0], TrainingError),
         (Table([[0.0, float("inf")]]), [0], TrainingError),
+        (Table([[0.0, float("-inf")]]), [1], TrainingError),
     ],
 )
 def test_what_cannot_be_evaluated(model, labels, error):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import get_args
@@ -125,7 +126,7 @@ def evaluate(
     classes = logits.shape[1]
     confusion = torch.bincount(truth * classes + prediction, minlength=classes * classes).view(classes, classes)
     loss = float(torch.cat(losses).mean())
-    if loss != loss:
+    if not math.isfinite(loss):
         raise TrainingError("the network's outputs are infinite or NaN, so that it cannot be evaluated")
     return Evaluation(
         count=len(truth),
