@@ -29,6 +29,16 @@ def test_steps_are_silent_elsewhere():
     assert screen.getvalue() == ""
 
 
+def test_what_is_left_is_told_where_it_is_known():
+    screen = io.StringIO()
+    row = {"accuracy": 0.5, "loss": 1.0, "rate": 0.1, "images_per_second": 10.0}
+    with Reporter(epochs=2, steps=1, console=Console(file=screen, width=100)) as reporter:
+        for epoch in (1, 2):
+            reporter.step(epoch, 1, 10.0)
+            reporter.epoch({"epoch": epoch, **row})
+    assert [line.split("images/s  ")[1] for line in screen.getvalue().splitlines()] == ["? left", "0s left"]
+
+
 def test_quiet_shows_nothing(capsys, stripes, tmp_path):
     recipe = Recipe(model="diracnet-10-0.25", epochs=1, batch_size=36, precision="float32")
     train(recipe, run=tmp_path / "run", data=stripes, device="cpu", quiet=True)

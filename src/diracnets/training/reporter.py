@@ -76,10 +76,12 @@ class Reporter:
         self.say("  ".join(parts))
 
     def _time_left(self, done: int) -> str:
+        left = self._epochs * self._steps - done
+        if left == 0:
+            return duration(0)
         if self._first is None or done <= self._first:
             return "?"
-        per_step = (time.monotonic() - self._begun) / (done - self._first)
-        return duration(per_step * (self._epochs * self._steps - done))
+        return duration((time.monotonic() - self._begun) / (done - self._first) * left)
 
 
 def duration(seconds: float) -> str:
