@@ -30,12 +30,11 @@ def facts_of_run(
     start: str | None,
 ) -> ModelFacts:
     """What a checkpoint or model file of this run says about its network."""
-    evaluated = [row for row in history if "val_accuracy" in row]
     provenance = {
         "recipe": recipe.table(),
         "data": {"name": data.name, "train": len(data.train), "val": len(data.val)},
         "epoch": history[-1]["epoch"] if history else 0,
-        "accuracy": evaluated[-1]["val_accuracy"] if evaluated else None,
+        "accuracy": history[-1].get("val_accuracy") if history else None,
         "seed": recipe.seed,
         "versions": versions(),
         "device": device_name(device),
