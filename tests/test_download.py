@@ -100,7 +100,7 @@ def test_damage_is_noticed_and_nothing_is_left(server, tmp_path):
 def test_a_missing_page_and_a_missing_server(server, tmp_path):
     with pytest.raises(FileError, match=r"cannot download .*other: the server answers 404"):
         download(server.url.replace("set.tar.gz", "other"), tmp_path / "x", MD5)
-    with pytest.raises(FileError, match=rf"cannot download http.*put the file into {tmp_path} yourself"):
+    with pytest.raises(FileError, match=rf"cannot download http.*bring the file to {tmp_path}/x yourself"):
         download("http://127.0.0.1:9/x", tmp_path / "x", MD5)
 
 

@@ -111,7 +111,7 @@ def _fetch_all(url: str, part: Path, report: Report) -> bool:
                 reason = getattr(error, "reason", None) or error
                 raise FileError(
                     f"cannot download {url}: {reason} ({have:,} bytes kept); "
-                    f"try again to go on, or put the file into {part.parent} yourself"
+                    f"try again to go on, or bring the file to {part.with_suffix('')} yourself"
                 ) from error
         else:
             return kept
