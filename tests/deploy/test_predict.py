@@ -106,6 +106,20 @@ def test_broken_image_is_named(tmp_path, photos, name, content):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_broken_images_can_be_left_out_and_are_told(tmp_path, photos, batch_size):
+    path = model_file(tmp_path)
+    wanted = predict(path, photos)
+    for name in ("0.png", "az.png", "z.png"):
+        (photos / name).write_text("not an image")
+    told = []
+    found = predict(path, photos, batch_size=batch_size, on_unreadable=lambda *each: told.append(each))
+    assert [each.name for each in found] == [each.name for each in wanted]
+    assert [each.probability for each in found] == pytest.approx([each.probability for each in wanted])
+    assert [name for name, _ in told] == [str(photos / name) for name in ("0.png", "az.png", "z.png")]
+    assert all(isinstance(error, DataError) and name in str(error) for name, error in told)
+
+
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [

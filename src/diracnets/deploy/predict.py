@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -45,6 +45,7 @@ def predict(
     top: int = 5,
     batch_size: int = 32,
     device: str | None = None,
+    on_unreadable: Callable[[str, DataError | FileError], None] | None = None,
 ) -> list[Prediction]:
     """Classify images.
 
@@ -56,6 +57,8 @@ def predict(
         batch_size: images at a time.
         device: for a model from a file, as in `choose_device`: by default the fastest that there is. A loaded network
             is used where it is.
+        on_unreadable: called with the name of each image that cannot be read, and why; there is no prediction for it
+            then. By default such an image is an error.
 
     Returns:
         A prediction for each image, in the order given; those of a folder or pattern sorted by name.
@@ -86,11 +89,10 @@ def predict(
     facts = facts_of(network)
     if facts is None or len(facts.input_size) != 3:
         raise UsageError(f"{called} does not say which size and normalization of images it takes")
-    pictures = list(_pictures(images))
+    inputs = _inputs(list(_pictures(images)), facts, on_unreadable)
     found: list[Prediction] = []
-    remaining = iter(pictures)
-    while batch := list(islice(remaining, batch_size)):
-        probabilities = _probabilities(network, batch, facts, called)
+    while batch := list(islice(inputs, batch_size)):
+        probabilities = _probabilities(network, torch.stack([image for _, image in batch]), facts, called)
         for (name, _), row in zip(batch, probabilities, strict=True):
             if not torch.isfinite(row).all():
                 raise DataError(f"{called} gives no finite numbers for {name}")
@@ -98,11 +100,27 @@ def predict(
     return found
 
 
-@torch.inference_mode()
-def _probabilities(network: nn.Module, batch: list[tuple[str, Picture]], facts: ModelFacts, called: str) -> Tensor:
-    """[batch, classes], float32, on the CPU."""
+def _inputs(
+    pictures: Iterable[tuple[str, Picture]],
+    facts: ModelFacts,
+    on_unreadable: Callable[[str, DataError | FileError], None] | None,
+) -> Iterator[tuple[str, Tensor]]:
+    """The name of each image that can be read, and what the network gets of it."""
     channels, height, width = facts.input_size
-    inputs = torch.stack([to_input(picture, (channels, height, width), facts.mean, facts.std) for _, picture in batch])
+    for name, picture in pictures:
+        try:
+            image = to_input(picture, (channels, height, width), facts.mean, facts.std)
+        except (DataError, FileError) as error:
+            if on_unreadable is None:
+                raise
+            on_unreadable(name, error)
+        else:
+            yield name, image
+
+
+@torch.inference_mode()
+def _probabilities(network: nn.Module, inputs: Tensor, facts: ModelFacts, called: str) -> Tensor:
+    """[batch, channels, height, width] -> [batch, classes], float32, on the CPU."""
     like = next(network.parameters(), inputs)
     logits = network(inputs.to(like.device, like.dtype))
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(facts.classes) not in (0, logits.shape[1]):
