@@ -20,7 +20,7 @@ from diracnets.cli import COMMANDS, main, parse
 from diracnets.commands.demo import demonstrate
 from diracnets.errors import TrainingError
 from diracnets.models.facts import CIFAR_MEAN, CIFAR_STD, ModelFacts
-from diracnets.training.recipe import Recipe
+from diracnets.training.recipe import Recipe, recipe_names
 
 TINY = ["--data", "digits", "--model", "diracnet-10-0.25", "--epochs", "2", "--precision", "float32", "--device", "cpu"]
 PROGRAM = [sys.executable, "-m", "diracnets"]
@@ -61,6 +61,8 @@ def place(run, tmp_path, monkeypatch):
     Path("text.png").write_text("no picture")
     Path("cut.png").write_bytes(Path("pictures/1.png").read_bytes()[:40])
     Path("nothing").mkdir()
+    Path("some").mkdir()
+    shutil.copy("run/last.pt", "some")
     for name, classes in {"one": ["a"], "hollow": ["a", "b"], "train-val/train": "ab", "train-val/val": "ac"}.items():
         for label in classes:
             Path(name, label).mkdir(parents=True)
@@ -153,7 +155,11 @@ WRONG = [  # words, exit code, part of the message
     ("eval garbage.pt", 1, "garbage.pt"),
     ("eval run/best.pt --worst -1", 2, "--worst is -1"),
     ("eval run/best.pt --batch-size 0", 2, "0"),
-    ("eval run/best.pt --data folder", 2, "data_dir"),
+    ("eval run/best.pt --data folder", 2, "--data-dir"),
+    ("eval run/best.pt --data folder --data-dir missing", 1, "missing"),
+    ("eval some", 2, "some/last.pt"),
+    ("info some", 2, "some/last.pt"),
+    ("info pictures", 1, "pictures is a folder"),
     ("eval run/best.pt --device cuda:99", 2, "cuda:99"),
     ("fold missing.pt", 1, "there is no file missing.pt"),
     ("fold run/model.safetensors", 2, "is folded already"),
@@ -168,11 +174,11 @@ WRONG = [  # words, exit code, part of the message
     ("predict run/model.safetensors nothing", 1, "nothing"),
     ("predict run/model.safetensors empty.png", 1, "empty.png"),
     ("predict run/model.safetensors text.png", 1, "text.png"),
-    ("predict run/model.safetensors pictures cut.png", 1, "cut.png"),
+    ("fold pictures", 1, "pictures is a folder"),
     ("predict code.pkl pictures", 1, "code.pkl"),
     ("verify short.safetensors", 1, "short.safetensors"),
     ("verify altered.safetensors", 1, "altered.safetensors"),
-    ("verify run/best.pt", 1, "run/best.pt"),
+    ("verify run/best.pt", 1, "by `diracnets fold run/best.pt`"),
     ("verify pictures", 1, "pictures is a folder"),
     ("info diracnet-28", 2, "diracnet-28-1"),
     ("info diracnt-28-1", 2, "did you mean diracnet-28-1?"),
@@ -315,6 +321,81 @@ def test_a_network_with_branches_is_evaluated_and_predicts_but_folds_to_no_file(
     assert main(["fold", "branched/best.pt"]) == 1
     assert "has branches" in capsys.readouterr().err
     assert not Path("branched/best.safetensors").exists()
+
+
+def test_a_run_folder_stands_for_its_best_checkpoint(place, capsys):
+    for words in (["eval", "--device", "cpu", "--json"], ["info", "--json"], ["predict", "--json", "pictures"]):
+        given = {}
+        for file in ("run", "run/best.pt"):
+            assert main([words[0], file, *words[1:]]) == 0
+            given[file] = json.loads(capsys.readouterr().out)
+        assert given["run"] == given["run/best.pt"]
+    assert main(["fold", "run"]) == 0
+    assert "wrote       run/best.safetensors" in capsys.readouterr().out
+
+
+def test_a_trained_network_is_folded_again_over_its_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main(["fold", "diracnet-28-0.5-digits"]) == 0
+    assert files().keys() == {Path("diracnet-28-0.5-digits.safetensors")}
+
+
+def test_eval_finds_the_data_where_the_run_had_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for label in "ab":
+        Path("images", label).mkdir(parents=True)
+        for number in range(6):
+            Image.effect_noise((40, 40), 10 * number + 5).save(Path("images", label, f"{number}.png"))
+    words = ["train", "--data", "folder", "--model", "diracnet-10-0.25", "--image-size", "16", "--epochs", "1"]
+    assert main([*words, "--data-dir", "images", "--workers", "0", "--run", "run", "--device", "cpu", "--quiet"]) == 0
+    for file in ("run", "run/model.safetensors"):
+        assert main(["eval", file, "--workers", "0", "--device", "cpu"]) == 0
+        printed = capsys.readouterr().out
+        assert "folder, 2 held-out images: top-1 " in printed
+        assert "top-5" not in printed  # of two classes, both are among the first five
+    assert main(["eval", "run", "--workers", "0", "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["top5"] is None
+    shutil.copy("run/best.pt", "alone.pt")
+    assert main(["eval", "alone.pt", "--device", "cpu"]) == 2
+    assert "give --data-dir" in capsys.readouterr().err
+    shutil.move("images", "elsewhere")
+    assert main(["eval", "run", "--device", "cpu"]) == 1
+    assert "give --data-dir if the images are elsewhere" in capsys.readouterr().err
+    assert main(["eval", "run", "--data-dir", "elsewhere", "--workers", "0", "--device", "cpu"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("provenance", "said"),
+    [({}, "does not say what it was trained on"), ({"data": {"name": "imagenet"}}, "was trained on imagenet")],
+)
+def test_eval_asks_for_data_that_it_cannot_know(provenance, said, tmp_path, capsys):
+    facts = ModelFacts((3, 32, 32), CIFAR_MEAN, CIFAR_STD, provenance=provenance)
+    file = tmp_path / "model.safetensors"
+    diracnets.save(diracnets.fold(diracnets.create_model("diracnet-10-0.25").eval()), file, facts=facts)
+    assert main(["eval", str(file), "--device", "cpu"]) == 2
+    assert f"{said}: give --data (digits, cifar10, cifar100, folder), and --data-dir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["--json", "--csv", "--top=1"])
+def test_images_that_cannot_be_read_are_told_and_the_others_classified(form, place, capsys):
+    words = ["predict", "run/model.safetensors", "pictures", "--device", "cpu", form]
+    assert main(words) == 0
+    wanted = capsys.readouterr().out
+    assert main([*words[:2], "cut.png", "pictures", "text.png", "empty.png", *words[3:]]) == 1
+    output = capsys.readouterr()
+    assert output.out == wanted
+    lines = output.err.splitlines()
+    assert [name for name, line in zip(("cut.png", "text.png", "empty.png"), lines, strict=False) if name in line] == [
+        "cut.png", "text.png", "empty.png"
+    ]  # fmt: skip
+    assert lines[3:] == ["diracnets: 3 of 6 images cannot be read; the others are classified"]
+
+
+def test_every_recipe_is_listed_by_help(capsys):
+    assert main(["train", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in recipe_names())
 
 
 def test_eval_refuses_images_of_another_kind(run, place, capsys):

@@ -5,7 +5,13 @@ import sys
 import pytest
 import torch
 
-from diracnets.training.environment import circumstances, describe_environment, record_environment
+from diracnets.errors import FileError
+from diracnets.training.environment import (
+    circumstances,
+    describe_environment,
+    record_environment,
+    recorded_data_dir,
+)
 from diracnets.training.precision import Precision
 
 PRECISION = Precision("bfloat16", "measured")
@@ -33,6 +39,21 @@ def test_each_start_is_an_entry(tmp_path):
     assert [(entry["precision"], entry["precision_reason"], entry["start"]) for entry in entries] == [
         ("bfloat16", "measured", "best.pt")
     ] * 2
+
+
+def test_where_the_images_were_last_is_read_back(tmp_path):
+    path = tmp_path / "environment.json"
+    assert recorded_data_dir(path) is None
+    for folder in ("first", "then"):
+        record_environment(path, torch.device("cpu"), tmp_path / folder, PRECISION, None)
+    assert recorded_data_dir(path) == str(tmp_path / "then")
+
+
+@pytest.mark.parametrize("content", ["[{", '{"data_dir": "data"}', '["data"]'])
+def test_a_damaged_record_is_a_file_error(content, tmp_path):
+    (tmp_path / "environment.json").write_text(content)
+    with pytest.raises(FileError, match=r"environment\.json"):
+        recorded_data_dir(tmp_path / "environment.json")
 
 
 @pytest.mark.parametrize("program", ["/somewhere/bin/diracnets", "/somewhere/diracnets/__main__.py"])

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from diracnets.commands.files import network_file
 from diracnets.commands.output import note, stdout, table
-from diracnets.errors import UsageError
+from diracnets.data.names import data_names
+from diracnets.errors import DataError, FileError, UsageError
 from diracnets.files import written_whole
 
 if TYPE_CHECKING:
+    import torch
+
     from diracnets.data.images import ImageData
     from diracnets.models.facts import ModelFacts
     from diracnets.training.metrics import Evaluation
@@ -24,14 +28,16 @@ _CLASSES_SHOWN = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Evaluate a model file or checkpoint on the held-out images of a data set."""
+    """Evaluate a model file, a checkpoint or a trained network that comes with diracnets, on the held-out images of a
+    data set."""
 
     file: Positional[Path]
-    """Model file (.safetensors) or checkpoint."""
+    """Model file (.safetensors) or checkpoint, a run folder, for its best checkpoint, or a name that `diracnets models
+    --trained` lists."""
     data: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     """digits, cifar10, cifar100 or folder; by default what the network was trained on."""
     data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """Where the images are."""
+    """Where the images are; by default where they were for the run that the file lies in."""
     device: str = "auto"
     """cpu, cuda, mps, or auto for the best that there is."""
     batch_size: int = 256
@@ -51,33 +57,47 @@ class Evaluate:
         """Evaluate, print, and write what `out` asks for."""
         if self.worst < 0:
             raise UsageError(f"--worst is {self.worst}; it must be 0 or more")
-        from diracnets.data.load import load_data
         from diracnets.models.facts import facts_of
         from diracnets.models.load import load
         from diracnets.training.devices import choose_device
         from diracnets.training.metrics import evaluate
 
         device = choose_device(self.device)
-        model = load(self.file, device)
+        file = network_file(self.file)
+        model = load(file, device)
         facts = facts_of(model)
-        name = self.data or _trained_on(facts, self.file)
-        data = load_data(
-            name,
-            data_dir=self.data_dir,
-            image_size=facts.input_size[-1] if facts and name == "folder" else None,
-            device=device,
-            workers=self.workers,
-        )
+        data = self._images(facts, file, device)
         if facts is not None:
-            _check(facts, data, self.file)
+            _check(facts, data, file)
         evaluation = evaluate(model, data.val, batch_size=self.batch_size, views=self.views, worst=self.worst)
-        summary = _summary(evaluation, data, self.file, self.views)
+        summary = _summary(evaluation, data, file, self.views)
         if self.json:
             print(json.dumps(summary, indent=2))
         else:
             _show(evaluation, data, self.views)
         if self.out is not None:
             self._write(summary, evaluation, data, self.out)
+
+    def _images(self, facts: ModelFacts | None, file: Path, device: torch.device) -> ImageData:
+        from diracnets.data.load import load_data
+        from diracnets.training.environment import recorded_data_dir
+
+        trained_on = _trained_on(facts)
+        name, data_dir = self.data or trained_on, self.data_dir
+        if name is None or (self.data is None and name not in data_names()):
+            was = "does not say what it was trained on" if name is None else f"was trained on {name}"
+            raise UsageError(f"{file} {was}: give --data ({', '.join(data_names())}), and --data-dir for where it is")
+        if data_dir is None and name == trained_on and (where := recorded_data_dir(file.parent / "environment.json")):
+            data_dir = Path(where)
+        if data_dir is None and name == "folder":
+            raise UsageError("which folder of images to evaluate on is not known: give --data-dir")
+        size = facts.input_size[-1] if facts and name == "folder" else None
+        try:
+            return load_data(name, data_dir=data_dir, image_size=size, device=device, workers=self.workers)
+        except (DataError, FileError) as error:
+            if self.data_dir is not None or name == "digits":
+                raise
+            raise type(error)(f"{error}; give --data-dir if the images are elsewhere") from error
 
     def _write(self, summary: dict[str, Any], evaluation: Evaluation, data: ImageData, out: Path) -> None:
         from diracnets.training.plots import draw_confusion
@@ -88,12 +108,10 @@ class Evaluate:
         note(f"wrote {out / 'evaluation.json'} and {out / 'confusion.png'}")
 
 
-def _trained_on(facts: ModelFacts | None, file: Path) -> str:
+def _trained_on(facts: ModelFacts | None) -> str | None:
     trained_on = facts.provenance.get("data") if facts else None
     name = trained_on.get("name") if isinstance(trained_on, dict) else None
-    if not isinstance(name, str):
-        raise UsageError(f"{file} does not say what it was trained on; give --data digits, cifar10, cifar100 or folder")
-    return name
+    return name if isinstance(name, str) else None
 
 
 def _check(facts: ModelFacts, data: ImageData, file: Path) -> None:
@@ -120,7 +138,7 @@ def _summary(evaluation: Evaluation, data: ImageData, file: Path, views: str) ->
         "images": evaluation.count,
         "views": views,
         "top1": evaluation.top1,
-        "top5": evaluation.top5,
+        "top5": evaluation.top5 if len(classes) > 5 else None,
         "loss": evaluation.loss,
         "classes": [
             {"class": classes[row.label], "images": row.count, "correct": row.correct} for row in evaluation.per_class
@@ -135,8 +153,9 @@ def _summary(evaluation: Evaluation, data: ImageData, file: Path, views: str) ->
 
 def _show(evaluation: Evaluation, data: ImageData, views: str) -> None:
     console, classes = stdout(), data.classes
+    top5 = f"top-5 {evaluation.top5:.2%}, " if len(classes) > 5 else ""  # of five, all are among the first five
     console.print(
-        f"{data.name}, {evaluation.count:,} held-out images: top-1 {evaluation.top1:.2%}, top-5 {evaluation.top5:.2%}, "
+        f"{data.name}, {evaluation.count:,} held-out images: top-1 {evaluation.top1:.2%}, {top5}"
         f"loss {evaluation.loss:.4f}{'' if views == 'one' else f', views {views}'}\n"
     )
     ranked = sorted(evaluation.per_class, key=lambda row: row.accuracy if row.count else 2.0)

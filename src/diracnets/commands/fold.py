@@ -8,6 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from diracnets.commands.files import network_file
 from diracnets.commands.output import stdout
 from diracnets.errors import UsageError
 
@@ -19,28 +20,28 @@ class Fold:
     Both networks are run on the same inputs, and nothing is written unless they agree."""
 
     file: Positional[Path]
-    """A checkpoint: of a run of diracnets, or of the paper's authors (.pt7). Or a trained network's name."""
+    """A checkpoint: of a run of diracnets, or of the paper's authors (.pt7); or a run folder, for its best one; or a
+    name that `diracnets models --trained` lists."""
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """The model file to write; by default its name with .safetensors."""
+    """The model file to write; by default the checkpoint's name with .safetensors."""
 
     def execute(self) -> None:
         """Fold, write, and print the proof."""
         from diracnets.models.facts import facts_of
-        from diracnets.models.load import load
+        from diracnets.models.load import is_weights, load
         from diracnets.models.network import Network
         from diracnets.training.finish import write_model_file
 
-        net = load(self.file)
+        file = network_file(self.file)
+        net = load(file)
         if not isinstance(net, Network):
-            raise UsageError(f"{self.file} is folded already; to keep it in another place, copy it")
+            raise UsageError(f"{file} is folded already; to keep it in another place, copy it")
         facts = facts_of(net)
         if facts is None:
-            raise UsageError(
-                f"{self.file} does not say which images it takes, as a model file has to; fold it from Python"
-            )
-        named = not self.file.exists()  # and in a name a dot begins no suffix
-        out = self.out or (Path(f"{self.file}.safetensors") if named else self.file.with_suffix(".safetensors"))
-        if out.exists() and out.samefile(self.file):
+            raise UsageError(f"{file} does not say which images it takes, as a model file has to; fold it from Python")
+        named = is_weights(file)  # and in a name a dot begins no suffix
+        out = self.out or (Path(f"{file}.safetensors") if named else file.with_suffix(".safetensors"))
+        if not named and out.exists() and out.samefile(file):
             raise UsageError(f"{out} is the checkpoint itself, which would be lost; choose another --out")
         chain = write_model_file(net, facts, out)
         stdout().print(f"{chain.fold_report}\nwrote       {out}, {out.stat().st_size:,} bytes", soft_wrap=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
+from diracnets.commands.files import network_file
 from diracnets.commands.output import stdout, table
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ class Info:
     """Layers, parameters, multiply-adds, receptive field, sizes and origin of a network or of a file that holds one."""
 
     model: Positional[str]
-    """The name of a network, such as diracnet-28-1, or of a trained one, or a model file or checkpoint."""
+    """The name of a network, such as diracnet-28-1, or of a trained one; or a model file, a checkpoint or a run folder,
+    for its best checkpoint."""
     json: FlagCreatePairsOff[bool] = False
     """Print JSON and nothing else."""
 
@@ -30,7 +33,7 @@ class Info:
         """Print what there is to say."""
         from diracnets.deploy.info import describe
 
-        info = describe(self.model)
+        info = describe(str(network_file(Path(self.model))))
         if self.json:
             print(json.dumps(asdict(info), indent=2))
             return

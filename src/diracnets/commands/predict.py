@@ -7,12 +7,16 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from diracnets.commands.output import stdout, table
-from diracnets.errors import UsageError
+from diracnets.commands.files import network_file
+from diracnets.commands.output import note, stdout, table
+from diracnets.errors import DataError, FileError, UsageError
+
+if TYPE_CHECKING:
+    from diracnets.deploy.predict import Prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +26,8 @@ class Predict:
     The file says how to scale and normalize them."""
 
     file: Positional[Path]
-    """Model file (.safetensors), checkpoint, or a name that `diracnets models --trained` lists."""
+    """Model file (.safetensors) or checkpoint, a run folder, for its best checkpoint, or a name that `diracnets models
+    --trained` lists."""
     images: Positional[Annotated[tuple[str, ...], arg(metavar="IMAGE [IMAGE ...]", help_behavior_hint="")]] = ()
     """Image files, folders of them, or patterns such as 'photos/*.jpg'."""
     top: int = 5
@@ -37,14 +42,33 @@ class Predict:
     """Print CSV: a line for each image and class, the likeliest first."""
 
     def execute(self) -> None:
-        """Print the predictions."""
+        """Print the predictions; images that cannot be read are named, left out, and in the end an error."""
         if not self.images:
             raise UsageError("predict needs images behind the model file: files, folders or patterns")
         if self.json and self.csv:
             raise UsageError("--json and --csv exclude each other; leave one out")
         from diracnets.deploy.predict import predict
 
-        found = predict(self.file, self.images, top=self.top, batch_size=self.batch_size, device=self.device)
+        unreadable: list[DataError | FileError] = []
+        found = predict(
+            network_file(self.file),
+            self.images,
+            top=self.top,
+            batch_size=self.batch_size,
+            device=self.device,
+            on_unreadable=lambda _, error: unreadable.append(error),
+        )
+        if found:
+            self._print(found)
+        if len(unreadable) == 1 and not found:
+            raise unreadable[0]
+        if unreadable:
+            for error in unreadable:
+                note(str(error))
+            others = "the others are classified" if found else "nothing is left to classify"
+            raise DataError(f"{len(unreadable)} of {len(unreadable) + len(found)} images cannot be read; {others}")
+
+    def _print(self, found: list[Prediction]) -> None:
         if self.json:
             print(json.dumps([asdict(prediction) for prediction in found], indent=2))
             return

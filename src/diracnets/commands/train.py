@@ -11,9 +11,13 @@ from typing import Annotated
 from tyro.conf import FlagCreatePairsOff, arg
 
 from diracnets.errors import UsageError
-from diracnets.training.recipe import Recipe
+from diracnets.training.recipe import Recipe, recipe_names
 
 _USUAL = {"digits": "demo", "cifar10": "fast-cifar", "cifar100": "fast-cifar", "folder": "fast-imagenet"}
+_RECIPES = (
+    f"Where the settings below start from: a recipe of the package ({', '.join(recipe_names())}) or a file. By default "
+    "the one that suits --data."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +27,7 @@ class Train:
     The flags from --model on are the recipe; their defaults are those of --recipe, so that `diracnets train --recipe
     paper-cifar --help` shows that recipe."""
 
-    recipe: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="")] = None
-    """Where the settings below start from: a recipe of the package (paper-cifar, paper-imagenet, best-cifar,
-    fast-cifar, fast-imagenet, demo) or a file. By default the one that suits --data."""
+    recipe: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="", help=_RECIPES)] = None
     run: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
     """The folder for recipe, log, checkpoints and model file; by default a new one in runs/."""
     resume: FlagCreatePairsOff[bool] = False

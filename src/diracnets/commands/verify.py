@@ -8,6 +8,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from diracnets.commands.output import stdout
+from diracnets.errors import FileError
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,12 @@ class Verify:
     def execute(self) -> None:
         """Print what was found; an error where something is wrong."""
         from diracnets.models.file import verify
+        from diracnets.models.load import is_checkpoint
 
+        if is_checkpoint(self.file):
+            raise FileError(
+                f"{self.file} is a checkpoint, not a model file: fold it first, by `diracnets fold {self.file}`"
+            )
         found = verify(self.file)
         stdout().print(
             f"{found.path} is in order: {found.layers} layers, {found.parameters:,} parameters, {found.size:,} bytes\n"

@@ -101,19 +101,31 @@ def _from_tensors(path: Path, config: Mapping[str, Any]) -> nn.Module:
 
 
 def _from_file(path: Path) -> nn.Module:
-    check_is_file(path)
-    try:
-        with path.open("rb") as file:
-            head = file.read(9)
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
-    if head[:2] in (b"PK", b"\x80\x02"):  # a zip archive or a bare pickle, as torch.save writes them
+    if is_checkpoint(path):
         return _from_checkpoint(path, read_checkpoint(path))
-    if head[8:] == b"{":
+    if _head(path)[8:] == b"{":
         return read(path)
     raise FileError(
         f"{path} is neither a model file (.safetensors) nor a checkpoint that torch.save wrote, or is damaged"
     )
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file begins as `torch.save` begins a file: as a zip archive or a bare pickle.
+
+    Raises:
+        FileError: there is no such file, or it is empty.
+    """
+    return _head(path)[:2] in (b"PK", b"\x80\x02")
+
+
+def _head(path: Path) -> bytes:
+    check_is_file(path)
+    try:
+        with path.open("rb") as file:
+            return file.read(9)
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def read_checkpoint(path: str | Path) -> Any:  # noqa: ANN401

@@ -16,6 +16,7 @@ import numpy
 import torch
 
 import diracnets
+from diracnets.errors import FileError
 from diracnets.files import written_whole
 from diracnets.training.precision import Precision
 
@@ -86,20 +87,34 @@ def record_environment(
         start: the name of what its weights came from, None where they were fresh.
 
     Raises:
-        FileError: the file cannot be written.
+        FileError: the file is damaged, or cannot be written.
     """
     path = Path(path)
-    entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    entries = _recorded(path)
     entries.append(describe_environment(device, data_dir, precision, start))
     with written_whole(path) as part:
         part.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
 
 
 def recorded_data_dir(path: str | Path) -> str | None:
-    """Where the images of a run were when it was last begun or resumed, if that was given and recorded at `path`."""
-    path = Path(path)
-    entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    """Where the images of a run were when it was last begun or resumed, if that was given and recorded at `path`.
+
+    Raises:
+        FileError: the file is damaged.
+    """
+    entries = _recorded(Path(path))
     return entries[-1].get("data_dir") if entries else None
+
+
+def _recorded(path: Path) -> list[dict[str, Any]]:
+    """The entries so far."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise FileError(f"cannot read {path}: {error}") from error
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise FileError(f"{path} is damaged: it does not hold the circumstances of a run")
+    return entries
 
 
 def device_name(device: torch.device) -> str:
