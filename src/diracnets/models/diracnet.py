@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import chain, islice, pairwise
 from typing import ClassVar, cast
 
 from torch import Tensor, nn
@@ -42,8 +43,8 @@ class DiracNet(Network):
 
     Args:
         stem: from images to the first group's input.
-        widths: channels of each group, of which the first are also the stem's.
-        depths: blocks of each group.
+        stem_width: channels of the stem's output.
+        widths: channels of each block of each group.
         start: what the blocks start with; it decides whether they have Dirac convolutions.
         spec: what the network is made for.
         min_image_size: the least height and width that all the pooling leaves something of.
@@ -66,23 +67,21 @@ class DiracNet(Network):
     def __init__(
         self,
         stem: nn.Module,
-        widths: Sequence[int],
-        depths: Sequence[int],
+        stem_width: int,
+        widths: Sequence[Sequence[int]],
         start: Start,
         spec: Spec,
         min_image_size: int,
         final: nn.Module | None = None,
     ) -> None:
-        sizes = zip([widths[0], *widths], widths, depths, strict=False)  # channels before and of each group, its blocks
+        before = [stem_width, *chain.from_iterable(widths)]  # channels that come into each block
+        blocks = (Block(inside, outside, start) for inside, outside in pairwise(before))
         super().__init__(
             stem=stem,
-            groups=[
-                [Block(width if index else before, width, start) for index in range(depth)]
-                for before, width, depth in sizes
-            ],
+            groups=[list(islice(blocks, len(group))) for group in widths],
             between=nn.MaxPool2d(2),
             final=nn.ReLU(inplace=False) if final is None else final,
-            num_features=widths[-1],
+            num_features=widths[-1][-1],
             spec=spec,
             min_image_size=min_image_size,
         )
@@ -115,10 +114,11 @@ def imagenet_stem(channels: int, width: int, start: Start) -> nn.Sequential:
 def cifar_diracnet(depth: int, widths: Sequence[int], start: Start, spec: Spec) -> DiracNet:
     """DiracNet-N-k with `depth` N = 6n + 4, three groups of 2n blocks; 26 weight layers where it is called 28."""
     stem = cifar_stem(spec.input_size[0], widths[0], start)
-    return DiracNet(stem, widths, [(depth - 4) // 3] * 3, start, spec, min_image_size=8)
+    return DiracNet(stem, widths[0], [[width] * ((depth - 4) // 3) for width in widths], start, spec, min_image_size=8)
 
 
 def imagenet_diracnet(depth: int, widths: Sequence[int], start: Start, spec: Spec) -> DiracNet:
     """DiracNet-18 or -34."""
     stem = imagenet_stem(spec.input_size[0], widths[0], start)
-    return DiracNet(stem, widths, IMAGENET_DEPTHS[depth], start, spec, min_image_size=32)
+    groups = [[width] * blocks for width, blocks in zip(widths, IMAGENET_DEPTHS[depth], strict=True)]
+    return DiracNet(stem, widths[0], groups, start, spec, min_image_size=32)

@@ -9,15 +9,32 @@ from typing import Literal, cast
 
 from diracnets.errors import UsageError
 
-Family = Literal["plain", "repvgg", "wrn", "resnet", "vgg"]
+Family = Literal["plain", "sprint", "repvgg", "wrn", "resnet", "vgg"]
 _WITH_WIDTH = re.compile(r"(diracnet|plain|repvgg|wrn|dirac-wrn)-(\d+)-(\d+(?:\.\d+)?)")
 _WITHOUT_WIDTH = re.compile(r"(diracnet|plain|resnet|dirac-resnet|vgg|dirac-vgg)-(\d+)")
+_SPRINT = re.compile(r"(diracnet|plain)-sprint(?:-(\d+(?:\.\d+)?))?")
+_SPRINT_BLOCKS = 6
 _IMAGENET_DEPTHS = (18, 34)
 _IMAGENET_BOTTLENECKS = (50, 101, 152)  # that are not here, and not to be taken for networks for CIFAR
 _VGG_DEPTHS = (16, 19)
 _LEAST_BOTTLENECK = 164  # from this depth on, a CIFAR ResNet's blocks are bottlenecks
 
-_CHAINS = ("16-1", "28-1", "28-5", "28-10", "34-2", "34-4", "52-1", "100-1", "196-1", "400-1", "1000-1", "18", "34")
+_CHAINS = (
+    "sprint",
+    "16-1",
+    "28-1",
+    "28-5",
+    "28-10",
+    "34-2",
+    "34-4",
+    "52-1",
+    "100-1",
+    "196-1",
+    "400-1",
+    "1000-1",
+    "18",
+    "34",
+)
 _RESNETS = ("20", "56", "110", "164", "1001", "18", "34")
 _WIDE = ("16-1", "28-1", "28-10", "40-4")
 _LISTED = (
@@ -36,7 +53,7 @@ class Name:
     Attributes:
         family: "plain" for DiracNets too.
         dirac: whether its blocks have Dirac convolutions.
-        depth: the number in its name.
+        depth: the number in its name; for "sprint", which has none, its blocks.
         factor: what the channels are multiplied with; None where that is not in the name.
         imagenet: whether it is for images of ImageNet's size.
         blocks: how many it has behind the stem.
@@ -64,6 +81,9 @@ def parse(name: str) -> Name:
     >>> parse("dirac-wrn-28-10")
     Name(family='wrn', dirac=True, depth=28, factor=10.0, imagenet=False, blocks=12)
     """
+    if match := _SPRINT.fullmatch(name):
+        dirac = match[1] == "diracnet"
+        return Name("sprint", dirac, _SPRINT_BLOCKS, float(match[2] or 1), imagenet=False, blocks=_SPRINT_BLOCKS)
     match = _WITH_WIDTH.fullmatch(name) or _WITHOUT_WIDTH.fullmatch(name)
     if match is None:
         raise _unknown(name)
@@ -112,6 +132,6 @@ def _unknown(name: str) -> UsageError:
     hint = f"did you mean {near[0]}? " if near else ""
     return UsageError(
         f"no network is called {name!r}; {hint}There are diracnet-N-k, plain-N-k, repvgg-N-k, wrn-N-k (N = 6n + 4, k "
-        "any width), diracnet-18 and -34, plain-18 and -34, resnet-N (N = 6n + 2, or 9n + 2 from 164 on), resnet-18 "
+        "any width), diracnet-sprint-k, plain-sprint-k, diracnet-18 and -34, plain-18 and -34, resnet-N (N = 6n + 2, or 9n + 2 from 164 on), resnet-18 "
         "and -34, vgg-16 and -19, and dirac-resnet-..., dirac-wrn-..., dirac-vgg-..."
     )

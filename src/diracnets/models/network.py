@@ -125,8 +125,14 @@ class Network(nn.Module):
         return classifier
 
 
-def stem_conv(channels_in: int, channels_out: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
-    """A network's first convolution, an ordinary one whatever its start: Kaiming normal, without bias."""
-    conv = nn.Conv2d(channels_in, channels_out, size, stride=stride, padding=size // 2, bias=False)
+def stem_conv(
+    channels_in: int, channels_out: int, size: int = 3, stride: int = 1, padding: int | None = None
+) -> nn.Conv2d:
+    """A network's first convolution, an ordinary one whatever its start: Kaiming normal, without bias.
+
+    Its `padding` is by default half its size, so that a stride of 1 keeps the size of the images.
+    """
+    padding = size // 2 if padding is None else padding
+    conv = nn.Conv2d(channels_in, channels_out, size, stride=stride, padding=padding, bias=False)
     draw_filters(conv.weight, "kaiming")
     return conv

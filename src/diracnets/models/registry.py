@@ -15,6 +15,9 @@ from diracnets.models.names import Family, Name
 from diracnets.models.network import Network, Spec
 from diracnets.models.repvgg import cifar_repvgg
 from diracnets.models.resnet import cifar_resnet, imagenet_resnet, wide_resnet
+from diracnets.models.sprint import STEM_WIDTH as SPRINT_STEM
+from diracnets.models.sprint import WIDTHS as SPRINT_WIDTHS
+from diracnets.models.sprint import sprint
 from diracnets.models.start import Start, StartName, resolve_start
 from diracnets.models.vgg import WIDTHS as VGG_WIDTHS
 from diracnets.models.vgg import vgg
@@ -23,6 +26,7 @@ from diracnets.nn.dirac import Init
 Builder = Callable[[int, Sequence[int], Start, Spec], Network]  # from depth and the channels of each group
 _CIFAR: dict[Family, tuple[Sequence[int], Builder]] = {
     "plain": (CIFAR_WIDTHS, cifar_diracnet),
+    "sprint": ((SPRINT_STEM, *SPRINT_WIDTHS), sprint),
     "repvgg": (CIFAR_WIDTHS, cifar_repvgg),
     "wrn": (CIFAR_WIDTHS, wide_resnet),
     "resnet": (CIFAR_WIDTHS, cifar_resnet),
@@ -69,7 +73,7 @@ def create_model(
 
     `diracnet-N-k` is the paper's network for CIFAR-size images: N = 6n + 4, three groups of 2n blocks, 16k, 32k and 64k
     channels. `diracnet-18` and `diracnet-34` are those for ImageNet-size images. `plain-...` is the same network with
-    ordinary convolutions. What they are compared with: `wrn-N-k`, wide ResNets; `resnet-N`, pre-activation ResNets for
+    ordinary convolutions. `diracnet-sprint` is a shallow, wide chain for CIFAR that trains fast. What they are compared with: `wrn-N-k`, wide ResNets; `resnet-N`, pre-activation ResNets for
     CIFAR, with N = 6n + 2, or 9n + 2 from 164 on; `resnet-18` and `resnet-34` for ImageNet; `vgg-16` for CIFAR; and
     `repvgg-N-k`, RepVGG's blocks in the shape of `diracnet-N-k`. `dirac-wrn-...`, `dirac-resnet-...` and
     `dirac-vgg-...` have Dirac convolutions everywhere but in the stem.

@@ -35,5 +35,5 @@ def vgg(depth: int, widths: Sequence[int], start: Start, spec: Spec) -> VGG:
     """VGG-16 or -19; the last of its five poolings leaves 1x1 of images of 32x32."""
     stem = cifar_stem(spec.input_size[0], widths[0], start)
     final = nn.Sequential(OrderedDict(pool=nn.MaxPool2d(2), relu=nn.ReLU(inplace=False)))
-    first, *others = DEPTHS[depth]
-    return VGG(stem, widths, [first - 1, *others], start, spec, min_image_size=32, final=final)
+    (_, *first), *others = ([width] * depth for width, depth in zip(widths, DEPTHS[depth], strict=True))
+    return VGG(stem, widths[0], [first, *others], start, spec, min_image_size=32, final=final)

@@ -1,0 +1,38 @@
+"""Sprint: its maps shrink as its docstring says, it folds to a chain, and its width is in its name."""
+
+import pytest
+import torch
+from torch import nn
+
+from diracnets import create_model, fold
+from diracnets.errors import UsageError
+
+
+def test_the_maps_have_the_sizes_that_the_shape_is_chosen_for():
+    net = create_model("diracnet-sprint-0.125")
+    maps = [tuple(features.shape[1:]) for features in net.feature_maps(torch.randn(1, 3, 32, 32))]
+    assert maps == [(8, 30, 30), (32, 15, 15), (32, 7, 7), (32, 3, 3)]
+
+
+@pytest.mark.parametrize("family", ["diracnet", "plain"])
+def test_it_folds_to_convolutions_relus_and_pooling(family, warm):
+    net = warm(create_model(f"{family}-sprint-0.125", num_classes=7))
+    chain = fold(net)
+    images = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(chain(images), net(images), atol=1e-4, rtol=1e-4)
+    kinds = [type(layer) for layer in chain]
+    assert kinds.count(nn.Conv2d) == 7
+    assert kinds.count(nn.ReLU) == 7
+    assert nn.BatchNorm2d not in kinds
+
+
+def test_a_name_without_width_means_width_1():
+    with torch.device("meta"):
+        one, same = create_model("plain-sprint"), create_model("plain-sprint-1")
+    assert {name: t.shape for name, t in one.state_dict().items()} == {n: t.shape for n, t in same.state_dict().items()}
+
+
+def test_images_that_pooling_leaves_nothing_of_are_refused():
+    assert create_model("plain-sprint-0.125", image_size=10).eval()(torch.randn(1, 3, 10, 10)).shape == (1, 10)
+    with pytest.raises(UsageError, match="10x10"):
+        create_model("plain-sprint", image_size=9)
