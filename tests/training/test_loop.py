@@ -153,6 +153,20 @@ def test_two_epochs_and_two_more_are_four(changes, stripes, tmp_path):
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(("stop", "told"), [(2, True), (3, False)])
+def test_a_checkpoint_tells_the_accuracy_of_its_own_epoch_alone(stop, told, stripes, tmp_path):
+    def interrupt(row):
+        if row["epoch"] == stop:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        run(replace(RECIPE, eval_every=2), tmp_path / "run", stripes, on_epoch=interrupt)
+    accuracy = load(tmp_path / "run" / "last.pt").facts.provenance["accuracy"]
+    expected = metrics(tmp_path / "run")[stop - 1].get("val_accuracy")
+    assert accuracy == expected
+    assert (accuracy is not None) == told
+
+
 def test_a_signal_during_the_evaluation_is_heeded(whole, stripes, tmp_path, monkeypatch):
     def interrupted(model, images, *, on_batch):
         signal.raise_signal(signal.SIGTERM)

@@ -19,22 +19,8 @@ _IMAGENET_BOTTLENECKS = (50, 101, 152)  # that are not here, and not to be taken
 _VGG_DEPTHS = (16, 19)
 _LEAST_BOTTLENECK = 164  # from this depth on, a CIFAR ResNet's blocks are bottlenecks
 
-_CHAINS = (
-    "sprint",
-    "16-1",
-    "28-1",
-    "28-5",
-    "28-10",
-    "34-2",
-    "34-4",
-    "52-1",
-    "100-1",
-    "196-1",
-    "400-1",
-    "1000-1",
-    "18",
-    "34",
-)
+_CIFAR_CHAINS = ("sprint", "16-1", "28-1", "28-5", "28-10", "34-2", "34-4", "52-1", "100-1", "196-1", "400-1", "1000-1")
+_CHAINS = (*_CIFAR_CHAINS, "18", "34")
 _RESNETS = ("20", "56", "110", "164", "1001", "18", "34")
 _WIDE = ("16-1", "28-1", "28-10", "40-4")
 _LISTED = (
@@ -132,6 +118,6 @@ def _unknown(name: str) -> UsageError:
     hint = f"did you mean {near[0]}? " if near else ""
     return UsageError(
         f"no network is called {name!r}; {hint}There are diracnet-N-k, plain-N-k, repvgg-N-k, wrn-N-k (N = 6n + 4, k "
-        "any width), diracnet-sprint-k, plain-sprint-k, diracnet-18 and -34, plain-18 and -34, resnet-N (N = 6n + 2, or 9n + 2 from 164 on), resnet-18 "
-        "and -34, vgg-16 and -19, and dirac-resnet-..., dirac-wrn-..., dirac-vgg-..."
+        "any width), diracnet-sprint-k, plain-sprint-k, diracnet-18 and -34, plain-18 and -34, resnet-N (N = 6n + 2, "
+        "or 9n + 2 from 164 on), resnet-18 and -34, vgg-16 and -19, and dirac-resnet-..., dirac-wrn-..., dirac-vgg-..."
     )

@@ -72,8 +72,9 @@ def create_model(
     """Make a network with fresh weights, or with trained ones.
 
     `diracnet-N-k` is the paper's network for CIFAR-size images: N = 6n + 4, three groups of 2n blocks, 16k, 32k and 64k
-    channels. `diracnet-18` and `diracnet-34` are those for ImageNet-size images. `plain-...` is the same network with
-    ordinary convolutions. `diracnet-sprint` is a shallow, wide chain for CIFAR that trains fast. What they are compared with: `wrn-N-k`, wide ResNets; `resnet-N`, pre-activation ResNets for
+    channels. `diracnet-18` and `diracnet-34` are those for ImageNet-size images. `diracnet-sprint` is a shallow, wide
+    one for CIFAR that trains fast, also of other widths, `diracnet-sprint-k`. `plain-...` is the same network with
+    ordinary convolutions. What they are compared with: `wrn-N-k`, wide ResNets; `resnet-N`, pre-activation ResNets for
     CIFAR, with N = 6n + 2, or 9n + 2 from 164 on; `resnet-18` and `resnet-34` for ImageNet; `vgg-16` for CIFAR; and
     `repvgg-N-k`, RepVGG's blocks in the shape of `diracnet-N-k`. `dirac-wrn-...`, `dirac-resnet-...` and
     `dirac-vgg-...` have Dirac convolutions everywhere but in the stem.
