@@ -138,3 +138,15 @@ def test_a_start_says_what_it_is_made_of():
     assert resolve_start("deep", 24, False, scale=1.0, **nothing) == deep_start(24, dirac=False)
     with pytest.raises(UsageError, match="blocks is 0"):
         deep_start(0)
+
+
+def test_a_plain_network_can_start_as_the_dirac_network_computes(warm):
+    """All that is left between the two is what training makes of their parameters."""
+    made = []
+    for name in ("plain-16-0.5", "diracnet-16-0.5"):
+        torch.manual_seed(3)
+        made.append(create_model(name, start="deep", alpha=1.0, beta=0.3).eval())
+    plain, dirac = made
+    assert not any(isinstance(module, DiracConv2d) for module in plain.modules())
+    images = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(plain(images), dirac(images), atol=1e-5, rtol=1e-5)

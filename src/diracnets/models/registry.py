@@ -91,7 +91,8 @@ def create_model(
         init: how the blocks' filters are drawn: "normal", "kaiming", or the standard deviation of a normal
             distribution, see `DiracConv2d`. With a batch norm behind, a filter's scale matters only for how far a step
             turns it.
-        alpha, beta: the scales of Dirac convolutions.
+        alpha, beta: the scales of Dirac convolutions. Ordinary convolutions have none, but given both they start with
+            the filters that Dirac convolutions of these scales have.
         bias: of the batch norms that a ReLU follows.
         pretrained: the name of trained weights of this network, see `list_weights`, or True for the first ones with
             as many classes. They decide about what is not given, and leave no choice of a start.
@@ -99,8 +100,8 @@ def create_model(
 
     Raises:
         FileError: the trained weights are damaged, or cannot be downloaded.
-        UsageError: an unknown name, a depth that there is not, a number that makes no network, or alpha or beta for a
-            network without Dirac convolutions.
+        UsageError: an unknown name, a depth that there is not, a number that makes no network, or one of alpha and
+            beta without the other for a network without Dirac convolutions.
 
     >>> net = create_model("diracnet-28-1")
     >>> sum(p.numel() for p in net.parameters())

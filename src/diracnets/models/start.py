@@ -10,6 +10,7 @@ from torch import nn
 
 from diracnets.errors import UsageError
 from diracnets.nn.dirac import DiracConv2d, Init, draw_filters
+from diracnets.nn.diracify import undo
 
 StartName = Literal["paper", "deep"]
 MOST_BETA = 0.5  # of the deep start, where the network is shallow
@@ -24,9 +25,11 @@ class Start:
 
     Args:
         init: how filters are drawn, see `DiracConv2d`.
-        alpha, beta: the scales of Dirac convolutions; both None for ordinary convolutions.
+        alpha, beta: the scales of Dirac convolutions. Ordinary convolutions start as what a Dirac one of these scales
+            computes, or as drawn where both are None.
         bias: of every batch norm that a ReLU follows; the others start at 0.
         scale: of every batch norm, a number or "uniform" for U(0, 1).
+        dirac: whether the blocks have Dirac convolutions.
 
     >>> paper_start(dirac=True).conv(8, 16)
     DiracConv2d(8, 16, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
@@ -37,25 +40,17 @@ class Start:
     beta: float | None
     bias: float
     scale: Literal["uniform"] | float
+    dirac: bool
 
     def conv(self, channels_in: int, channels_out: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
         """A convolution of `size` x `size` without bias, padded to keep the size of its input where `stride` is 1."""
-        padding = size // 2
-        if self.alpha is not None and self.beta is not None:
-            return DiracConv2d(
-                channels_in,
-                channels_out,
-                size,
-                stride,
-                padding,
-                bias=False,
-                alpha=self.alpha,
-                beta=self.beta,
-                init=self.init,
-            )
-        conv = nn.Conv2d(channels_in, channels_out, size, stride, padding, bias=False)
-        draw_filters(conv.weight, self.init)
-        return conv
+        sizes = (channels_in, channels_out, size, stride, size // 2)
+        if self.alpha is None or self.beta is None:
+            conv = nn.Conv2d(*sizes, bias=False)
+            draw_filters(conv.weight, self.init)
+            return conv
+        conv = DiracConv2d(*sizes, bias=False, alpha=self.alpha, beta=self.beta, init=self.init)
+        return conv if self.dirac else undo(conv, inplace=True)  # type: ignore[return-value]
 
     def norm(self, channels: int, before_relu: bool = True) -> nn.BatchNorm2d:
         """A batch norm, which starts shifted if a ReLU follows."""
@@ -76,11 +71,11 @@ def paper_start(dirac: bool, scale: Literal["uniform"] | float = "uniform") -> S
         scale: of the batch norms; U(0, 1) in the paper's networks.
 
     >>> paper_start(dirac=False)
-    Start(init='kaiming', alpha=None, beta=None, bias=0.0, scale='uniform')
+    Start(init='kaiming', alpha=None, beta=None, bias=0.0, scale='uniform', dirac=False)
     """
     if dirac:
-        return Start("normal", alpha=1.0, beta=0.1, bias=0.0, scale=scale)
-    return Start("kaiming", alpha=None, beta=None, bias=0.0, scale=scale)
+        return Start("normal", alpha=1.0, beta=0.1, bias=0.0, scale=scale, dirac=True)
+    return Start("kaiming", alpha=None, beta=None, bias=0.0, scale=scale, dirac=False)
 
 
 def deep_start(blocks: int, dirac: bool = True) -> Start:
@@ -109,7 +104,9 @@ def deep_start(blocks: int, dirac: bool = True) -> Start:
         raise UsageError(f"blocks is {blocks}; a start is made for at least 1")
     beta = min(MOST_BETA, BETA_BY_DEPTH / math.sqrt(blocks))
     bias = _bias_that_loses(LOSS_OF_ALL / blocks)
-    return Start("kaiming", alpha=1.0 if dirac else None, beta=beta if dirac else None, bias=bias, scale=1.0)
+    return Start(
+        "kaiming", alpha=1.0 if dirac else None, beta=beta if dirac else None, bias=bias, scale=1.0, dirac=dirac
+    )
 
 
 def relu_loss(bias: float) -> float:
@@ -144,13 +141,17 @@ def resolve_start(
         init, alpha, beta, bias: see `Start`; None for the start's own.
 
     Raises:
-        UsageError: an unknown name, alpha or beta without Dirac convolutions, or a number that is not finite.
+        UsageError: an unknown name, a number that is not finite, or only one of alpha and beta for a network without
+            Dirac convolutions.
     """
     if name not in get_args(StartName):
         raise UsageError(f"start is {name!r}; choose one of {', '.join(get_args(StartName))}")
-    for what, value in (("alpha", alpha), ("beta", beta)):
-        if value is not None and not dirac:
-            raise UsageError(f"{what} is {value}, but this network has no Dirac convolutions; leave it out")
+    if not dirac and (alpha is None) != (beta is None):
+        given = f"alpha is {alpha}" if beta is None else f"beta is {beta}"
+        raise UsageError(
+            f"{given}, but this network has no Dirac convolutions: give alpha and beta, and its filters start as what "
+            "Dirac convolutions of these scales compute, or neither"
+        )
     for what, value in (("alpha", alpha), ("beta", beta), ("bias", bias)):
         if value is not None and not math.isfinite(value):
             raise UsageError(f"{what} is {value}; it must be a finite number")
@@ -161,6 +162,7 @@ def resolve_start(
         beta=own.beta if beta is None else beta,
         bias=own.bias if bias is None else bias,
         scale=own.scale,
+        dirac=dirac,
     )
 
 

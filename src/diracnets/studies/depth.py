@@ -15,6 +15,7 @@ from diracnets.training.recipe import Recipe
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {  # by name of the row: title, and what the recipe gets
     "plain": ("plain", {"start": "paper", "init": "kaiming"}),
     "plain-deep": ("plain, deep start", {"start": "deep"}),
+    "plain-identity": ("plain, the Dirac network's filters at the deep start", {"start": "deep", "alpha": 1.0}),
     "diracnet": ("Dirac, the paper's start", {"start": "paper", "init": "normal"}),
     "diracnet-deep": ("Dirac, deep start", {"start": "deep"}),
     "wrn": ("residual", {"start": "paper", "init": "kaiming"}),
@@ -28,8 +29,8 @@ class Depth(Trainings):
     """How does accuracy change from 16 to 1000 layers, for plain, Dirac, residual and RepVGG networks?
 
     All networks have the same width, data and recipe, and their gradients are clipped alike. The plain network also has
-    the deep start, so that it has every advantage that the Dirac one has. A Dirac network and its folded chain are one
-    row."""
+    the deep start's shifts, and also the very filters that the Dirac one begins with, so that it has every advantage
+    but the parameterization. A Dirac network and its folded chain are one row."""
 
     depths: tuple[int, ...] = (16, 28, 52, 100, 196, 400, 1000)
     """Numbers of layers, each 6n + 4."""
@@ -38,18 +39,24 @@ class Depth(Trainings):
     data: Literal["cifar10", "cifar100", "digits"] = "cifar10"
     """What to train on."""
     recipe: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="")] = None
-    """The recipe of all rows; by default fast-cifar, and demo for the digits."""
+    """The recipe of all rows; by default deep-cifar, and demo for the digits."""
 
     def study(self) -> Study:
-        """Each family at each depth; names are DATA-FAMILY-DEPTH-WIDTH, with "deep" for the deep start."""
+        """Each family at each depth; names are DATA-FAMILY-DEPTH-WIDTH, with "-deep" or "-identity" for the start."""
+        from diracnets.models.names import parse
+        from diracnets.models.start import deep_start
+
         name = self.recipe or short_recipe(self.data)
         base = replace(base_recipe(name, self.data), clip=CLIP, fresh_statistics=True)
         rows = []
         for depth in self.depths:
             for family, (title, changes) in FAMILIES.items():
-                model = f"{family.removesuffix('-deep')}-{depth}-{self.width:g}"
+                kind, _, start = family.partition("-")
+                model = f"{kind}-{depth}-{self.width:g}"
                 recipe = replace(base, model=model, **changes)
-                row = f"{self.data}-{model}" + "-deep" * family.endswith("-deep")
+                if start == "identity":
+                    recipe = replace(recipe, beta=deep_start(parse(model).blocks).beta)
+                row = f"{self.data}-{model}" + f"-{start}" * bool(start)
                 place: dict[str, str | float] = {
                     "data": self.data,
                     "network": title,
@@ -72,14 +79,15 @@ class Depth(Trainings):
 
 def short_recipe(data: str) -> str:
     """The name of the short recipe that suits some data."""
-    return "demo" if data == "digits" else "fast-cifar"
+    return "demo" if data == "digits" else "deep-cifar"
 
 
 def base_recipe(name: str, data: str) -> Recipe:
-    """A recipe for some data, with one evaluation, after its last epoch.
+    """A recipe for some data, with one evaluation, after its last epoch, and no start of its own.
 
     Raises:
         UsageError, FileError: as `Recipe.load`.
     """
     recipe = Recipe.load(name)
-    return replace(recipe, data=data, eval_every=recipe.epochs)
+    recipe = replace(recipe, data=data, eval_every=recipe.epochs)
+    return replace(recipe, start="paper", init=None, alpha=None, beta=None, bias=None)

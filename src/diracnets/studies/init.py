@@ -32,7 +32,7 @@ class Init(Trainings):
     data: Literal["cifar10", "cifar100", "digits"] = "cifar10"
     """What to train on."""
     recipe: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="")] = None
-    """The recipe of all rows; by default fast-cifar, and demo for the digits."""
+    """The recipe of all rows; by default deep-cifar, and demo for the digits."""
 
     def study(self) -> Study:
         """Each family at each start; names are DATA-FAMILY-DEPTH-WIDTH-STARTVALUE."""

@@ -34,7 +34,8 @@ class Recipe:
     init: Literal["normal", "kaiming"] | float | None = None
     """How filters start: N(0, 1), Kaiming normal, or the standard deviation; not given: as `start` has it."""
     alpha: float | None = None
-    """What the scales of the identity start at; not given: as `start` has it."""
+    """What the scales of the identity start at; not given: as `start` has it. Ordinary convolutions, given both, start
+    with the filters that Dirac ones of these scales have."""
     beta: float | None = None
     """What the scales of the normalized filters start at; not given: as `start` has it."""
     bias: float | None = None
@@ -209,7 +210,7 @@ def recipe_names() -> list[str]:
     """The recipes that come with the package.
 
     >>> recipe_names()
-    ['best-cifar', 'demo', 'fast-cifar', 'fast-imagenet', 'paper-cifar', 'paper-imagenet']
+    ['best-cifar', 'deep-cifar', 'demo', 'fast-cifar', 'fast-imagenet', 'paper-cifar', 'paper-imagenet']
     """
     return sorted(entry.name.removesuffix(".toml") for entry in _shipped().iterdir() if entry.name.endswith(".toml"))
 
