@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -47,8 +49,25 @@ def test_every_published_number_has_its_row():
 
 def test_plain_networks_have_every_advantage_in_depth():
     rows = [row for row in study("depth", "--depths", "28").rows if row.recipe.model == "plain-28-0.5"]
-    assert {row.recipe.start for row in rows} == {"paper", "deep"}
+    assert {(row.recipe.start, row.recipe.bias, row.recipe.alpha) for row in rows} == {
+        ("paper", None, None),
+        ("deep", 0.0, None),
+        ("deep", 1.0, None),
+        ("deep", None, None),
+        ("deep", None, 1.0),
+    }
     assert all(row.recipe.clip and row.recipe.fresh_statistics for row in rows)
+
+
+def test_plain_networks_have_starts_of_their_own_where_the_recipe_is_ours():
+    rows = [row for row in study("cifar", "--recipe", "fast-cifar").rows if row.recipe.model == "plain-28-1"]
+    own, usual, identity = (row.recipe for row in rows[:3])
+    assert own.start == "deep"
+    assert replace(usual, start="deep", bias=own.bias, init=own.init) == own
+    assert replace(identity, alpha=None, beta=None) == own
+    dirac = create_model("diracnet-28-1", start=own.start, bias=own.bias).groups[0][0]
+    assert identity.beta == pytest.approx(dirac.conv.beta[0].item())
+    assert [row.place.get("start") for row in rows] == [None, "the usual", "the Dirac network's filters"] * 2
 
 
 def test_starts_are_varied_one_at_a_time():
@@ -59,13 +78,15 @@ def test_starts_are_varied_one_at_a_time():
     for name in ("alpha", "beta"):
         varied = [row.recipe for row in rows if row.place["varied"] == name]
         assert len({getattr(recipe, name) for recipe in varied}) == 6
-        assert all("dirac" in recipe.model and recipe.init == "kaiming" for recipe in varied)
+        assert {recipe.model.split("-28")[0] for recipe in varied} == {"plain", "wrn", "diracnet", "dirac-wrn"}
+        assert all(recipe.init == "kaiming" for recipe in varied)
+    assert all(row.recipe.clip == 0 for row in rows)  # which would hide what diverges
 
 
 def test_other_recipes_are_rows_of_their_own():
     rows = study("cifar", "--recipe", "best-cifar", "fast-cifar").rows
     assert {row.place["recipe"] for row in rows} == {"best-cifar", "fast-cifar"}
-    assert len({row.name for row in rows}) == len(rows) == 36
+    assert len({row.name for row in rows}) == len(rows) == 44
 
 
 def test_a_recipe_that_does_not_exist_is_refused():

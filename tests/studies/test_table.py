@@ -64,6 +64,21 @@ def test_what_the_budget_took_is_told(small_study, results):
     assert "Scaled down to a budget: 1 row at 2 of 8 epochs, 1 of 3 seeds, 500 training images." in text
 
 
+def test_rows_of_one_name_tell_how_their_recipes_differ(small_study, results):
+    row = small_study.rows[0]
+    changed = replace(row, recipe=replace(row.recipe, lr=0.3, epochs=4))
+    results.ask([Asked.of(changed, small_study, Budget())])
+    lines = [line for line in page(results, None).splitlines() if line.startswith("| diracnet")]
+    assert [line.rpartition(" | ")[2] for line in lines] == ["lr 0.1 |", "lr 0.3 |"]
+    assert "set otherwise" not in page(replace(results, rows=results.rows[:2]), None)
+
+
+def test_minutes_are_of_trainings_that_came_to_their_end(results):
+    done = record(results.rows[0], 0, 0.5)
+    results.add([done, replace(record(results.rows[0], 1, None), seconds=1.0)])
+    assert cells(page(results, None), "diracnet-10-0.25")["minutes"] == "1.5"
+
+
 def test_different_machines_are_all_told(results):
     results.add([record(results.rows[0], 0, 0.5), record(results.rows[0], 1, 0.5, device="GPU", jobs=2)])
     assert cells(page(results, None), "diracnet-10-0.25")["on"] == (

@@ -56,7 +56,7 @@ def made(small_study, circumstances):
         ([0.9], "accuracy", 80.0, 10, "reached"),
         ([0.9], "accuracy", 80.0, 9, "not reached"),
         ([None, 0.9], "accuracy", 80.0, None, "reached"),
-        ([None], "accuracy", 0.0, None, "not measured"),
+        ([None], "accuracy", 0.0, None, "not reached"),
         ([], "accuracy", 0.0, None, "not measured"),
     ],
 )
@@ -89,6 +89,30 @@ def test_a_lead_compares_equal_budgets_alone(made):
     verdict = lead.judge(results)
     assert verdict.state == "not reached"
     assert "40.00% accuracy (digits-diracnet-10-0.25: 1 seed, 8 epochs, 10 minutes each)" in verdict.told
+
+
+def test_a_lead_over_what_diverged_is_reached_but_not_by_what_diverged(made):
+    lead = Lead("better", "small", FIRST | {"depth": 10}, SECOND | {"depth": 16}, 10)
+    verdict = lead.judge(made([[0.8], [None]]))
+    assert verdict.state == "reached"
+    assert "against diverged (digits-wrn-16-0.25: 1 seed" in verdict.told
+    assert lead.judge(made([[None], [0.1]])).state == "not reached"
+    assert lead.judge(made([[None], [None]])).state == "not reached"
+
+
+def test_a_lead_compares_recipes_that_differ_in_the_start_alone(made):
+    lead = Lead("better", "small", FIRST | {"depth": 10}, SECOND | {"depth": 16})
+    for name, value, state in (("bias", 1.0, "reached"), ("lr", 0.3, "not measured")):
+        results = made([[0.9], [0.5]])
+        results.rows[1] = replace(results.rows[1], recipe={**results.rows[1].recipe, name: value})
+        assert lead.judge(results).state == state
+
+
+def test_a_lead_tells_which_rivals_are_missing(made):
+    rivals = {"network": ("wrn-16-0.25", "another"), "depth": 16}
+    verdict = Lead("better", "small", FIRST | {"depth": 10}, rivals).judge(made([[0.9], [0.5]]))
+    assert verdict.state == "reached"
+    assert verdict.told.endswith("; not trained beside it: another")
 
 
 def test_a_verdict_tells_of_seeds_that_diverged(made):

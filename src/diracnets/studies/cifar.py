@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
@@ -21,21 +21,25 @@ SMALL = ("plain-28-1", "diracnet-28-1", "wrn-28-1", "dirac-wrn-28-1")
 class Cifar(Trainings):
     """How wrong are plain chains on CIFAR-10 and CIFAR-100, beside residual networks and what was published?
 
-    The rows of the paper's table by its recipe, and networks of 28 layers and width 1 also by a short one."""
+    The rows of the paper's table by its recipe, and networks of 28 layers and width 1 also by a short one, with which
+    the plain network is also trained from the usual start, and from the very filters that the Dirac one begins with."""
 
     recipe: Annotated[tuple[str, ...], arg(metavar="NAME|FILE.toml")] = ()
     """Train every row by these recipes instead, such as best-cifar."""
 
     def study(self) -> Study:
         """Each network on each data by each recipe; names are DATA-NETWORK-RECIPE."""
-        rows = []
+        rows: list[Row] = []
         for data in ("cifar10", "cifar100"):
             for model in (*LARGE, *SMALL):
                 for name in self.recipe or (("paper-cifar",) if model in LARGE else ("paper-cifar", "fast-cifar")):
                     recipe = replace(Recipe.load(name), model=model, data=data)
                     title = Path(name).stem
                     place = {"data": data, "network": model, "recipe": title}
-                    rows.append(Row(f"{data}-{model}-{title}", place, recipe, ERRORS.get((data, model))))
+                    row = Row(f"{data}-{model}-{title}", place, recipe, ERRORS.get((data, model)))
+                    rows.append(row)
+                    if model in SMALL and model.startswith("plain") and title != "paper-cifar":
+                        rows += _other_starts(row)
         return Study(
             "cifar",
             "Errors on CIFAR-10 and CIFAR-100",
@@ -46,3 +50,30 @@ class Cifar(Trainings):
             seeds=5,
             measure="error",
         )
+
+
+def _other_starts(row: Row) -> list[Row]:
+    """The row of a plain network, from starts that its recipe may not be made for, but that network."""
+    from diracnets.models.names import parse
+    from diracnets.models.start import resolve_start
+
+    of_dirac = resolve_start(
+        row.recipe.start,
+        parse(row.recipe.model).blocks,
+        dirac=True,
+        scale="uniform",
+        init=row.recipe.init,
+        alpha=row.recipe.alpha,
+        beta=row.recipe.beta,
+        bias=row.recipe.bias,
+    )
+    starts: dict[str, tuple[str, dict[str, Any]]] = {
+        "usual": ("the usual", {"start": "deep", "init": "kaiming", "alpha": None, "beta": None, "bias": 0.0}),
+        "identity": ("the Dirac network's filters", {"alpha": of_dirac.alpha, "beta": of_dirac.beta}),
+    }
+    return [
+        replace(
+            row, name=f"{row.name}-{name}", place={**row.place, "start": title}, recipe=replace(row.recipe, **changes)
+        )
+        for name, (title, changes) in starts.items()
+    ]

@@ -14,6 +14,8 @@ from diracnets.training.recipe import Recipe
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {  # by name of the row: title, and what the recipe gets
     "plain": ("plain", {"start": "paper", "init": "kaiming"}),
+    "plain-usual": ("plain, batch norms that start at 1", {"start": "deep", "bias": 0.0}),
+    "plain-shifted": ("plain, batch norms that start at 1, shifted by 1", {"start": "deep", "bias": 1.0}),
     "plain-deep": ("plain, deep start", {"start": "deep"}),
     "plain-identity": ("plain, the Dirac network's filters at the deep start", {"start": "deep", "alpha": 1.0}),
     "diracnet": ("Dirac, the paper's start", {"start": "paper", "init": "normal"}),
@@ -28,9 +30,10 @@ CLIP = 5.0  # largest norm of the gradient, for the first steps of very deep net
 class Depth(Trainings):
     """How does accuracy change from 16 to 1000 layers, for plain, Dirac, residual and RepVGG networks?
 
-    All networks have the same width, data and recipe, and their gradients are clipped alike. The plain network also has
-    the deep start's shifts, and also the very filters that the Dirac one begins with, so that it has every advantage
-    but the parameterization. A Dirac network and its folded chain are one row."""
+    All networks have the same width, data and recipe, and their gradients are clipped alike. The plain network has five
+    starts: the paper's, the usual one, a shift of 1, the deep start's shifts, and these with the very filters that the
+    Dirac one begins with, so that it has every advantage but the parameterization. A Dirac network and its folded chain
+    are one row."""
 
     depths: tuple[int, ...] = (16, 28, 52, 100, 196, 400, 1000)
     """Numbers of layers, each 6n + 4."""
@@ -42,7 +45,7 @@ class Depth(Trainings):
     """The recipe of all rows; by default deep-cifar, and demo for the digits."""
 
     def study(self) -> Study:
-        """Each family at each depth; names are DATA-FAMILY-DEPTH-WIDTH, with "-deep" or "-identity" for the start."""
+        """Each family at each depth; names are DATA-FAMILY-DEPTH-WIDTH, with the start behind it, such as "-deep"."""
         from diracnets.models.names import parse
         from diracnets.models.start import deep_start
 

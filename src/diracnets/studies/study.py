@@ -120,11 +120,20 @@ def recipe_key(recipe: Recipe) -> str:
     >>> recipe_key(Recipe(seed=1)) == recipe_key(Recipe(seed=2)) != recipe_key(Recipe(lr=0.2))
     True
     """
-    told = _differences(replace(recipe, seed=0).table(), Recipe().table())
+    told = settings(replace(recipe, seed=0).table())
     return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
-def _differences(table: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+def settings(table: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe's table says that is not the default anyway: also of a recipe that was written down long ago.
+
+    >>> settings(Recipe(lr=0.2).table())
+    {'lr': 0.2}
+    """
+    return _differences(table, Recipe().table())
+
+
+def _differences(table: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     different: dict[str, Any] = {}
     for name, value in table.items():
         default = defaults.get(name)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from diracnets.studies.records import Asked, Record, Results
 from diracnets.studies.report import machine_name, markdown_table, mean_and_spread, told
-from diracnets.studies.study import Published
+from diracnets.studies.study import Published, settings
+from diracnets.training.recipe import Recipe
 
 
 def page(results: Results, picture: str | None) -> str:
@@ -31,6 +33,12 @@ def percents(results: Results, records: Sequence[Record], *, chain: bool = False
     """What the study measures, in percent, of each training that did not diverge."""
     accuracies = [record.chain_accuracy if chain else record.accuracy for record in records]
     return [100 * ((1 - value) if results.measure == "error" else value) for value in accuracies if value is not None]
+
+
+def mean_minutes(records: Sequence[Record]) -> float:
+    """Minutes of a training's steps, on average: of those that came to their end, where there are any."""
+    ended = [record for record in records if record.outcome == "trained"] or records
+    return statistics.fmean(record.seconds for record in ended) / 60
 
 
 def _notes(results: Results) -> list[str]:
@@ -64,7 +72,10 @@ def _table(results: Results) -> str:
     measure = f"{results.measure}, %"
     columns = [*places, f"published {measure}", measure, "against published", f"folded chain, {measure}"]
     columns += ["trained", "diverged", "epochs", "training images", "minutes", "images a second", "on"]
-    return markdown_table(columns, [_line(results, row, places) for row in results.rows])
+    columns.append("set otherwise")
+    return markdown_table(
+        columns, [[*_line(results, row, places), _set_otherwise(results, row)] for row in results.rows]
+    )
 
 
 def _line(results: Results, row: Asked, places: Sequence[str]) -> list[object]:
@@ -88,10 +99,26 @@ def _line(results: Results, row: Asked, places: Sequence[str]) -> list[object]:
         f"{len(diverged)} of {len(records)}" if diverged else "",
         f"{epochs} of {row.full_epochs}" if epochs < row.full_epochs else str(epochs),
         f"{images:,}" if images else "",
-        f"{statistics.fmean(record.seconds for record in records) / 60:.1f}" if records else "",
+        f"{mean_minutes(records):.1f}" if records else "",
         f"{statistics.median(rates):,.0f}" if rates else "",
         "; ".join(dict.fromkeys(_machine(record) for record in records)),
     ]
+
+
+def _set_otherwise(results: Results, row: Asked) -> str:
+    """How a row's recipe differs from others of the same row, such as by a recipe's name before that was changed."""
+    told = ("epochs", "images", "drops", "seed")  # in columns of their own, or as these have it
+    mine, *others = (
+        {name: value for name, value in settings(each.recipe).items() if name not in told}
+        for each in (row, *(other for other in results.rows if other.row == row.row and other.key != row.key))
+    )
+    names = sorted({name for other in others for name in {*mine, *other} if mine.get(name) != other.get(name)})
+    return ", ".join(f"{name} {_setting(row.recipe, name)}" for name in names)
+
+
+def _setting(recipe: Mapping[str, Any], name: str) -> str:
+    value = recipe.get(name, Recipe().table().get(name, "not given"))
+    return " ".join(f"{key}={each}" for key, each in value.items()) if isinstance(value, dict) else str(value)
 
 
 def published_value(published: Published, measure: str) -> float:

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from diracnets.studies.depth import FAMILIES
 from diracnets.studies.records import Asked, Results
 from diracnets.studies.report import mean_and_spread
-from diracnets.studies.table import percents
+from diracnets.studies.study import settings
+from diracnets.studies.table import mean_minutes, percents
 
 _ROUNDING = 1e-9  # of floating point, in points
 Place = Mapping[str, str | float | tuple[str, ...]]  # values of a row's place; a tuple allows any of its members
@@ -23,6 +25,9 @@ class Verdict:
     state: Literal["reached", "not reached", "not measured"]
     told: str = ""
     """The numbers."""
+
+
+_OF_A_ROW = frozenset({"model", "start", "init", "alpha", "beta", "bias", "seed"})  # in which rivals may differ
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,10 @@ class Target:
 
     def judge(self, results: Results | None) -> Verdict:
         """Compare with the row that comes nearest."""
-        found = _trained(results, self.place)
+        found = _tried(results, self.place)
         if results is None or not found:
             return Verdict("not measured")
-        within = [row for row in found if self.minutes is None or _minutes(results, row) <= self.minutes]
+        within = [row for row in found if self.minutes is None or mean_minutes(results.of_row(row)) <= self.minutes]
         row = _best(results, within or found)
         reached = bool(within) and _gain(results, _mean(results, row), self.limit) >= -_ROUNDING
         return Verdict("reached" if reached else "not reached", _told(results, row))
@@ -50,37 +55,57 @@ class Target:
 
 @dataclass(frozen=True)
 class Lead:
-    """A row is to be better than another of the same recipe and budget, by a margin."""
+    """A row is to be better than another of the same recipe and budget, by a margin.
+
+    One whose trainings all diverged is worse than any number."""
 
     goal: str
     study: str
     place: Place
     than: Place
-    """Of several rows that match, the best counts."""
+    """Of several rows that match, the best counts; those that a tuple names and that are missing are told."""
     margin: float = 0.0
     """Percent points; below zero, by how much it may be worse."""
 
     def judge(self, results: Results | None) -> Verdict:
         """Compare where both were trained alike, with the largest budget."""
         pairs = []
-        for row in _trained(results, self.place):
-            others = [other for other in _trained(results, self.than) if self._alike(row, other)]
+        for row in _tried(results, self.place):
+            others = [other for other in _tried(results, self.than) if self._alike(row, other)]
             if others and results is not None:
-                pairs.append((row, _best(results, others)))
+                pairs.append((row, others))
         if results is None or not pairs:
             return Verdict("not measured")
         largest = max(_budget(row) for row, _ in pairs)
         row = _best(results, [row for row, _ in pairs if _budget(row) == largest])
-        other = next(other for each, other in pairs if each is row)
+        others = next(others for each, others in pairs if each is row)
+        other = _best(results, others)
         reached = _gain(results, _mean(results, row), _mean(results, other)) >= self.margin - _ROUNDING
-        return Verdict(
-            "reached" if reached else "not reached", f"{_told(results, row)}, against {_told(results, other)}"
-        )
+        told = f"{_told(results, row)}, against {_told(results, other)}"
+        if absent := self._absent(others):
+            told += f"; not trained beside it: {', '.join(absent)}"
+        return Verdict("reached" if reached else "not reached", told)
 
     def _alike(self, row: Asked, other: Asked) -> bool:
-        named = {*self.place, *self.than}
-        rest = [{name: value for name, value in each.place.items() if name not in named} for each in (row, other)]
-        return rest[0] == rest[1] and _budget(row) == _budget(other)
+        """Whether all is the same but what the target names, and the start, of which each network has its own."""
+        named = {*self.place, *self.than, "start"}
+        places, recipes = (
+            [{name: value for name, value in table.items() if name not in left_out} for table in tables]
+            for tables, left_out in (
+                ((row.place, other.place), named),
+                ((settings(row.recipe), settings(other.recipe)), _OF_A_ROW),
+            )
+        )
+        return places[0] == places[1] and recipes[0] == recipes[1]
+
+    def _absent(self, others: Sequence[Asked]) -> list[str]:
+        tuples = {name: values for name, values in self.than.items() if isinstance(values, tuple)}
+        return [
+            value
+            for name, values in tuples.items()
+            for value in values
+            if all(other.place.get(name) != value for other in others)
+        ]
 
 
 @dataclass(frozen=True)
@@ -99,8 +124,9 @@ def _cifar(data: str, network: str, **more: str) -> Place:
     return {"data": data, "network": network, **more}
 
 
-_PLAIN = ("plain", "plain, deep start")
-_DIRAC = ("Dirac, the paper's start", "Dirac, deep start")
+_PLAIN, _DIRAC = (
+    tuple(title for name, (title, _) in FAMILIES.items() if name.startswith(kind)) for kind in ("plain", "diracnet")
+)
 TARGETS: Sequence[Target | Lead | Unmeasured] = (
     Target(
         "DiracNet-28-1 on CIFAR-10: at most 8.5% error (91.5% right) by fast-cifar, in at most 60 minutes",
@@ -167,11 +193,11 @@ TARGETS: Sequence[Target | Lead | Unmeasured] = (
 )
 
 
-def _trained(results: Results | None, place: Place) -> list[Asked]:
-    """The rows at a place of which a seed has been trained to its end."""
+def _tried(results: Results | None, place: Place) -> list[Asked]:
+    """The rows at a place of which a seed has been trained to its end, or has diverged."""
     if results is None:
         return []
-    return [row for row in results.rows if _matches(row, place) and percents(results, results.of_row(row))]
+    return [row for row in results.rows if _matches(row, place) and results.of_row(row)]
 
 
 def _matches(row: Asked, place: Place) -> bool:
@@ -184,11 +210,10 @@ def _budget(row: Asked) -> tuple[int, float]:
 
 
 def _mean(results: Results, row: Asked) -> float:
-    return statistics.fmean(percents(results, results.of_row(row)))
-
-
-def _minutes(results: Results, row: Asked) -> float:
-    return statistics.fmean(record.seconds for record in results.of_row(row)) / 60
+    values = percents(results, results.of_row(row))
+    if values:
+        return statistics.fmean(values)
+    return math.inf if results.measure == "error" else -math.inf
 
 
 def _gain(results: Results, value: float, over: float) -> float:
@@ -205,11 +230,13 @@ def _told(results: Results, row: Asked) -> str:
     records = results.of_row(row)
     values = percents(results, records)
     count, epochs, images = len(values), row.recipe["epochs"], row.recipe.get("images")
+    if not values:
+        return f"diverged ({row.row}: {len(records)} seed{'s' * (len(records) != 1)}, {epochs} epochs)"
     some = f", {images:,} training images" if images else ""
     seeds = f"{count} seed{'s' * (count != 1)}"
     if len(records) > count:
         seeds += f" and {len(records) - count} that diverged"
     return (
         f"{mean_and_spread(values)}% {results.measure} ({row.row}: {seeds}, {epochs} epochs{some}, "
-        f"{_minutes(results, row):.0f} minutes each)"
+        f"{mean_minutes(records):.0f} minutes each)"
     )
