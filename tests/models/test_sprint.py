@@ -11,7 +11,7 @@ from diracnets.errors import UsageError
 def test_the_maps_have_the_sizes_that_the_shape_is_chosen_for():
     net = create_model("diracnet-sprint-0.125")
     maps = [tuple(features.shape[1:]) for features in net.feature_maps(torch.randn(1, 3, 32, 32))]
-    assert maps == [(8, 30, 30), (32, 15, 15), (32, 7, 7), (32, 3, 3)]
+    assert maps == [(8, 31, 31), (32, 15, 15), (32, 7, 7), (32, 3, 3)]
 
 
 @pytest.mark.parametrize("family", ["diracnet", "plain"])
@@ -33,6 +33,16 @@ def test_a_name_without_width_means_width_1():
 
 
 def test_images_that_pooling_leaves_nothing_of_are_refused():
-    assert create_model("plain-sprint-0.125", image_size=10).eval()(torch.randn(1, 3, 10, 10)).shape == (1, 10)
-    with pytest.raises(UsageError, match="10x10"):
-        create_model("plain-sprint", image_size=9)
+    assert create_model("plain-sprint-0.125", image_size=9).eval()(torch.randn(1, 3, 9, 9)).shape == (1, 10)
+    with pytest.raises(UsageError, match="8x8"):
+        create_model("plain-sprint", image_size=8)
+
+
+@pytest.mark.parametrize(("channels", "width"), [(1, 1.0), (3, 1.0), (3, 0.25), (4, 2.0)])
+def test_the_stem_starts_as_smooth_patterns_and_their_negatives(channels, width):
+    weight = create_model(f"diracnet-sprint-{width}", in_channels=channels).stem.conv.weight.detach().flatten(1)
+    signed = min(len(weight), 2 * 4 * channels)
+    torch.testing.assert_close(weight[0:signed:2], -weight[1:signed:2])
+    torch.testing.assert_close(weight[0], torch.full_like(weight[0], weight[0, 0].item()))
+    gram = weight[0:signed:2] @ weight[0:signed:2].T
+    torch.testing.assert_close(gram, torch.eye(len(gram)), atol=1e-6, rtol=0)
