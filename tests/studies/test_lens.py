@@ -47,6 +47,23 @@ def test_a_model_file_has_identities_but_no_scales(run, tmp_path):
     assert (tmp_path / "lens.png").exists()
 
 
+def test_a_runs_own_folder_of_images_is_found(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    for part in ("train", "val"):
+        for kind in ("black", "white"):
+            folder = tmp_path / "images" / part / kind
+            folder.mkdir(parents=True)
+            for number in range(20):
+                image.new("RGB", (8, 8), (0, 5 * number, 99) if kind == "black" else "white").save(
+                    folder / f"{number}.png"
+                )
+    recipe = Recipe(model="diracnet-10-0.25", data="folder", image_size=16, epochs=1, precision="float32")
+    images = tmp_path / "images"
+    train(recipe, run=tmp_path / "run", data_dir=images, device="cpu", workers=0, quiet=True)
+    facts, _ = look(tmp_path / "run", tmp_path)
+    assert facts["data"] == "folder"
+
+
 @pytest.mark.parametrize("name", ["plain-10-0.25", "wrn-10-0.25", "repvgg-10-0.25"])
 def test_every_kind_of_network_can_be_looked_into(name, tmp_path):
     facts, _ = look(name, tmp_path, data="digits")

@@ -12,15 +12,11 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from diracnets.commands.files import network_file
 from diracnets.commands.output import note, stdout, table
-from diracnets.data.names import data_names
-from diracnets.errors import DataError, FileError, UsageError
+from diracnets.errors import UsageError
 from diracnets.files import written_whole
 
 if TYPE_CHECKING:
-    import torch
-
     from diracnets.data.images import ImageData
-    from diracnets.models.facts import ModelFacts
     from diracnets.training.metrics import Evaluation
 
 _CLASSES_SHOWN = 20
@@ -61,14 +57,13 @@ class Evaluate:
         from diracnets.models.load import load
         from diracnets.training.devices import choose_device
         from diracnets.training.metrics import evaluate
+        from diracnets.training.own_data import own_data
 
         device = choose_device(self.device)
         file = network_file(self.file)
         model = load(file, device)
         facts = facts_of(model)
-        data = self._images(facts, file, device)
-        if facts is not None:
-            _check(facts, data, file)
+        data = own_data(file, facts, data=self.data, data_dir=self.data_dir, device=device, workers=self.workers)
         evaluation = evaluate(model, data.val, batch_size=self.batch_size, views=self.views, worst=self.worst)
         summary = _summary(evaluation, data, file, self.views)
         if self.json:
@@ -78,27 +73,6 @@ class Evaluate:
         if self.out is not None:
             self._write(summary, evaluation, data, self.out)
 
-    def _images(self, facts: ModelFacts | None, file: Path, device: torch.device) -> ImageData:
-        from diracnets.data.load import load_data
-        from diracnets.training.environment import recorded_data_dir
-
-        trained_on = _trained_on(facts)
-        name, data_dir = self.data or trained_on, self.data_dir
-        if name is None or (self.data is None and name not in data_names()):
-            was = "does not say what it was trained on" if name is None else f"was trained on {name}"
-            raise UsageError(f"{file} {was}: give --data ({', '.join(data_names())}), and --data-dir for where it is")
-        if data_dir is None and name == trained_on and (where := recorded_data_dir(file.parent / "environment.json")):
-            data_dir = Path(where)
-        if data_dir is None and name == "folder":
-            raise UsageError("which folder of images to evaluate on is not known: give --data-dir")
-        size = facts.input_size[-1] if facts and name == "folder" else None
-        try:
-            return load_data(name, data_dir=data_dir, image_size=size, device=device, workers=self.workers)
-        except (DataError, FileError) as error:
-            if self.data_dir is not None or name == "digits":
-                raise
-            raise type(error)(f"{error}; give --data-dir if the images are elsewhere") from error
-
     def _write(self, summary: dict[str, Any], evaluation: Evaluation, data: ImageData, out: Path) -> None:
         from diracnets.training.plots import draw_confusion
 
@@ -106,27 +80,6 @@ class Evaluate:
             part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         draw_confusion(evaluation.confusion, data.classes, out / "confusion.png")
         note(f"wrote {out / 'evaluation.json'} and {out / 'confusion.png'}")
-
-
-def _trained_on(facts: ModelFacts | None) -> str | None:
-    trained_on = facts.provenance.get("data") if facts else None
-    name = trained_on.get("name") if isinstance(trained_on, dict) else None
-    return name if isinstance(name, str) else None
-
-
-def _check(facts: ModelFacts, data: ImageData, file: Path) -> None:
-    """Refuse images that the network was not made for: its numbers would mean nothing."""
-    if facts.classes and facts.classes != data.classes:
-        pairs = zip(facts.classes, data.classes, strict=False)
-        first = next((f"{mine!r} where {data.name} has {theirs!r}" for mine, theirs in pairs if mine != theirs), "")
-        counts = f"{len(facts.classes)} classes where {data.name} has {len(data.classes)}"
-        raise UsageError(f"{file} has other classes than {data.name}: {first or counts}; choose its own data")
-    if facts.input_size != data.input_size:
-        sizes = ["x".join(map(str, size)) for size in (facts.input_size, data.input_size)]
-        raise UsageError(f"{file} takes images of {sizes[0]}, those of {data.name} are {sizes[1]}; choose its own data")
-    far = any(abs(a - b) > 1e-4 for a, b in zip(facts.mean + facts.std, data.mean + data.std, strict=True))
-    if far:
-        raise UsageError(f"{file} was trained with another normalization than {data.name} has; choose its own data")
 
 
 def _summary(evaluation: Evaluation, data: ImageData, file: Path, views: str) -> dict[str, Any]:

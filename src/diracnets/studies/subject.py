@@ -17,6 +17,7 @@ from diracnets.models.pretrained import list_weights
 from diracnets.models.registry import create_model
 from diracnets.training.devices import choose_device
 from diracnets.training.folder import RunFolder
+from diracnets.training.own_data import own_data
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def find_subject(what: str, data: str | None, data_dir: Path | None, device: str
         what: the folder of a run (its last checkpoint is taken), a file that `load` reads, the name of trained weights,
             or of a network, which is then fresh.
         data: by default what the network was trained on, and CIFAR-10 for a fresh one.
-        data_dir: where the images are.
+        data_dir: where the images are; by default where they were for the run that is meant.
         device: "auto", "cpu", "cuda", ...
 
     Raises:
@@ -73,13 +74,7 @@ def find_subject(what: str, data: str | None, data_dir: Path | None, device: str
     run = RunFolder(path) if path.is_dir() else None
     if run is not None and not run.last.exists():
         raise UsageError(f"{path} holds no run: there is no {run.last.name} in it")
-    net = load(what if run is None else run.last, place).eval()
-    facts = facts_of(net)
-    name = data or (facts.provenance.get("data", {}).get("name") if facts else None)
-    if name is None:
-        raise UsageError(f"{what} does not say what it was trained on; give --data")
-    side = facts.input_size[-1] if facts and name == "folder" else None
-    images = load_data(name, data_dir=data_dir, image_size=side, device=place)
-    if facts is not None and (facts.input_size != images.input_size or facts.classes not in ((), images.classes)):
-        raise UsageError(f"{what} is for other images than those of {name}: give the data that it was trained on")
+    file = path if run is None else run.last
+    net = load(what if run is None else file, place).eval()
+    images = own_data(file, facts_of(net), data=data, data_dir=data_dir, device=place)
     return Subject(path.name if path.exists() else what, net, images, run)
