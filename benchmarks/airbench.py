@@ -4,15 +4,14 @@
     python benchmarks/airbench.py --airbench cifar10-airbench --data-dir data --out results/airbench.json
 
 That program is taken as it is, from its own file, and made for a GPU; on the way into Python its half precision becomes
-float32 or bfloat16 autocast, and its device the one at hand. Nothing else is changed: network, optimizer, schedule,
-augmentation and test-time augmentation are its own. Both train one after the other in each round, and the times are
+float32 or bfloat16 autocast, its device the one at hand, and nothing is compiled, as ours is not. Nothing else is
+changed: network, optimizer, schedule, augmentation and test-time augmentation are its own. Both train one after the other in each round, and the times are
 those of the training steps, without evaluation. Accuracies are of all test images, plain and averaged over views.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -27,6 +26,7 @@ import torch
 
 from diracnets import Recipe, evaluate, load_data, train
 from diracnets.data.images import ImageData
+from diracnets.studies.report import write_json
 from diracnets.training.environment import circumstances
 
 PROGRAM = "airbench94_muon.py"
@@ -43,6 +43,8 @@ class Event:
         self.time = 0.0
 
     def record(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # a clock has to wait for what was asked for before
         self.time = time.perf_counter()
 
     def elapsed_time(self, end: Event) -> float:
@@ -158,8 +160,8 @@ def main() -> None:
             measured.append({"seed": seed, **theirs(module, images, options.precision, seed)})
             print(_told(measured[-1]), flush=True)
         if options.out:  # after each round: a measurement that is stopped is not lost
-            result = {**circumstances(options.device), "precision": options.precision, "measured": measured}
-            options.out.write_text(json.dumps(result, indent=1) + "\n")
+            facts = {"circumstances": circumstances(options.device), "precision": options.precision}
+            write_json(options.out, {**facts, "measured": measured})
 
 
 def _told(row: dict[str, Any]) -> str:
