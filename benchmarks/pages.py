@@ -112,9 +112,10 @@ def runs() -> str:
     return table({key: lambda row, key=key: row[key] for key in parts[0]}, parts) if parts else ""
 
 
-SEARCHED = """By a script that is not kept, of this package's layers, images and augmentation; the rate falls to zero in each run.
-Muon turns the filters. One seed and little time each: differences under a point say little. The last networks have the
-shape and, where it says so, the rates of cifar10-airbench, with ReLUs."""
+SEARCHED = """By a script that is not kept, of this package's layers, images and augmentation; the rate falls to zero in
+each run. Muon turns the filters. One seed and little time each: differences under a point say little. The last networks
+have the shape and, where it says so, the rates of cifar10-airbench, with ReLUs."""
+
 TRIED = """`dirac` computes the weights of all layers in one function with a backward of its own: a few operations a
 layer on filters that stay in the cache, and one for all layers on what there is one of for each filter. Of the
 benchmark's other variants, `layer by layer` calls that function once a layer, as any model does that `diracify` made,
