@@ -97,7 +97,15 @@ def test_networks_of_blocks_have_a_diracnets_shape(block):
     assert not isinstance(net, DiracNet)
 
 
-@pytest.mark.parametrize(("size", "words"), [("18", "has no width"), ("17-1", "the depth must be")])
+@pytest.mark.parametrize("block", [DiverseBlock, PairedBlock, dirac_block])
+def test_networks_for_imagenets_images(block):
+    with torch.device("meta"):
+        net = network_of(block, "18")
+        assert [len(group) for group in net.groups] == [4, 4, 4, 4]
+        assert net.eval()(torch.empty(2, 3, 224, 224)).shape == (2, 1000)
+
+
+@pytest.mark.parametrize(("size", "words"), [("28", "without a width"), ("17-1", "the depth must be")])
 def test_sizes_that_there_are_not(size, words):
     with pytest.raises(UsageError, match=words):
         network_of(PairedBlock, size)

@@ -2,15 +2,17 @@ import json
 
 import pytest
 
-from diracnets.errors import UsageError
-from diracnets.studies.cost import CHAIN, OTHERS, Cost
+from diracnets.errors import FileError, UsageError
+from diracnets.studies.cost import OTHERS, Cost
+from diracnets.studies.cost_page import CHAIN, known_measurements
 
 
 def test_all_variants_are_measured_side_by_side(tmp_path):
     said = []
     Cost(networks=("10-0.25:4",), rounds=2, device="cpu", out=tmp_path).run(said.append)
     facts = json.loads((tmp_path / "cost.json").read_text())
-    rows = {row["variant"]: row for row in facts["rows"]}
+    (measurement,) = facts["measured"]
+    rows = {row["variant"]: row for row in measurement["rows"]}
     assert list(rows) == ["plain", *OTHERS, CHAIN]
     assert rows["plain"]["step_ratio"] == rows[CHAIN]["inference_ratio"] == 1
     assert rows["plain"]["saved_beyond_plain_in_weights"] == 0
@@ -29,10 +31,27 @@ def test_some_variants_in_another_precision(tmp_path):
         networks=("10-0.25:2", "16-0.25:2"), variants=("dirac",), precisions=("bfloat16",), rounds=2, device="cpu",
         out=tmp_path,
     ).run(lambda _: None)  # fmt: skip
-    rows = json.loads((tmp_path / "cost.json").read_text())["rows"]
-    assert [row["variant"] for row in rows] == ["plain", "dirac", CHAIN] * 2
-    assert {row["precision"] for row in rows} == {"bfloat16"}
+    measured = json.loads((tmp_path / "cost.json").read_text())["measured"]
+    assert [row["network"] for each in measured for row in each["rows"]] == ["10-0.25"] * 3 + ["16-0.25"] * 3
+    for each in measured:
+        assert [row["variant"] for row in each["rows"]] == ["plain", "dirac", CHAIN]
+        assert {row["precision"] for row in each["rows"]} == {"bfloat16"}
     assert "RepVGG" not in (tmp_path / "cost.md").read_text()
+
+
+def test_what_was_measured_before_stays_and_the_same_again_replaces_it(tmp_path):
+    for batch, rounds in ((2, 2), (3, 2), (2, 3)):
+        Cost(networks=(f"10-0.25:{batch}",), variants=("dirac",), rounds=rounds, device="cpu", out=tmp_path).run(
+            lambda _: None
+        )
+    measured = json.loads((tmp_path / "cost.json").read_text())["measured"]
+    assert [(each["rows"][0]["batch"], each["rounds"]) for each in measured] == [(3, 2), (2, 3)]
+    text = (tmp_path / "cost.md").read_text()
+    assert "2 rounds, eager; " in text
+    assert "3 rounds, eager; " in text
+    (tmp_path / "cost.json").write_text('{"measured": [{}]}')
+    with pytest.raises(FileError, match=r"cost.json does not hold measurements"):
+        known_measurements(tmp_path / "cost.json")
 
 
 @pytest.mark.parametrize(
@@ -40,7 +59,8 @@ def test_some_variants_in_another_precision(tmp_path):
     [
         ({"networks": ("28-1",)}, "does not say size and batch"),
         ({"networks": ("28-1:1",)}, "a batch of at least 2"),
-        ({"networks": ("18:64",)}, "18 has no width"),
+        ({"networks": ("sprint:64",)}, "have no sprint"),
+        ({"networks": ()}, "nothing is asked for"),
         ({"networks": ("27-1:64",)}, "the depth must be"),
         ({"rounds": 1}, "rounds is 1"),
     ],

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diracnets.errors import UsageError
-from diracnets.models.diracnet import CIFAR_WIDTHS, Block, cifar_stem
-from diracnets.models.names import parse
+from diracnets.models.diracnet import Block
 from diracnets.models.network import Network, Spec
+from diracnets.models.registry import create_model
 from diracnets.models.start import paper_start
 from diracnets.nn.dirac import EPS, DiracConv2d
 
@@ -120,29 +120,28 @@ class PairedBlock(nn.Module):
 
 
 def network_of(block: Callable[[int, int], nn.Module], size: str) -> Network:
-    """A network of other blocks in the shape of DiracNet-N-k.
+    """A network of other blocks in the shape of a DiracNet.
 
     Args:
         block: makes one from its input and output channels.
-        size: "N-k", such as "28-1".
+        size: "N-k", such as "28-1", or "18" or "34" for images of ImageNet's size.
 
     Raises:
-        UsageError: no DiracNet for CIFAR-size images has this size.
+        UsageError: no DiracNet has this size.
 
     >>> network_of(PairedBlock, "16-0.25")(torch.randn(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
-    name = parse(f"plain-{size}")
-    if name.factor is None:
-        raise UsageError(f"{size} has no width; write {size}-1")
-    widths = [max(1, round(width * name.factor)) for width in CIFAR_WIDTHS]
+    shape = create_model(f"plain-{size}")
     groups = [
-        [block(width if index else before, width) for index in range((name.depth - 4) // 3)]
-        for before, width in zip([widths[0], *widths], widths, strict=False)
+        [block(each.conv.in_channels, each.conv.out_channels) for each in group if isinstance(each, Block)]
+        for group in shape.groups
+        if isinstance(group, nn.Sequential)
     ]
-    spec = Spec(10, (3, 32, 32), {"name": f"{block.__name__}-{size}"})
-    stem = cifar_stem(3, widths[0], paper_start(dirac=False))
-    return Network(stem, groups, nn.MaxPool2d(2), nn.ReLU(inplace=False), widths[-1], spec, min_image_size=8)
+    spec = Spec(shape.num_classes, shape.input_size, {**shape.config, "name": f"{block.__name__}-{size}"})
+    return Network(
+        shape.stem, groups, shape.between, shape.final, shape.num_features, spec, min_image_size=shape.min_image_size
+    )
 
 
 def dirac_block(channels_in: int, channels_out: int) -> Block:

@@ -22,6 +22,7 @@ class Work:
         net: moved to the device and to channels_last.
         batch: images at a time, random ones.
         image_size: their height and width.
+        classes: of their labels.
         precision: bfloat16 runs under autocast.
         device: where it computes.
         compile: run what torch.compile makes of it.
@@ -33,6 +34,7 @@ class Work:
         batch: int,
         *,
         image_size: int = 32,
+        classes: int = 10,
         precision: Precision = "float32",
         device: torch.device | str = "cpu",
         compile: bool = False,
@@ -42,7 +44,7 @@ class Work:
         self.run: Callable[[Tensor], Tensor] = torch.compile(self.net) if compile else self.net
         images = torch.randn(batch, 3, image_size, image_size, device=self.device)
         self.images = images.to(memory_format=torch.channels_last)
-        self.labels = torch.randint(10, (batch,), device=self.device)
+        self.labels = torch.randint(classes, (batch,), device=self.device)
         fused = self.device.type in ("cpu", "cuda")
         groups = parameter_groups(self.net, 5e-4)
         trainable = any(parameter.requires_grad for parameter in self.net.parameters())

@@ -1,0 +1,139 @@
+"""What the study `cost` measured: kept from call to call, told as a page, and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diracnets.errors import FileError
+from diracnets.studies.report import machine_name, markdown_table, read_json, told
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "What training and inference cost"
+QUESTION = "What does a step of training cost, against the same plain network's, and what does inference?"
+VARIANTS: dict[str, str] = {  # in the order of the table
+    "plain": "ordinary convolutions",
+    "dirac": "Dirac convolutions, the weights of all layers computed together",
+    "layer by layer": "Dirac convolutions, each computes its own, as in a model that `diracify` changed",
+    "composed": "the formula as it is written, with a dense identity, differentiated by autograd",
+    "repvgg": "RepVGG: 3x3, 1x1 and identity, each with a batch norm",
+    "dbb": "diverse branch blocks: four branches with six convolutions",
+    "paired": "VanillaNet's pairs: a second, 1x1 convolution behind each, with an activation that fades",
+    "residual": "the wide ResNet of the same depth and width, which stays as it is at inference",
+}
+CHAIN = "folded chain"
+
+
+def known_measurements(path: Path) -> list[dict[str, Any]]:
+    """What cost.json holds, nothing where there is none: networks side by side, with how they were measured.
+
+    Raises:
+        FileError: the file is damaged.
+    """
+    content = read_json(path) or {"measured": []}
+    try:
+        return [dict(measurement) for measurement in content["measured"] if _place(measurement)]
+    except (KeyError, IndexError, TypeError) as error:
+        raise FileError(f"{path} does not hold measurements of the study cost; mend or delete it") from error
+
+
+def with_new(known: Sequence[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
+    """All measurements, the new one instead of one of the same networks in the same circumstances."""
+    return [*(each for each in known if _place(each) != _place(new)), new]
+
+
+def page(facts: Mapping[str, Any], *, picture: bool) -> str:
+    """The study in Markdown."""
+    used = {row["variant"] for measurement in facts["measured"] for row in measurement["rows"]}
+    parts = [f"# {TITLE}", QUESTION]
+    parts.append("\n".join(f"- *{name}*: {text}" for name, text in VARIANTS.items() if name in used))
+    if picture:
+        parts.append("![Time of a step and of inference](cost.png)")
+    parts.append(
+        "Medians of interleaved rounds, channels_last, random images; in brackets the quartiles of the rounds' ratios. "
+        "*Kept for backward* is what the forward pass of a training step that is not compiled holds beside the "
+        "parameters; *beyond plain*, how much more than the plain network's that is, in sizes of all its filters. "
+        f"Inference is against the {CHAIN}; no other network is folded for it."
+    )
+    for measurement in facts["measured"]:
+        parts.append(table(measurement["rows"]))
+        parts.append(f"{measurement['rounds']} rounds, {_how(measurement)}; {told(measurement['circumstances'])}")
+    return "\n\n".join(parts)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line a variant, in Markdown."""
+    columns = [
+        "network",
+        "batch",
+        "precision",
+        "variant",
+        "parameters",
+        "step, ms",
+        "against plain",
+        "kept for backward, MB",
+        "beyond plain",
+        "inference, ms",
+        "against the chain",
+    ]
+    return markdown_table(columns, map(_line, rows))
+
+
+def draw(figure: Figure, measured: Sequence[Mapping[str, Any]]) -> None:
+    """Ratios as bars: of a step to the plain network's, and of inference to the chain's."""
+    used = {row["variant"] for measurement in measured for row in measurement["rows"]}
+    names = [name for name in (*VARIANTS, CHAIN) if name in used]
+    height = 0.8 / len(measured)
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, kind, against in zip(panels, ("step", "inference"), ("plain", CHAIN), strict=True):
+        for number, measurement in enumerate(measured):
+            rows = measurement["rows"]
+            ratios = {row["variant"]: row[f"{kind}_ratio"] for row in rows if f"{kind}_ratio" in row}
+            at = [names.index(name) + number * height for name in ratios]
+            place = f"{rows[0]['network']}, batch {rows[0]['batch']}, {rows[0]['precision']}"
+            label = f"{place}, {_how(measurement)}, {machine_name(measurement['circumstances'])}"
+            axes.barh(at, list(ratios.values()), height, label=label)
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.set_xlabel(f"{kind}, times that of {against}")
+        axes.grid(alpha=0.3, axis="x")
+    panels[0].set_yticks([index + 0.4 - height / 2 for index in range(len(names))], names)
+    panels[0].invert_yaxis()
+    panels[1].legend(fontsize=7)
+
+
+def _place(measurement: Mapping[str, Any]) -> tuple[object, ...]:
+    row = measurement["rows"][0]
+    return (
+        machine_name(measurement["circumstances"]),
+        measurement["compiled"],
+        *(row[name] for name in ("network", "batch", "precision")),
+    )
+
+
+def _how(measurement: Mapping[str, Any]) -> str:
+    return "compiled by torch.compile" if measurement["compiled"] else "eager"
+
+
+def _line(row: Mapping[str, Any]) -> list[str]:
+    step = "step_ms" in row
+    return [
+        row["network"],
+        str(row["batch"]),
+        row["precision"],
+        row["variant"],
+        f"{row['parameters']:,}",
+        f"{row['step_ms']:.1f}" if step else "",
+        _ratio(row, "step") if step else "",
+        f"{row['saved_mb']:,.1f}" if step else "",
+        f"{row['saved_beyond_plain_in_weights']:.2f}" if step else "",
+        f"{row['inference_ms']:.1f}",
+        _ratio(row, "inference"),
+    ]
+
+
+def _ratio(row: Mapping[str, Any], kind: str) -> str:
+    low, high = row[f"{kind}_ratio_quartiles"]
+    return f"{row[f'{kind}_ratio']:.3f} ({low:.3f} to {high:.3f})"
