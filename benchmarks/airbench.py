@@ -5,8 +5,9 @@
 
 That program is taken as it is, from its own file, and made for a GPU; on the way into Python its half precision becomes
 float32 or bfloat16 autocast, its device the one at hand, and nothing is compiled, as ours is not. Nothing else is
-changed: network, optimizer, schedule, augmentation and test-time augmentation are its own. Both train one after the other in each round, and the times are
-those of the training steps, without evaluation. Accuracies are of all test images, plain and averaged over views.
+changed: network, optimizer, schedule, augmentation and test-time augmentation are its own. Both train one after the
+other in each round, and the times are those of the training steps, without evaluation. Accuracies are of all test
+images, plain and averaged over views.
 """
 
 from __future__ import annotations
