@@ -92,6 +92,22 @@ def recipe_search(result: Row) -> str:
     )
 
 
+def race(result: Row) -> str:
+    return table(
+        {
+            "network": lambda row: row["network"],
+            "seed": lambda row: row["seed"],
+            "parameters": lambda row: f"{row['parameters']:,}",
+            "epochs": lambda row: row["epochs"],
+            "minutes": lambda row: f"{row['seconds'] / 60:.1f}",
+            "accuracy": lambda row: f"{row['accuracy']:.2%}",
+            "averaged over views": lambda row: f"{row['accuracy_views']:.2%}",
+            "precision": lambda row: result["precision"],
+        },
+        result["measured"],
+    )
+
+
 def runs() -> str:
     parts = []
     for folder in sorted(path.parent for path in RESULTS.glob("*/metrics.jsonl")):
@@ -116,10 +132,12 @@ SEARCHED = """By a script that is not kept, of this package's layers, images and
 each run. Muon turns the filters. One seed and little time each: differences under a point say little. The last networks
 have the shape and, where it says so, the rates of cifar10-airbench, with ReLUs."""
 
-TRIED = """`dirac` computes the weights of all layers in one function with a backward of its own: a few operations a
-layer on filters that stay in the cache, and one for all layers on what there is one of for each filter. Of the
-benchmark's other variants, `layer by layer` calls that function once a layer, as any model does that `diracify` made,
-and `composed` leaves the backward to autograd.
+TRIED = """Both tables were measured by an earlier program, whose place `diracnets study cost` has taken; the command is
+the one of then. It did the same: both networks on random images, steps of SGD with momentum, interleaved in
+rounds whose order turns, medians, and the quartiles of the rounds' ratios.
+
+`dirac` computes the weights of all layers in one function with a backward of its own: a few operations a
+layer on filters that stay in the cache, and one for all layers on what there is one of for each filter.
 
 Also tried, and dropped: stacking layers of one shape into one tensor, which saves operations but loses more to copies
 that leave the cache; torch's fused weight norm, a little faster a layer, which makes NaN of a filter of zeros and
@@ -127,6 +145,7 @@ cannot take several layers at once. The optimizer's two more tensors a layer cos
 have here."""
 
 SECTIONS = {
+    "airbench.json": ("The fastest chain beside cifar10-airbench's, one after the other on one machine", race),
     "step_time.json": ("What the parameterization costs: one training step against the plain network's", step_time),
     "step_time_again.json": (
         "The same measured again, with more rounds: the machine's noise is larger than the cost",
@@ -146,8 +165,9 @@ TEXT = """# Results
 Made by `python benchmarks/pages.py` from the files in `results/`, which the program wrote. The machines are noisy, so
 ratios were measured side by side in one run."""
 TRAININGS = """Each folder holds the run's recipe, environment, metrics and curve. One seed each; accuracy is that of
-the last epoch, on all held-out images. Minutes are those of the training steps, whatever else the machine did
-meanwhile; the fastest epoch tells what it does undisturbed."""
+the last epoch, on all held-out images. Minutes are those of the training steps, whatever else the machine did meanwhile;
+the fastest epoch tells what it does undisturbed. A recipe may have changed since: the folder's recipe.toml is what was
+trained."""
 
 
 def page() -> str:
@@ -156,7 +176,7 @@ def page() -> str:
         if (RESULTS / name).exists():
             result = json.loads((RESULTS / name).read_text())
             parts += [f"## {title}", told(result["circumstances"]), render(result)]
-            parts += [TRIED] * (name == "step_time.json") + [SEARCHED] * (name == "recipe_search.json")
+            parts += [TRIED] * (name == "step_time_again.json") + [SEARCHED] * (name == "recipe_search.json")
     return "\n\n".join([*parts, "## Single trainings", TRAININGS, runs()])
 
 

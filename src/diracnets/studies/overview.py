@@ -8,6 +8,7 @@ from pathlib import Path
 from diracnets.studies.cifar import Cifar
 from diracnets.studies.records import Asked, Results
 from diracnets.studies.report import markdown_table, read_json
+from diracnets.studies.side_by_side import SideBySide
 from diracnets.studies.study import Budget
 from diracnets.studies.table import page
 from diracnets.studies.targets import TARGETS
@@ -22,8 +23,11 @@ def reached(folder: Path) -> str:
     Raises:
         FileError: a file is damaged.
     """
-    known = {target.study: _results(folder / f"{target.study}.json") for target in TARGETS if target.study}
-    verdicts = [(target.goal, target.judge(known.get(target.study))) for target in TARGETS]
+    verdicts = []
+    for target in TARGETS:
+        path = folder / f"{target.study}.json"
+        verdict = target.judge(read_json(path)) if isinstance(target, SideBySide) else target.judge(_results(path))
+        verdicts.append((target.goal, verdict))
     return markdown_table(
         ["goal", "state", "the best there is"],
         [[goal, verdict.state, verdict.told or "-"] for goal, verdict in verdicts],
