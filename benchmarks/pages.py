@@ -166,7 +166,8 @@ Made by `python benchmarks/pages.py` from the files in `results/`, which the pro
 ratios were measured side by side in one run."""
 TRAININGS = """Each folder holds the run's recipe, environment, metrics and curve. One seed each; accuracy is that of
 the last epoch, on all held-out images. Minutes are those of the training steps, whatever else the machine did
-meanwhile; the fastest epoch tells what it does undisturbed. A recipe may have changed since: the folder's recipe.toml is what was
+meanwhile; the fastest epoch tells what it does undisturbed. A recipe may have changed since: the folder's
+recipe.toml is what was
 trained."""
 
 
