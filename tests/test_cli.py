@@ -261,14 +261,19 @@ def test_an_interrupted_run_says_how_to_resume_and_resumes(tmp_path):
         assert words[:4] == ["train", "--resume", "--run", "slow"]
 
 
-def test_resuming_finds_the_data_where_it_was(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def train_on_pictures(run, *flags):
+    """Train for an epoch on a few pictures in the folder images/."""
     for label in "ab":
         Path("images", label).mkdir(parents=True)
         for number in range(6):
             Image.effect_noise((40, 40), 10 * number + 5).save(Path("images", label, f"{number}.png"))
     words = ["train", "--data", "folder", "--model", "diracnet-10-0.25", "--image-size", "16", "--epochs", "1"]
-    assert main([*words, "--data-dir", "images", "--workers", "0", "--run", "first", "--device", "cpu"]) == 0
+    assert main([*words, "--data-dir", "images", "--workers", "0", "--run", run, "--device", "cpu", *flags]) == 0
+
+
+def test_resuming_finds_the_data_where_it_was(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train_on_pictures("first")
     Path("first/model.safetensors").unlink()
     assert main(["train", "--run", "first", "--resume", "--workers", "0", "--device", "cpu"]) == 0
     assert Path("first/model.safetensors").exists()
@@ -343,12 +348,7 @@ def test_a_trained_network_is_folded_again_over_its_file(tmp_path, monkeypatch):
 
 def test_eval_finds_the_data_where_the_run_had_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for label in "ab":
-        Path("images", label).mkdir(parents=True)
-        for number in range(6):
-            Image.effect_noise((40, 40), 10 * number + 5).save(Path("images", label, f"{number}.png"))
-    words = ["train", "--data", "folder", "--model", "diracnet-10-0.25", "--image-size", "16", "--epochs", "1"]
-    assert main([*words, "--data-dir", "images", "--workers", "0", "--run", "run", "--device", "cpu", "--quiet"]) == 0
+    train_on_pictures("run", "--quiet")
     for file in ("run", "run/model.safetensors"):
         assert main(["eval", file, "--workers", "0", "--device", "cpu"]) == 0
         printed = capsys.readouterr().out

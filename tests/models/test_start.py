@@ -1,6 +1,8 @@
 """Starts: what is drawn and set, what overrides what, and that a signal survives a deep start."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 
 from diracnets import create_model
 from diracnets.errors import UsageError
+from diracnets.models.names import parse
 from diracnets.models.start import MOST_BETA, MOST_BIAS, deep_start, paper_start, relu_loss, resolve_start
 from diracnets.nn.dirac import DiracConv2d
 
@@ -150,3 +153,13 @@ def test_a_plain_network_can_start_as_the_dirac_network_computes(warm):
     assert not any(isinstance(module, DiracConv2d) for module in plain.modules())
     images = torch.randn(4, 3, 32, 32)
     torch.testing.assert_close(plain(images), dirac(images), atol=1e-5, rtol=1e-5)
+
+
+def test_the_page_on_depth_has_the_numbers_of_the_formulas():
+    page = (Path(__file__).parents[2] / "docs" / "depth.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 4
+    for layers, blocks, bias, beta in rows:
+        assert int(blocks) == parse(f"diracnet-{layers}-1").blocks
+        start = deep_start(int(blocks))
+        assert (bias, beta) == (f"{start.bias:.2f}", f"{start.beta:.2f}")

@@ -15,7 +15,6 @@ from diracnets.models.names import Family, Name
 from diracnets.models.network import Network, Spec
 from diracnets.models.repvgg import cifar_repvgg
 from diracnets.models.resnet import cifar_resnet, imagenet_resnet, wide_resnet
-from diracnets.models.sprint import STEM_WIDTH as SPRINT_STEM
 from diracnets.models.sprint import WIDTHS as SPRINT_WIDTHS
 from diracnets.models.sprint import sprint
 from diracnets.models.start import Start, StartName, resolve_start
@@ -26,7 +25,7 @@ from diracnets.nn.dirac import Init
 Builder = Callable[[int, Sequence[int], Start, Spec], Network]  # from depth and the channels of each group
 _CIFAR: dict[Family, tuple[Sequence[int], Builder]] = {
     "plain": (CIFAR_WIDTHS, cifar_diracnet),
-    "sprint": ((SPRINT_STEM, *SPRINT_WIDTHS), sprint),
+    "sprint": (SPRINT_WIDTHS, sprint),
     "repvgg": (CIFAR_WIDTHS, cifar_repvgg),
     "wrn": (CIFAR_WIDTHS, wide_resnet),
     "resnet": (CIFAR_WIDTHS, cifar_resnet),

@@ -13,8 +13,7 @@ from diracnets.models.diracnet import DiracNet
 from diracnets.models.network import Spec, stem_conv
 from diracnets.models.start import Start
 
-STEM_WIDTH = 24
-WIDTHS = (64, 64, 256, 256, 256, 256)  # channels of each block at width 1
+WIDTHS = (24, 64, 64, 256, 256, 256, 256)  # channels of the stem and of each block at width 1
 DEPTHS = (1, 2, 2, 1)  # blocks of each group
 
 
@@ -42,7 +41,7 @@ def sprint(depth: int, widths: Sequence[int], start: Start, spec: Spec) -> Sprin
         conv.weight[: len(signed)] = signed  # a wider stem keeps what was drawn for the others
     stem = nn.Sequential(OrderedDict(conv=conv, bn=start.norm(stem_width)))
     taken = iter(blocks)
-    groups = [[next(taken) for _ in range(depth)] for depth in DEPTHS]
+    groups = [[next(taken) for _ in range(count)] for count in DEPTHS]
     return Sprint(stem, stem_width, groups, start, spec, min_image_size=9)
 
 

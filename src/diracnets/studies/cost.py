@@ -12,8 +12,7 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 from diracnets.errors import UsageError
 from diracnets.studies.cost_page import CHAIN, QUESTION, TITLE, draw, known_measurements, page, table, with_new
-from diracnets.studies.picture import save_picture
-from diracnets.studies.report import write_json, write_text
+from diracnets.studies.report import write_json, write_study
 
 if TYPE_CHECKING:
     import torch
@@ -74,11 +73,8 @@ class Cost:
                 facts["measured"] = with_new(known_measurements(self.out / "cost.json"), new)
                 write_json(self.out / "cost.json", facts)  # at once: a call that is stopped keeps what it measured
         measured = facts["measured"]
-        drawn = save_picture(
-            self.out / "cost.png", lambda figure: draw(figure, measured), 10, 2 + 3 * len(measured), say
-        )
-        write_text(self.out / "cost.md", page(facts, picture=drawn))
-        say(f"wrote cost.json, cost.md{' and cost.png' if drawn else ''} to {self.out}")
+        inches = (10, 2 + 3 * len(measured))
+        write_study(self.out, facts, page, lambda figure: draw(figure, measured), inches, say)
 
     def _measure(
         self, size: str, batch: int, precision: Literal["float32", "bfloat16"], device: torch.device

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from diracnets.studies.picture import save_picture
-from diracnets.studies.report import markdown_table, told, write_json, write_text
+from diracnets.studies.report import markdown_table, told, write_study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -94,11 +93,8 @@ class Lens:
             "signal": layers,
             "history": followed(history),
         }
-        write_json(self.out / "lens.json", facts)
-        drawn = save_picture(self.out / "lens.png", lambda figure: draw(figure, facts), 12, 7, say)
-        write_text(self.out / "lens.md", page(facts, picture=drawn))
         say(page(facts, picture=False))
-        say(f"wrote lens.json, lens.md{' and lens.png' if drawn else ''} to {self.out}")
+        write_study(self.out, facts, page, lambda figure: draw(figure, facts), (12, 7), say)
 
 
 def followed(history: Mapping[int, Sequence[LayerScales]]) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from diracnets.errors import UsageError
-from diracnets.studies.picture import save_picture
-from diracnets.studies.report import markdown_table, told, write_json, write_text
+from diracnets.studies.report import markdown_table, told, write_study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,10 +91,8 @@ class Prune:
         if self.write is not None:
             _write(best, subject.net, rows[: kept + 1], self.write)
             say(f"wrote {self.write}: {rows[kept]['layers']} convolutions, {rows[kept]['accuracy']:.2%}")
-        write_json(self.out / "prune.json", facts)
-        drawn = save_picture(self.out / "prune.png", lambda figure: draw(figure, rows), 7, 4, say)
-        write_text(self.out / "prune.md", page(facts, picture=drawn))
         say(_table(rows))
+        write_study(self.out, facts, page, lambda figure: draw(figure, rows), (7, 4), say)
 
 
 def page(facts: Mapping[str, Any], *, picture: bool) -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import shlex
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diracnets.errors import FileError
 from diracnets.files import written_whole
+from diracnets.studies.picture import save_picture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -63,6 +67,34 @@ def told(circumstances: Mapping[str, Any]) -> str:
     sets = f" ({', '.join(circumstances['instructions'])})" if circumstances["instructions"] else ""
     command = shlex.join(circumstances["command"])
     return f"{machine_name(circumstances)}{sets}; torch {versions['torch']}, Python {versions['python']}: `{command}`"
+
+
+def write_study(
+    folder: Path,
+    facts: Mapping[str, Any],
+    page: Callable[..., str],
+    draw: Callable[[Figure], None],
+    size: tuple[float, float],
+    say: Callable[[str], None],
+) -> None:
+    """Write what a study found: NAME.json, NAME.png where there is matplotlib, and NAME.md.
+
+    Args:
+        folder: where to.
+        facts: all of it; "study" is its name.
+        page: makes the Markdown of the facts, `page(facts, picture=...)`, with or without the picture.
+        draw: draws on an empty figure.
+        size: width and height of the figure, in inches.
+        say: is told what was written.
+
+    Raises:
+        FileError: a file cannot be written.
+    """
+    name = facts["study"]
+    write_json(folder / f"{name}.json", facts)
+    drawn = save_picture(folder / f"{name}.png", draw, *size, say)
+    write_text(folder / f"{name}.md", page(facts, picture=drawn))
+    say(f"wrote {name}.json, {name}.md{f' and {name}.png' if drawn else ''} to {folder}")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

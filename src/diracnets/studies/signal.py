@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import arg
 
 from diracnets.errors import UsageError
-from diracnets.studies.picture import save_picture
-from diracnets.studies.report import markdown_table, told, write_json, write_text
+from diracnets.studies.report import markdown_table, told, write_study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,10 +95,8 @@ class Signal:
             "seed": self.seed,
             "rows": rows,
         }
-        write_json(self.out / "signal.json", facts)
-        drawn = save_picture(self.out / "signal.png", lambda figure: draw(figure, rows), 11, 7, say)
-        write_text(self.out / "signal.md", page(facts, picture=drawn))
         say(table(rows))
+        write_study(self.out, facts, page, lambda figure: draw(figure, rows), (11, 7), say)
 
     def _measure(self, model: str, start: str, images: Any, labels: Any) -> dict[str, Any]:  # noqa: ANN401
         import torch
