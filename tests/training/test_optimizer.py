@@ -36,9 +36,11 @@ def test_a_first_step_that_a_loss_scaler_leaves_out_leaves_no_trace(warm_net):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 @pytest.mark.parametrize("scale_lr", [None, 0.0, 0.25])
-def test_every_parameter_has_its_rate(optimizer, scale_lr, warm_net):
+@pytest.mark.parametrize("classifier_lr", [None, 0.125])
+def test_every_parameter_has_its_rate(optimizer, scale_lr, classifier_lr, warm_net):
     """Without momentum and decay, a step of gradients of 1 moves what is no filter by the rate."""
-    recipe = Recipe(optimizer=optimizer, scale_lr=scale_lr, lr=0.5, momentum=0.0, weight_decay=0.0)
+    rates = {"lr": 0.5, "scale_lr": scale_lr, "classifier_lr": classifier_lr}
+    recipe = Recipe(optimizer=optimizer, momentum=0.0, weight_decay=0.0, **rates)
     made = make_optimizer(recipe, warm_net)
     names = {id(parameter): name for name, parameter in warm_net.named_parameters()}
     listed = [names[id(parameter)] for group in made.param_groups for parameter in group["params"]]
@@ -51,20 +53,22 @@ def test_every_parameter_has_its_rate(optimizer, scale_lr, warm_net):
         if optimizer == "muon" and name.startswith("groups.") and name.endswith("conv.weight"):
             torch.testing.assert_close(parameter.detach().flatten(1).norm(dim=1), torch.ones(len(parameter)))
             continue
-        is_scale = name.endswith(("alpha", "beta"))
-        expected = scale_lr if is_scale and scale_lr is not None else 0.5
+        own = scale_lr if name.endswith(("alpha", "beta")) else classifier_lr if name.startswith("fc.") else None
+        expected = 0.5 if own is None else own
         torch.testing.assert_close(before[name] - parameter.detach(), torch.full_like(parameter, expected))
 
 
-def test_muon_decays_what_is_no_filter(warm_net):
-    made = make_optimizer(Recipe(optimizer="muon", weight_decay=0.1, nesterov=True), warm_net)
+@pytest.mark.parametrize("classifier_lr", [None, 0.5])
+def test_muon_decays_what_is_no_filter(classifier_lr, warm_net):
+    recipe = Recipe(optimizer="muon", weight_decay=0.1, nesterov=True, classifier_lr=classifier_lr)
+    made = make_optimizer(recipe, warm_net)
     assert isinstance(made, Muon)
     assert {(group["filters"], group["weight_decay"], group["nesterov"]) for group in made.param_groups} == {
         (True, 0.0, False),
         (False, 0.1, True),
         (False, 0.0, True),
     }
-    decayed = next(group["params"] for group in made.param_groups if group["weight_decay"])
+    decayed = [each for group in made.param_groups if group["weight_decay"] for each in group["params"]]
     assert [tuple(parameter.shape) for parameter in decayed] == [(4, 1, 3, 3), (3, 16)]  # stem and classifier
 
 
@@ -100,7 +104,11 @@ def test_shared_and_frozen_scales(optimizer):
 
 @pytest.mark.parametrize(
     ("recipe", "said"),
-    [(Recipe(scale_lr=0.1), "no Dirac convolutions"), (Recipe(optimizer="muon"), "take optimizer sgd")],
+    [
+        (Recipe(scale_lr=0.1), "no Dirac convolutions"),
+        (Recipe(classifier_lr=0.1), "no 'fc'"),
+        (Recipe(optimizer="muon"), "take optimizer sgd"),
+    ],
 )
 def test_a_network_that_has_no_such_parameters(recipe, said):
     with pytest.raises(UsageError, match=said):

@@ -15,6 +15,7 @@ from diracnets.training.muon import Muon
 from diracnets.training.recipe import Recipe
 
 STEM = "stem"  # the module of a network whose convolutions are no blocks'
+CLASSIFIER = "fc"  # and that which tells the classes
 
 
 def make_optimizer(recipe: Recipe, net: nn.Module, *, scaled: bool = False) -> torch.optim.Optimizer:
@@ -30,7 +31,7 @@ def make_optimizer(recipe: Recipe, net: nn.Module, *, scaled: bool = False) -> t
             was written to, when the first step is left out (torch 2.13), so it is not used.
 
     Raises:
-        UsageError: `scale_lr` without a Dirac convolution, or Muon without a convolution to turn.
+        UsageError: `scale_lr` without a Dirac convolution, `classifier_lr` without a classifier, or Muon without a convolution to turn.
 
     >>> optimizer = make_optimizer(Recipe(), nn.Linear(2, 2))
     >>> [group["weight_decay"] for group in optimizer.param_groups]
@@ -41,9 +42,12 @@ def make_optimizer(recipe: Recipe, net: nn.Module, *, scaled: bool = False) -> t
         dirac = [layer for layer in net.modules() if isinstance(layer, DiracConv)]
         if not dirac:
             raise UsageError("scale_lr is the rate of alpha and beta, but the network has no Dirac convolutions")
-        known = {id(scale) for layer in dirac for scale in (layer.alpha, layer.beta)}
-        scales = [each for group in groups for each in group["params"] if id(each) in known]
-        groups = [*_without(groups, scales), {"params": scales, "lr": recipe.scale_lr, "weight_decay": 0.0}]
+        groups = _at_rate(recipe.scale_lr, [scale for layer in dirac for scale in (layer.alpha, layer.beta)], groups)
+    if recipe.classifier_lr is not None:
+        classifier = dict(net.named_children()).get(CLASSIFIER)
+        if classifier is None:
+            raise UsageError(f"classifier_lr is the rate of the classifier, but the network has no {CLASSIFIER!r}")
+        groups = _at_rate(recipe.classifier_lr, list(classifier.parameters()), groups)
     common = {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
     if recipe.optimizer == "muon":
         filters = filters_of(net)
@@ -68,6 +72,13 @@ def filters_of(net: nn.Module) -> list[Tensor]:
         if isinstance(layer, nn.modules.conv._ConvNd) and max(layer.kernel_size) > 1 and name.split(".")[0] != STEM
     }
     return [weight for weight in found.values() if weight.requires_grad]
+
+
+def _at_rate(lr: float, parameters: Sequence[Tensor], groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups, with those of some parameters that they hold in groups of their own, of another rate."""
+    taken = {id(parameter) for parameter in parameters}
+    apart = [{**group, "params": [each for each in group["params"] if id(each) in taken], "lr": lr} for group in groups]
+    return [*_without(groups, parameters), *(group for group in apart if group["params"])]
 
 
 def _without(groups: list[dict[str, Any]], parameters: Sequence[Tensor]) -> list[dict[str, Any]]:

@@ -62,6 +62,8 @@ class Recipe:
     """Learning rate of SGD at its highest."""
     scale_lr: float | None = None
     """Learning rate of alpha and beta at its highest, 0 keeps them as they start; not given: lr."""
+    classifier_lr: float | None = None
+    """Learning rate of the classifier at its highest; not given: lr."""
     momentum: float = 0.9
     """Momentum of SGD."""
     nesterov: bool = False
@@ -126,7 +128,8 @@ class Recipe:
         self._require("average_last", 0 <= self.average_last <= 1, "0 to 1")
         self._require("image_size", self.image_size is None or self.image_size >= 1, "at least 1")
         self._require("images", self.images is None or self.images >= 2, "at least 2")
-        self._require("scale_lr", self.scale_lr is None or self.scale_lr >= 0, "at least 0")
+        for name in ("scale_lr", "classifier_lr"):
+            self._require(name, getattr(self, name) is None or getattr(self, name) >= 0, "at least 0")
         self._require("init", not isinstance(self.init, float) or self.init > 0, "a standard deviation above 0")
         self._require("seed", self.seed < 2**63, "less than 2**63")
         self._require("drops", all(drop >= 1 for drop in self.drops), "epochs, counted from 1")
@@ -142,8 +145,12 @@ class Recipe:
         of_muon = (self.filter_lr, self.filter_momentum)
         if self.optimizer != "muon" and of_muon != (Recipe.filter_lr, Recipe.filter_momentum):
             raise UsageError("filter_lr and filter_momentum are Muon's: leave them out, or take optimizer muon")
-        if self.freeze and (self.optimizer == "muon" or self.scale_lr is not None or self.fresh_statistics):
-            raise UsageError("freeze trains the classifier alone: leave out muon, scale_lr and fresh_statistics")
+        rates = (self.scale_lr, self.classifier_lr)
+        if self.freeze and (self.optimizer == "muon" or rates != (None, None) or self.fresh_statistics):
+            raise UsageError(
+                "freeze trains the classifier alone, at the rate lr: "
+                "leave out muon, scale_lr, classifier_lr and fresh_statistics"
+            )
 
     def _require(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:
