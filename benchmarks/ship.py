@@ -25,6 +25,8 @@ from diracnets.errors import DiracNetsError, UsageError
 from diracnets.files import written_whole
 from diracnets.models.facts import facts_of
 from diracnets.models.pretrained import FOLDER, Weights
+from diracnets.training.folder import RunFolder
+from diracnets.training.interruption import command_to_resume
 from diracnets.training.recipe import recipe_names
 
 
@@ -47,6 +49,16 @@ def nearest_recipe(recipe: Recipe) -> str:
     return f"{name}, with {', '.join(changes)}" if changes else name
 
 
+def check_finished(run: Path, recipe: Recipe) -> None:
+    """Raise `UsageError` unless the run has done all epochs of its recipe."""
+    done = RunFolder(run).read_last(recipe)["resume"]["epoch"] - 1
+    if done < recipe.epochs:
+        raise UsageError(
+            f"the run in {run} is not finished, {done} of {recipe.epochs} epochs are done: resume it first, "
+            f"by `{command_to_resume(run, None, 'auto', None)}`"
+        )
+
+
 def ship(
     run: Path,
     name: str,
@@ -63,11 +75,12 @@ def ship(
     """Write NAME.safetensors to `out` or `folder`, and NAME.json to `folder`, and give the facts."""
     if (url is None) != (out is None):
         raise UsageError("--url and --out belong together: where the file will be found, and where to put it now")
+    recipe = Recipe.load(run / "recipe.toml")
+    check_finished(run, recipe)
     net = load(run / checkpoint)
     facts = facts_of(net)
     if facts is None or not hasattr(net, "config"):
         raise UsageError(f"{run / checkpoint} is no checkpoint of a run of diracnets")
-    recipe = Recipe.load(run / "recipe.toml")
     data = load_data(recipe.data, data_dir=data_dir, image_size=facts.input_size[-1], download=False)
     if data.classes != facts.classes:
         raise UsageError(f"{data_dir} has other classes than the run was trained on; choose its own data")

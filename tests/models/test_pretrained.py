@@ -334,6 +334,21 @@ def test_a_run_becomes_a_file_that_ships(weights, tmp_path):
     assert choose_weights("diracnet-10-0.25", True, 10) == made
 
 
+@pytest.mark.parametrize("checkpoint", ["last.pt", "best.pt"])
+def test_an_unfinished_run_does_not_ship(checkpoint, weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = dataclasses.replace(diracnets.Recipe.load("demo"), model="diracnet-10-0.25", epochs=2, precision="float32")
+
+    def stop(row):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        diracnets.train(recipe, run="run", device="cpu", quiet=True, on_epoch=stop)
+    with pytest.raises(UsageError, match=r"run is not finished, 1 of 2 epochs are done: resume it .*--run run"):
+        ship()(Path("run"), "half", checkpoint=checkpoint, folder=weights)
+    assert not list(weights.glob("half*"))
+
+
 def test_the_wheel_has_them_and_is_small():
     from hatchling.builders.wheel import WheelBuilder
 
