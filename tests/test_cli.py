@@ -135,6 +135,8 @@ WRONG = [  # words, exit code, part of the message
     ("train --data digits --freeze", 2, "freeze"),
     ("train --data digits --workers -1", 2, "-1"),
     ("train --data digits --from missing.pt", 1, "missing.pt"),
+    ("train --data digits --from some", 2, "some/last.pt"),
+    ("train --data digits --from pictures", 1, "pictures is a folder"),
     ("train --data digits --model diracnet-16-1 --from run/best.pt", 2, "diracnet-10-0.25"),
     ("train --data digits --model diracnet-10-0.25 --run run", 2, "already holds a run"),
     ("train --data digits --model diracnet-10-0.25 --run text.png", 2, "text.png is a file"),
@@ -285,6 +287,16 @@ def test_starting_from_trained_weights(run, tmp_path):
     assert main([*words, "--from", str(run / "model.safetensors")]) == 0
     old, new = diracnets.load(run / "model.safetensors"), diracnets.load(tmp_path / "next/model.safetensors")
     assert torch.allclose(old[0].weight, new[0].weight, atol=1e-5)
+
+
+def test_starting_from_a_run_folder_takes_its_best_checkpoint(run, tmp_path):
+    shutil.copytree(run, tmp_path / "first")
+    (tmp_path / "first/last.pt").write_bytes(b"not looked at")
+    words = ["train", *TINY, "--epochs", "1", "--quiet", "--freeze", "--run", str(tmp_path / "next")]
+    assert main([*words, "--from", str(tmp_path / "first")]) == 0
+    old, new = diracnets.load(run / "best.pt"), diracnets.load(tmp_path / "next/best.pt")
+    assert torch.equal(old.stem[0].weight, new.stem[0].weight)
+    assert new.facts.provenance["start"] == "best.pt"
 
 
 def test_eval_prints_and_writes(run, tmp_path, capsys):

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from tyro.conf import FlagCreatePairsOff, arg
 
+from diracnets.commands.files import network_file
 from diracnets.errors import UsageError
 from diracnets.training.recipe import Recipe, recipe_names
 
@@ -35,7 +36,8 @@ class Train:
     data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
     """Where the images are, or where CIFAR is downloaded to."""
     start: Annotated[Path | None, arg(name="from", metavar="FILE", help_behavior_hint="")] = None
-    """Start from the weights of a checkpoint or model file; the classifier is made anew where the classes differ."""
+    """Start from the weights of a checkpoint or model file, of a run folder's best checkpoint, or of a trained network
+    by its name; the classifier is made anew where the classes differ."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto for the best that there is."""
     workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
@@ -81,7 +83,7 @@ class Train:
             data_dir=self.data_dir,
             device=self.device,
             resume=self.resume,
-            start=self.start,
+            start=None if self.start is None else network_file(self.start),
             workers=self.workers,
             quiet=self.quiet,
         )
