@@ -299,6 +299,16 @@ def test_starting_from_a_run_folder_takes_its_best_checkpoint(run, tmp_path):
     assert new.facts.provenance["start"] == "best.pt"
 
 
+def test_a_name_goes_before_a_folder_without_a_run_and_a_run_before_a_name(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("diracnet-28-1").mkdir()
+    assert main(["info", "diracnet-28-1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["file_bytes"] is None
+    shutil.copy(run / "best.pt", "diracnet-28-1")
+    assert main(["info", "diracnet-28-1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "diracnet-28-1/best.pt"
+
+
 def test_eval_prints_and_writes(run, tmp_path, capsys):
     assert main(["eval", str(run / "best.pt"), "--device", "cpu", "--worst", "3", "--out", str(tmp_path / "out")]) == 0
     output = capsys.readouterr().out

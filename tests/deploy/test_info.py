@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -122,6 +123,18 @@ def test_describing_takes_no_memory_and_draws_no_random_numbers():
     info = describe("diracnet-28-100")  # 3.6 billion parameters, 14.6 GB
     assert info.parameters > 3_600_000_000
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["diracnet-10-0.25", "diracnet-28-0.5-digits"])
+def test_a_name_goes_before_a_folder_of_that_name_but_not_before_a_file(name, tmp_path, monkeypatch):
+    expected = describe(name)
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()
+    assert describe(name) == expected
+    Path(name).rmdir()
+    Path(name).write_text("no network")
+    with pytest.raises(FileError, match=name):
+        describe(name)
 
 
 def test_what_cannot_be_described(tmp_path):

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,14 @@ def test_a_model_file_has_identities_but_no_scales(run, tmp_path):
     kept, expected = ([layer["kept"] for layer in each["signal"]] for each in (facts, of_run))
     assert kept == pytest.approx(expected, rel=1e-2)
     assert (tmp_path / "lens.png").exists()
+
+
+@pytest.mark.parametrize(("name", "mode"), [("diracnet-10-0.25", "training"), ("diracnet-28-0.5-digits", "evaluation")])
+def test_a_name_goes_before_a_folder_without_a_run(name, mode, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()
+    facts, _ = look(name, tmp_path, data="digits")
+    assert (facts["network"], facts["mode"]) == (name, mode)
 
 
 def test_a_runs_own_folder_of_images_is_found(tmp_path):

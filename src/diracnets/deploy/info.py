@@ -19,6 +19,7 @@ from diracnets.errors import UsageError
 from diracnets.models import layers
 from diracnets.models.facts import attach_facts, facts_of, input_size_of
 from diracnets.models.load import is_weights, load
+from diracnets.models.names import is_name
 from diracnets.models.network import Network
 from diracnets.models.pretrained import find_weights
 from diracnets.models.recognize import chain_layers, on_meta
@@ -96,7 +97,8 @@ def describe(model: str | Path | nn.Module) -> Info:
 
     Args:
         model: the name of a network or of weights, which are not downloaded for this, a file that `diracnets.load`
-            reads, a network of `create_model`, or a chain with `facts`.
+            reads, a network of `create_model`, or a chain with `facts`. A file goes before a name, and a name before a
+            folder.
 
     Raises:
         UsageError: no such name, or a network whose image size is not known.
@@ -115,7 +117,8 @@ def describe(model: str | Path | nn.Module) -> Info:
         trained = chain_layers(net) if weights.folded else net
         attach_facts(trained, weights.facts())
         return _describe(weights.name, trained, weights.size)
-    if path.exists() or path.suffix.lower() in _FILE_SUFFIXES or len(path.parts) > 1:
+    there = path.is_file() or (path.exists() and not is_name(str(path)))
+    if there or path.suffix.lower() in _FILE_SUFFIXES or len(path.parts) > 1:
         loaded = load(path)
         return _describe(str(model), loaded, path.stat().st_size)
     return _describe(str(model), on_meta({"name": str(model)}), None)

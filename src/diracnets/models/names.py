@@ -93,6 +93,19 @@ def parse(name: str) -> Name:
     return Name(family, dirac, depth, factor, imagenet, blocks)
 
 
+def is_name(name: str) -> bool:
+    """Whether some network has this name.
+
+    >>> is_name("wrn-28-10"), is_name("wrn-28"), is_name("pictures")
+    (True, False, False)
+    """
+    try:
+        parse(name)
+    except UsageError:
+        return False
+    return True
+
+
 def _cifar_blocks(name: str, family: Family, prefix: str, depth: int) -> int:
     """The blocks of a network of three groups, whose depth has to be one that such networks have."""
     if family != "resnet":

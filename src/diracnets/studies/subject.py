@@ -12,7 +12,7 @@ from diracnets.data.load import load_data
 from diracnets.errors import UsageError
 from diracnets.models.facts import facts_of
 from diracnets.models.load import load
-from diracnets.models.names import parse
+from diracnets.models.names import is_name, parse
 from diracnets.models.pretrained import list_weights
 from diracnets.models.registry import create_model
 from diracnets.training.devices import choose_device
@@ -53,7 +53,7 @@ def find_subject(what: str, data: str | None, data_dir: Path | None, device: str
 
     Args:
         what: the folder of a run (its last checkpoint is taken), a file that `load` reads, the name of trained weights,
-            or of a network, which is then fresh.
+            or of a network, which is then fresh. A name goes before a folder without a run.
         data: by default what the network was trained on, and CIFAR-10 for a fresh one.
         data_dir: where the images are; by default where they were for the run that is meant.
         device: "auto", "cpu", "cuda", ...
@@ -63,7 +63,12 @@ def find_subject(what: str, data: str | None, data_dir: Path | None, device: str
         FileError, DataError: files or images that cannot be read.
     """
     place, path = choose_device(device), Path(what)
-    if not path.exists() and what not in list_weights():
+    run = RunFolder(path) if path.is_dir() else None
+    if run is not None and not run.last.exists():
+        if what not in list_weights() and not is_name(what):
+            raise UsageError(f"{path} holds no run: there is no {run.last.name} in it")
+        run = None
+    if run is None and not path.is_file() and what not in list_weights():
         parse(what)  # what is no name is said before any data is looked for
         images = load_data(data or "cifar10", data_dir=data_dir, device=place)
         channels, height, width = images.input_size
@@ -71,9 +76,6 @@ def find_subject(what: str, data: str | None, data_dir: Path | None, device: str
             what, num_classes=len(images.classes), in_channels=channels, image_size=(height, width), device=place
         )
         return Subject(what, fresh.train(), images, None)
-    run = RunFolder(path) if path.is_dir() else None
-    if run is not None and not run.last.exists():
-        raise UsageError(f"{path} holds no run: there is no {run.last.name} in it")
     file = path if run is None else run.last
     net = load(what if run is None else file, place).eval()
     images = own_data(file, facts_of(net), data=data, data_dir=data_dir, device=place)
