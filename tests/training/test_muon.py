@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from diracnets.models.registry import create_model
+from diracnets.nn.dirac import DiracConv2d
 from diracnets.training.muon import Muon, orthogonalized
+from diracnets.training.optimizer import filters_of, make_optimizer
+from diracnets.training.recipe import Recipe
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 36), (2, 32, 16), (1, 16, 16), (1, 1, 9)])
@@ -37,14 +41,48 @@ def test_a_step_turns_filters_by_about_the_rate_and_keeps_their_norm(shape, rate
     torch.manual_seed(0)
     filters = nn.Parameter(torch.randn(shape) * 7)
     optimizer = Muon([{"params": [filters], "filters": True, "lr": rate, "momentum": 0.0}])
-    torch.testing.assert_close(filters.detach().flatten(1).norm(dim=1), torch.ones(len(filters)))
     before = filters.detach().flatten(1).clone()
     filters.grad = torch.randn(shape) * 1e-6
     optimizer.step()
     after = filters.detach().flatten(1)
-    torch.testing.assert_close(after.norm(dim=1), torch.ones(len(filters)))
-    angles = (before * after).sum(1).clamp(max=1).acos()
+    torch.testing.assert_close(after.norm(dim=1), before.norm(dim=1))
+    angles = nn.functional.cosine_similarity(before, after).clamp(max=1).acos()
     assert rate / 2 < angles.square().mean().sqrt() < 1.3 * rate
+
+
+def test_norms_stay_through_many_steps():
+    torch.manual_seed(0)
+    scales = torch.logspace(-4, 4, 6).view(6, 1, 1, 1)
+    filters = nn.Parameter(torch.randn(6, 4, 3, 3) * scales)
+    optimizer = Muon([{"params": [filters], "filters": True, "lr": 0.3, "momentum": 0.9}])
+    before = filters.detach().clone()
+    for _ in range(1000):
+        filters.grad = torch.randn_like(filters) / scales  # as of a function to which only directions count
+        optimizer.step()
+    after, first = (each.detach().flatten(1).norm(dim=1) for each in (filters, before))
+    torch.testing.assert_close(after, first, rtol=1e-6, atol=0)
+    assert nn.functional.cosine_similarity(filters.detach().flatten(1), before.flatten(1)).abs().max() < 0.9
+
+
+@pytest.mark.parametrize("kind", [DiracConv2d, nn.Conv2d])
+def test_directions_take_the_same_path_whatever_the_norms_are(kind):
+    torch.manual_seed(0)
+    layer, norm = kind(4, 6, 3, bias=False), nn.BatchNorm2d(6, eps=1e-12)
+    nets = [nn.Sequential(*copy.deepcopy((layer, norm))) for _ in range(2)]
+    unit = nn.functional.normalize(layer.weight.detach().flatten(1)).view_as(layer.weight)
+    with torch.no_grad():
+        nets[0][0].weight.copy_(unit)
+        nets[1][0].weight.copy_(unit * torch.logspace(-2, 2, 6).view(6, 1, 1, 1))
+    optimizers = [Muon([{"params": [net[0].weight], "filters": True, "lr": 0.1, "momentum": 0.6}]) for net in nets]
+    images, wanted = torch.randn(16, 4, 6, 6), torch.randn(16, 6, 4, 4)
+    for _ in range(5):
+        for net, optimizer in zip(nets, optimizers, strict=True):
+            net.zero_grad()
+            (net(images) * wanted).mean().backward()
+            optimizer.step()
+    one, other = (nn.functional.normalize(net[0].weight.detach().flatten(1)) for net in nets)
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+    assert not one.allclose(unit.flatten(1), atol=0.1)
 
 
 def test_steps_go_down():
@@ -98,16 +136,33 @@ def test_layers_of_one_shape_are_turned_as_each_alone(memory_format):
     assert two.is_contiguous(memory_format=memory_format)
 
 
-def test_filters_of_zeros_and_layers_without_gradient_stay():
-    filters = nn.Parameter(torch.cat([torch.zeros(1, 2, 3, 3), torch.ones(1, 2, 3, 3)]))
+@pytest.mark.parametrize("gradient", [0.0, 1.0])
+def test_filters_without_direction_and_layers_without_gradient_stay(gradient):
+    filters = nn.Parameter(torch.ones(3, 2, 3, 3) * torch.tensor([0.0, 1e-13, 1.0]).view(3, 1, 1, 1))
     idle = nn.Parameter(torch.ones(2, 2, 3, 3))
     optimizer = Muon([{"params": [filters, idle], "filters": True, "lr": 0.1, "momentum": 0.5}])
-    filters.grad = torch.zeros_like(filters)
-    before = idle.detach().clone()
+    before, of_idle = filters.detach().clone(), idle.detach().clone()
+    torch.manual_seed(0)
+    filters.grad = gradient * torch.randn_like(filters)
     optimizer.step()
-    assert filters[0].count_nonzero() == 0
+    assert filters[:2].equal(before[:2])
     assert filters.isfinite().all()
-    assert idle.equal(before)
+    assert filters[2].allclose(before[2]) == (gradient == 0)
+    assert idle.equal(of_idle)
+
+
+def test_a_trained_network_with_branches_is_taken_as_it_is(warm):
+    net = warm(create_model("wrn-10-0.25", num_classes=3, in_channels=1, image_size=8))
+    before, images = copy.deepcopy(net), torch.randn(4, 1, 8, 8)
+    assert filters_of(net)
+    optimizer = make_optimizer(Recipe(optimizer="muon"), net)
+    assert net(images).equal(before(images))
+    for parameter in net.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    for one, other in zip(filters_of(net), filters_of(before), strict=True):
+        torch.testing.assert_close(one.detach().flatten(1).norm(dim=1), other.detach().flatten(1).norm(dim=1))
+        assert not one.allclose(other)
 
 
 def test_a_group_without_rate_is_refused():

@@ -51,7 +51,9 @@ def test_every_parameter_has_its_rate(optimizer, scale_lr, classifier_lr, warm_n
     made.step()
     for name, parameter in warm_net.named_parameters():
         if optimizer == "muon" and name.startswith("groups.") and name.endswith("conv.weight"):
-            torch.testing.assert_close(parameter.detach().flatten(1).norm(dim=1), torch.ones(len(parameter)))
+            norms = (filters.detach().flatten(1).norm(dim=1) for filters in (parameter, before[name]))
+            torch.testing.assert_close(*norms)
+            assert not parameter.allclose(before[name])
             continue
         own = scale_lr if name.endswith(("alpha", "beta")) else classifier_lr if name.startswith("fc.") else None
         expected = 0.5 if own is None else own

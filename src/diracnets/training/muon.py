@@ -13,6 +13,7 @@ from torch.optim.optimizer import required
 
 STEPS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic: steep at 0, and about 1 from there on
+EPS = 1e-12  # the norm under which a filter has no direction, as in the Dirac normalization
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
@@ -48,15 +49,17 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Muon for groups of filters, SGD for all other groups.
 
-    A filter's direction is all that counts behind the Dirac normalization or before a batch norm. So filters are kept
-    at norm 1, and a step is `W <- normalize(W - lr U)`, with U the momentum (Nesterov's) of a layer's gradient, taken
-    as a matrix of one row a filter, `orthogonalized` and brought to rows of norm about 1. `lr` is then about the angle
-    of the step in radians, as long as the training lasts. Where no norm follows, as at the end of a residual branch,
-    this also fixes the filters' scale. Filters are not decayed. Layers of one shape are computed together.
+    A filter's direction is all that counts behind the Dirac normalization or before a batch norm. So each filter keeps
+    the norm that it has, and a step is `W <- ||W|| normalize(W / ||W|| - lr U)`, with U the momentum (Nesterov's) of a
+    layer's gradient on the directions W / ||W||, taken as a matrix of one row a filter, `orthogonalized` and brought to
+    rows of norm about 1. `lr` is then about the angle of the step in radians, as long as the training lasts, and the
+    directions take the same path whatever the norms are. Where no norm follows, as at the end of a residual branch, the
+    filters' scale stays what it was, also that of trained weights. A filter whose norm is under 1e-12 has no direction
+    and is left as it is. Filters are not decayed. Layers of one shape are computed together.
 
     Args:
         groups: dictionaries of "params", with "lr" and "momentum"; those with "filters" True are for Muon, their
-            tensors [out, in, *kernel] are normalized at once. The others may have "nesterov" and "weight_decay".
+            tensors are [out, in, *kernel]. The others may have "nesterov" and "weight_decay".
 
     Raises:
         ValueError: a group without rate or momentum.
@@ -64,18 +67,15 @@ class Muon(torch.optim.Optimizer):
     >>> layer = torch.nn.Conv2d(3, 8, 3)
     >>> optimizer = Muon([{"params": [layer.weight], "filters": True, "lr": 0.1, "momentum": 0.6}])
     >>> layer(torch.randn(2, 3, 8, 8)).square().sum().backward()
+    >>> before = layer.weight.detach().flatten(1).norm(dim=1)
     >>> optimizer.step()
-    >>> bool(layer.weight.flatten(1).norm(dim=1).allclose(torch.ones(8)))
+    >>> bool(layer.weight.flatten(1).norm(dim=1).allclose(before))
     True
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         needed = {"lr": required, "momentum": required}
         super().__init__(groups, {**needed, "filters": False, "nesterov": False, "weight_decay": 0.0})
-        for group in self.param_groups:
-            if group["filters"]:
-                for filters in group["params"]:
-                    filters.detach().copy_(normalize(filters.detach().flatten(1)).view_as(filters))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -92,17 +92,31 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _turn(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
-        gradients = self._with_momentum(parameters, gradients, group, nesterov=True)
-        alike: dict[object, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            alike[(parameter.shape, parameter.dtype, parameter.device)].append((parameter, gradient))
-        for pairs in alike.values():
-            filters = torch.stack([parameter.flatten(1) for parameter, _ in pairs])  # [layers, out, in * kernel]
-            updates = orthogonalized(torch.stack([gradient.flatten(1) for _, gradient in pairs]))
-            rows, columns = updates.shape[1:]
-            filters -= group["lr"] * max(1.0, rows / columns) ** 0.5 * updates
-            for (parameter, _), turned in zip(pairs, normalize(filters, dim=2), strict=True):
-                parameter.copy_(turned.view_as(parameter))
+        norms = [self._norms(parameter) for parameter in parameters]
+        on_directions = list(torch._foreach_mul(gradients, norms))
+        gradients = self._with_momentum(parameters, on_directions, group, nesterov=True)
+        alike: dict[object, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
+        for each in zip(parameters, gradients, norms, strict=True):
+            alike[(each[0].shape, each[0].dtype, each[0].device)].append(each)
+        for layers in alike.values():
+            filters, updates, lengths = (  # [layers, out, in * kernel] twice, and [layers, out, 1]
+                torch.stack([tensor.flatten(1) for tensor in tensors]) for tensors in zip(*layers, strict=True)
+            )
+            rows, columns = filters.shape[1:]
+            step = group["lr"] * max(1.0, rows / columns) ** 0.5
+            directions = normalize(filters / lengths.clamp_min(EPS) - step * orthogonalized(updates), dim=2)
+            turned = torch.where(lengths < EPS, filters, lengths * directions)
+            for (parameter, _, _), new in zip(layers, turned, strict=True):
+                parameter.copy_(new.view_as(parameter))
+
+    def _norms(self, filters: Tensor) -> Tensor:
+        """The norms that filters keep, [out, 1, ...]: taken once, so that their rounding does not add up."""
+        state = self.state[filters]
+        if "norms" not in state:
+            axes = tuple(range(1, filters.ndim))
+            state["norms"] = torch.linalg.vector_norm(filters, dim=axes, keepdim=True)
+        norms: Tensor = state["norms"]
+        return norms
 
     def _descend(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
         if group["weight_decay"]:
