@@ -9,11 +9,11 @@ from diracnets.data.memory import MemoryImages
 from diracnets.models.registry import create_model
 
 
-def striped_images(count, name, seed, classes=3):
+def striped_images(count, name, seed, classes=3, size=8):
     """Noise with a bright row for each class, which a small network learns in a few steps."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
-    pixels = torch.randint(0, 120, (count, 8, 8, 1), generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(0, 120, (count, size, size, 1), generator=generator, dtype=torch.uint8)
     pixels[torch.arange(count), 3 * labels + 1] += 100
     return MemoryImages(pixels, labels, name=name, mean=(0.3,), std=(0.2,))
 
@@ -23,6 +23,13 @@ def stripes():
     """72 images to train on, 30 to validate, of 8x8 grey pixels in 3 classes."""
     train, val = striped_images(72, "stripes train", 0), striped_images(30, "stripes val", 1)
     return ImageData("stripes", ("low", "middle", "high"), (1, 8, 8), (0.3,), (0.2,), train, val)
+
+
+@pytest.fixture(scope="session")
+def large_stripes():
+    """32 images of 16x16 pixels for both."""
+    images = striped_images(32, "stripes", 0, size=16)
+    return ImageData("stripes", ("low", "middle", "high"), (1, 16, 16), (0.3,), (0.2,), images, images)
 
 
 @pytest.fixture

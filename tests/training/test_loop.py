@@ -25,6 +25,7 @@ from diracnets.training.metrics import evaluate
 from diracnets.training.muon import Muon
 from diracnets.training.precision import Precision
 from diracnets.training.recipe import Recipe
+from diracnets.training.resizing import resized
 from diracnets.training.schedule import factor
 
 RECIPE = Recipe(
@@ -492,6 +493,24 @@ def test_mixup_trains_on_sums_of_images_and_shares_the_loss(stripes, tmp_path, m
     assert all(one.roll(1, 0).equal(other) for one, other in zip(targets[::2], targets[1::2], strict=True))
 
 
+def test_the_first_part_trains_on_smaller_images(large_stripes, tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        "diracnets.training.loop.resized",
+        lambda *arguments: sizes.append((images := resized(*arguments)).shape[2:]) or images,
+    )
+    run(replace(RECIPE, first_size=8, first_part=0.25, epochs=4), tmp_path / "run", large_stripes)
+    assert sizes == [(8, 8)] * 2 + [(16, 16)] * 6
+
+
+def test_resizing_keeps_the_colours_of_even_areas():
+    images = torch.zeros(1, 1, 16, 16)
+    images[..., 8:] = 1.0
+    small = resized(images, Recipe(first_size=8, epochs=1), step=0, steps_per_epoch=1)
+    torch.testing.assert_close(small[0, 0, :, 1], torch.zeros(8), atol=1e-6, rtol=0)
+    torch.testing.assert_close(small[0, 0, :, 6], torch.ones(8), atol=1e-6, rtol=0)
+
+
 def test_part_of_the_images_is_the_same_for_every_seed(stripes, tmp_path, monkeypatch):
     chosen, select = [], MemoryImages.select
     monkeypatch.setattr(MemoryImages, "select", lambda self, some: chosen.append(some) or select(self, some))
@@ -537,6 +556,8 @@ def test_a_network_with_branches_is_kept_in_checkpoints_alone(model, stripes, tm
         ({"images": 73}, "stripes has 72"),
         ({"model": "plain-10-0.25", "scale_lr": 0.1}, "no Dirac convolutions"),
         ({"model": "plain-10-0.25", "beta": 0.1}, "beta"),
+        ({"first_size": 8}, "first_size is 8"),
+        ({"first_size": 4}, "images from 8x8 on"),
     ],
 )
 def test_settings_that_do_not_suit_images_or_network(changes, message, stripes, tmp_path):

@@ -28,6 +28,7 @@ from diracnets.training.mixup import mixed, mixed_in, mixup_share
 from diracnets.training.precision import Precision, choose_precision
 from diracnets.training.recipe import Recipe
 from diracnets.training.reporter import Reporter
+from diracnets.training.resizing import require_smaller, resized
 from diracnets.training.run import Run, Trained, steps_per_epoch
 from diracnets.training.schedule import factor, momentum_restarts
 from diracnets.training.start import network_to_resume, start_name, starting_network
@@ -106,6 +107,7 @@ def train(
         steps = steps_per_epoch(recipe, data)
         data.train.batches(recipe.batch_size, epoch=1, augment=recipe.augment)  # refuses what does not suit the images
         net = starting_network(recipe, data, start) if saved is None else network_to_resume(saved, recipe, data)
+        require_smaller(recipe, data.input_size, net.min_image_size)
         net.to(place, memory_format=memory_format(recipe.channels_last))  # type: ignore[call-overload]
         if saved is None:
             batch_size = min(recipe.batch_size, len(data.train))
@@ -165,6 +167,7 @@ def train_epoch(run: Run, forward: Callable[[Tensor], Tensor]) -> None:
             group["lr"] = highest * factor(recipe, step, steps)
 
         images, labels = images.to(state.device, memory_format=layout), labels.to(state.device)
+        images = resized(images, recipe, step, steps)
         share = mixup_share(recipe, state.epoch, state.batch) if recipe.mixup else 1.0
         with state.precision.autocast(state.device):
             logits = forward(mixed(images, share) if recipe.mixup else images)

@@ -31,7 +31,8 @@ def make_optimizer(recipe: Recipe, net: nn.Module, *, scaled: bool = False) -> t
             was written to, when the first step is left out (torch 2.13), so it is not used.
 
     Raises:
-        UsageError: `scale_lr` without a Dirac convolution, `classifier_lr` without a classifier, or Muon without a convolution to turn.
+        UsageError: `scale_lr` without a Dirac convolution, `classifier_lr` without a classifier, or Muon without a
+            convolution to turn.
 
     >>> optimizer = make_optimizer(Recipe(), nn.Linear(2, 2))
     >>> [group["weight_decay"] for group in optimizer.param_groups]
