@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
-    from diracnets.data.images import Images
+    from diracnets.data.images import ImageData
 
 QUESTION = "How many layers of a trained chain are needed, when those that became almost the identity are taken out?"
 EXPLANATION = """A layer's output is fitted, channel by channel, by a line of what comes into its ReLU; *explained* is
 the part of the output's variance that these lines give. The layer that is explained best is taken out, its lines go
 into the convolution before it, the channels of all convolutions are scaled and shifted to the means and deviations that
-they had in the whole chain, and all is measured again. Nothing is trained."""
+they had in the whole chain, and all is measured again. Nothing is trained. How many layers can go is chosen by the
+accuracy on training images, so that the images held out have no part in any choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,9 @@ class Prune:
     write: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the shortest chain that loses no more than --lose into this model file."""
     lose: float = 0.01
-    """How much accuracy the chain that is written may lose, 0 to 1."""
+    """How much accuracy on the training images of --choose that chain may lose, 0 to 1."""
+    choose: int = 1000
+    """Training images, evenly of all classes, by whose labels it is chosen how many layers can go."""
     data: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     """digits, cifar10, cifar100 or folder; by default what the network was trained on."""
     data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
@@ -49,7 +52,7 @@ class Prune:
     """Where prune.json, prune.md and prune.png go."""
 
     def run(self, say: Callable[[str], None]) -> None:
-        """Take out layers, evaluate each chain on all held-out images, and write prune.json, prune.md and prune.png.
+        """Take out layers, evaluate each chain, choose one, and write prune.json, prune.md and prune.png.
 
         Raises:
             UsageError: no such network, one with branches, or an option that makes no sense.
@@ -59,6 +62,8 @@ class Prune:
             raise UsageError(f"most is {self.most}; at least one layer has to be taken out")
         if not 0 <= self.lose <= 1:
             raise UsageError(f"lose is {self.lose}; it must be from 0 to 1")
+        if self.choose < 1:
+            raise UsageError(f"choose is {self.choose}; at least one image is needed to choose by")
         from diracnets.studies.subject import find_subject
         from diracnets.training.environment import circumstances
 
@@ -66,14 +71,15 @@ class Prune:
         if subject.net.training:
             raise UsageError(f"{self.net} is a fresh network; give one that is trained")
         images, _ = subject.images(self.images)
+        choice = subject.data.with_fewer(self.choose)
         chain = _chain(subject.net)
         rows: list[dict[str, Any]] = []
         best = chain
-        for shorter, row in _shorten(chain, images, subject.data.val, self.most):
+        for shorter, row in _shorten(chain, images, choice, self.most):
             rows.append(row)
             less = f" without {row['taken']}" if row["taken"] else ""
             say(f"{row['layers']} convolutions{less}: {row['accuracy']:.2%}")
-            if row["accuracy"] >= rows[0]["accuracy"] - self.lose:
+            if row["choice_accuracy"] >= rows[0]["choice_accuracy"] - self.lose:
                 best, kept = shorter, len(rows) - 1
         facts = {
             "study": "prune",
@@ -83,7 +89,8 @@ class Prune:
             "network": subject.name,
             "data": subject.data.name,
             "images": len(images),
-            "held_out": len(subject.data.val),
+            "choice_images": len(choice.train),
+            "held_out": len(choice.val),
             "lose": self.lose,
             "kept": kept,
             "rows": rows,
@@ -102,14 +109,16 @@ def page(facts: Mapping[str, Any], *, picture: bool) -> str:
     before, after = (f"{100 * rows[index]['accuracy']:.2f}" for index in (0, kept))
     parts.append(
         f"Of {rows[0]['layers']} convolutions, {kept} can be taken out with a loss of at most {100 * facts['lose']:g} "
-        f"points: {before} before, {after} after."
+        f"points on {facts['choice_images']:,} training images; on those held out, accuracy is {before}% before, "
+        f"{after}% after."
     )
     if picture:
         parts.append("![Accuracy against the number of convolutions](prune.png)")
     parts.append(_table(rows))
     parts.append(
         f"Accuracy on the {facts['held_out']:,} held-out images of {facts['data']}; layers measured on "
-        f"{facts['images']} training images; {told(facts['circumstances'])}"
+        f"{facts['images']:,} training images, their number chosen by the accuracy on {facts['choice_images']:,}; "
+        f"{told(facts['circumstances'])}"
     )
     return "\n\n".join(parts)
 
@@ -136,9 +145,9 @@ def _chain(net: nn.Module) -> nn.Sequential:
 
 
 def _shorten(
-    chain: nn.Sequential, images: Tensor, held_out: Images, most: int | None
+    chain: nn.Sequential, images: Tensor, data: ImageData, most: int | None
 ) -> Iterator[tuple[nn.Sequential, dict[str, Any]]]:
-    """The chain and its row, and then shorter and shorter ones."""
+    """The chain and its row, and then shorter and shorter ones, layers measured on some images."""
     from diracnets.studies.cut import candidates, output_statistics, settle, without
     from diracnets.training.metrics import evaluate
 
@@ -152,7 +161,8 @@ def _shorten(
                 "explained": explained,
                 "layers": sum(type(layer).__name__ == "Conv2d" for layer in chain),
                 "parameters": sum(parameter.numel() for parameter in chain.parameters()),
-                "accuracy": evaluate(chain, held_out).top1,
+                "choice_accuracy": evaluate(chain, data.train).top1,
+                "accuracy": evaluate(chain, data.val).top1,
             },
         )
         found = candidates(chain, images)
@@ -178,7 +188,7 @@ def _write(chain: nn.Sequential, net: nn.Module, rows: Sequence[Mapping[str, Any
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    columns = ["convolutions", "taken out", "explained", "parameters", "accuracy, %", "lost"]
+    columns = ["convolutions", "taken out", "explained", "parameters", "accuracy, %", "lost", "of training images, %"]
     first = rows[0]["accuracy"]
     lines = [
         [
@@ -188,6 +198,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['parameters']:,}",
             f"{100 * row['accuracy']:.2f}",
             f"{100 * (first - row['accuracy']):.2f}",
+            f"{100 * row['choice_accuracy']:.2f}",
         ]
         for row in rows
     ]
