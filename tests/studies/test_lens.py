@@ -27,12 +27,20 @@ def test_a_run_is_followed_through_its_epochs(run, tmp_path):
     assert facts["history"]["epochs"] == [0, 1, 2]
     assert facts["history"]["alpha"][0] == [1.0] * 6
     assert facts["history"]["alpha"][2] == pytest.approx([layer["alpha"] for layer in facts["scales"]], rel=1e-3)
+    quotients = [
+        layer["alpha"] / layer["beta"] / layer["norm"] for layer in facts["scales"]
+    ]  # channels differ a little
+    assert [layer["ratio_by_norm"] for layer in facts["scales"]] == pytest.approx(quotients, rel=0.05)
+    assert facts["history"]["ratio_by_norm"][2] == pytest.approx(quotients, rel=0.05)
+    assert facts["history"]["ratio_by_norm"][0] != pytest.approx(quotients, rel=0.05)
     assert [layer["layer"] for layer in facts["signal"]][::2] == ["groups.0.0", "groups.1.0", "groups.2.0"]
     assert facts["mode"] == "evaluation"
     assert all(layer["gradient"] > 0 and layer["filter_gradient"] > 0 for layer in facts["signal"])
     text = (tmp_path / "lens.md").read_text()
     assert text.startswith("# The layers of run")
     assert text.count("| groups.2.1") == 2
+    assert "| alpha / (beta norm) |" in text
+    assert "alpha / beta, not this, says how near to an identity a layer is" in text
     assert (tmp_path / "lens.png").exists()
     assert "wrote lens.json" in said[-1]
 

@@ -29,7 +29,14 @@ def test_scales_of_a_layer_leave_out_the_channels_that_have_no_identity():
     assert (scales.layer, scales.alpha, scales.beta) == ("one", 2.0, 0.5)
     assert scales.ratio == pytest.approx((4.5**0.5) / 0.5)
     assert scales.norm == pytest.approx(float(layer.weight.detach().flatten(1).norm(dim=1).mean()))
+    assert scales.ratio_by_norm == pytest.approx(scales.ratio / scales.norm)
     assert scales.identity == pytest.approx(float(identity_share(layer.effective_weight().detach()).mean()))
+
+
+def test_filters_of_zeros_have_a_ratio_that_is_a_number():
+    layer = DiracConv2d(4, 4, 3)
+    nn.init.zeros_(layer.weight)
+    assert 0 < layer_scales(layer)[0].ratio_by_norm < float("inf")
 
 
 def test_the_identity_share_follows_from_the_ratio():

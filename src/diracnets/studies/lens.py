@@ -25,8 +25,10 @@ SCALES = {  # columns of the table of scales: what LayerScales calls it, what th
     "beta": "beta",
     "ratio": "alpha / beta",
     "norm": "norm of W",
+    "ratio_by_norm": "alpha / (beta norm)",
     "identity": "identity",
 }
+KINDS = ("alpha", "beta", "ratio", "ratio_by_norm")  # of scales that are followed through the epochs
 SIGNAL = {
     "identity": "identity",
     "passed": "ReLU passes",
@@ -39,7 +41,9 @@ SIGNAL = {
     "filter_gradient": "gradient of filters",
 }
 EXPLANATION = """- *alpha / beta*: how much longer the identity is than the normalized filter, in root mean squares;
-  *identity*: the part of the effective filters' squared norm that lies where the identity has its 1.
+  *identity*: the part of the effective filters' squared norm that lies where the identity has its 1. *alpha / (beta
+  norm)* is the same with the length of W in it; since W is normalized, beta alone is the length of what is added to the
+  identity, so that alpha / beta, not this, says how near to an identity a layer is.
 - *ReLU passes*: the part of the layer's input above 0. *ReLU keeps*, *layer keeps*: correlation of the input with its
   own ReLU, and with the layer's output. *signal left*: how alike the differences between images still are to those
   behind the stem, 1 for the same, 0 for unrelated. *directions*: in how many the images differ, counted evenly.
@@ -89,7 +93,9 @@ class Lens:
             "mode": "training" if subject.net.training else "evaluation",
             "data": subject.data.name,
             "images": len(images),
-            "scales": [_plain(asdict(layer)) for layer in layer_scales(subject.net)],
+            "scales": [
+                _plain({**asdict(layer), "ratio_by_norm": layer.ratio_by_norm}) for layer in layer_scales(subject.net)
+            ],
             "signal": layers,
             "history": followed(history),
         }
@@ -104,9 +110,7 @@ def followed(history: Mapping[int, Sequence[LayerScales]]) -> dict[str, Any]:
     some = sorted({*epochs[::step], *epochs[-1:]})
     return {
         "epochs": some,
-        "alpha": [[layer.alpha for layer in history[epoch]] for epoch in some],
-        "beta": [[layer.beta for layer in history[epoch]] for epoch in some],
-        "ratio": [[layer.ratio for layer in history[epoch]] for epoch in some],
+        **{kind: [[getattr(layer, kind) for layer in history[epoch]] for epoch in some] for kind in KINDS},
     }
 
 
@@ -131,14 +135,16 @@ def draw(figure: Figure, facts: Mapping[str, Any]) -> None:
     grid = figure.subplots(2 if scales else 1, 3, squeeze=False)
     if scales:
         epochs = history["epochs"] or [0]
-        for axes, kind in zip(grid[0], ("alpha", "beta", "ratio"), strict=True):
+        for axes, kind, style in zip((*grid[0], grid[0][2]), KINDS, ("-", "-", "-", "--"), strict=True):
             lines = history[kind] or [[layer[kind] for layer in scales]]
             for number, (epoch, line) in enumerate(zip(epochs, lines, strict=True), start=1):
-                label = f"epoch {epoch}" if history["epochs"] and epoch in (epochs[0], epochs[-1]) else None
-                axes.plot(range(1, len(line) + 1), line, color=(0.1, 0.3, 0.6), alpha=number / len(epochs), label=label)
+                named = history["epochs"] and style == "-" and epoch in (epochs[0], epochs[-1])
+                look: dict[str, Any] = {"color": (0.1, 0.3, 0.6), "alpha": number / len(epochs), "linestyle": style}
+                axes.plot(range(1, len(line) + 1), line, label=f"epoch {epoch}" if named else None, **look)
             axes.set_title(SCALES[kind], fontsize=10)
             if history["epochs"]:
                 axes.legend(fontsize=8)
+        grid[0][2].set_title(f"{SCALES['ratio']}, dashed {SCALES['ratio_by_norm']}", fontsize=10)
         grid[0][2].set_yscale("log")
     panels = (("identity", "kept", "arrived"), ("passed", "relu_keeps"), ("gradient", "filter_gradient"))
     for axes, kinds in zip(grid[-1], panels, strict=True):

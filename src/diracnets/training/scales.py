@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diracnets.errors import FileError
 from diracnets.files import append_json
-from diracnets.nn.dirac import DiracConv1d, DiracConv2d, DiracConv3d, identity_diagonal
+from diracnets.nn.dirac import EPS, DiracConv1d, DiracConv2d, DiracConv3d, identity_diagonal
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class LayerScales:
     """Mean norm of W's filters: the longer they are, the less a step turns them."""
     identity: float
     """Mean part of an effective filter's squared norm that is its identity, 0 to 1; see `identity_share`."""
+
+    @property
+    def ratio_by_norm(self) -> float:
+        """`ratio` over `norm`: alpha / (beta ||W||). As W is normalized, it says nothing of the effective filter."""
+        return self.ratio / max(self.norm, EPS)
 
 
 def identity_share(weight: Tensor, groups: int = 1) -> Tensor:
