@@ -1,9 +1,11 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from diracnets import create_model
 from diracnets.cli import main
 from diracnets.errors import DiracNetsError, FileError, UsageError
 from diracnets.studies.conduct import conduct
@@ -36,6 +38,16 @@ def test_a_study_is_trained_and_written(small_study, options, fake_runs, said, t
     assert "2 of 8 epochs, 2 of 3 seeds" in page
     assert (tmp_path / "results/small.png").read_bytes()[1:4] == b"PNG"
     assert said[-1].startswith("wrote ")
+
+
+def test_parameters_are_written_where_a_study_tells_them(small_study, options, fake_runs, said, tmp_path):
+    rows = [replace(row, recipe=replace(row.recipe, data="cifar10")) for row in small_study.rows]
+    conduct(replace(small_study, rows=rows, sizes=True), options(budget=TWO), said.append, fake_runs(GOOD))
+    written = json.loads((tmp_path / "results/small.json").read_text())
+    assert [row["parameters"] for row in written["rows"]] == [
+        sum(parameter.numel() for parameter in create_model(model).parameters()) for model in (DIRAC, WRN)
+    ]
+    assert "| parameters |" in (tmp_path / "results/small.md").read_text()
 
 
 def test_first_seeds_of_all_rows_come_first(small_study, options, fake_runs, said):

@@ -1,7 +1,9 @@
+import json
 from dataclasses import replace
 
 import pytest
 
+from diracnets import create_model
 from diracnets.studies.lines import draw, series_names
 from diracnets.studies.records import Asked, Record, Results
 from diracnets.studies.study import Budget, Lines
@@ -47,6 +49,26 @@ def test_errors_are_told_where_errors_are_asked_for(results):
         "10.00 ± 0.50 (a book)",
         "+2.00",
     )
+
+
+def test_parameters_are_counted_where_a_file_lacks_them(results, tmp_path):
+    path = tmp_path / "small.json"
+    results.rows = [
+        replace(row, recipe={**row.recipe, "model": "diracnet-16-0.25", "data": data}, place={"network": data})
+        for data, row in zip(("cifar10", "cifar100"), results.rows, strict=True)
+    ]
+    results.write(path)
+    content = json.loads(path.read_text())
+    for row in content["rows"]:
+        del row["parameters"]  # as they were written before there were any
+    path.write_text(json.dumps(content))
+    found = Results.read(path)
+    assert "parameters" not in page(found, None)
+    found.count_parameters()
+    for classes, row in zip((10, 100), found.rows, strict=True):
+        net = create_model("diracnet-16-0.25", num_classes=classes)
+        assert row.parameters == sum(parameter.numel() for parameter in net.parameters())
+        assert cells(page(found, None), row.place["network"])["parameters"] == f"{row.parameters:,}"
 
 
 def test_rows_without_a_training_say_so(results):

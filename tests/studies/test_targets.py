@@ -128,6 +128,7 @@ def test_without_files_nothing_is_reached(tmp_path):
     assert page.startswith("## Errors on CIFAR-10")
     assert page.count("not trained yet") == 10
     assert "21.54 (quoted" in page
+    assert "| cifar10 | wrn-28-10 | paper-cifar | 36,479,194 | 4.00" in page
 
 
 def test_targets_name_rows_that_their_studies_have():

@@ -49,6 +49,7 @@ class Cifar(Trainings):
             rows,
             seeds=5,
             measure="error",
+            sizes=True,
         )
 
 

@@ -114,12 +114,12 @@ def conduct(study: Study, options: Trainings, say: Say, launch: Launch = launch)
     else:
         results.forget_untrained()
         results.ask(asked)
-        results.write(path)
+        _save(study, results, path)
         _train(study, asked, _missing(study, rows, asked, results.records, options), options, say, launch)
         results = _known(study, options)
     picture = path.with_suffix(".png")
     draw(results, picture, say)
-    _write(results, path)
+    _write(study, results, path)
     say(f"wrote {path}, {path.with_suffix('.md')}" + (f" and {picture}" if picture.exists() else ""))
 
 
@@ -144,7 +144,7 @@ def _train(study: Study, asked: list[Asked], jobs: list[Job], options: Trainings
             results = _known(study, options)  # as another process may have left it meanwhile
             results.ask(row for row in asked if (row.row, row.key) == (job.row, job.key))
             results.add([record])
-            _write(results, path)
+            _write(study, results, path)
             what = f"{record.accuracy:.2%}" if record.accuracy is not None else f"diverged: {record.message}"
         say(f"{job.row}, seed {job.recipe.seed}: {what} ({done} of {len(jobs)})")
 
@@ -203,7 +203,13 @@ def _missing(study: Study, rows: list[Row], asked: list[Asked], records: list[Re
     return jobs
 
 
-def _write(results: Results, path: Path) -> None:
+def _save(study: Study, results: Results, path: Path) -> None:
+    if study.sizes:
+        results.count_parameters()
     results.write(path)
+
+
+def _write(study: Study, results: Results, path: Path) -> None:
+    _save(study, results, path)
     picture = path.with_suffix(".png")
     write_text(path.with_suffix(".md"), page(results, picture.name if picture.exists() else None))

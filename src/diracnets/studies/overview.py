@@ -76,4 +76,5 @@ def _with_published(results: Results | None) -> Results:
     results = results or Results.of(study, None)
     there = {row.row for row in results.rows}
     results.ask(Asked.of(row, study, Budget()) for row in study.rows if row.published and row.name not in there)
+    results.count_parameters()
     return results

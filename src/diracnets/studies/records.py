@@ -52,6 +52,8 @@ class Asked:
     full_epochs: int
     full_seeds: int
     published: Published | None = None
+    parameters: int | None = None
+    """Of the network; None where the study does not tell them, or they are not counted yet."""
 
     @classmethod
     def of(cls, row: Row, study: Study, budget: Budget) -> Asked:
@@ -123,6 +125,15 @@ class Results:
     def forget_untrained(self) -> None:
         """Leave out rows that were asked for once and of which nothing has been trained."""
         self.rows = [row for row in self.rows if self.of_row(row)]
+
+    def count_parameters(self) -> None:
+        """Count the parameters of the rows' networks, where that is not done yet."""
+        from diracnets.studies.size import parameter_count
+
+        for index, row in enumerate(self.rows):
+            if row.parameters is None:
+                count = parameter_count(row.recipe["model"], row.recipe["width"], row.recipe["data"])
+                self.rows[index] = dataclasses.replace(row, parameters=count)
 
     def add(self, records: Iterable[Record]) -> None:
         """Note what was trained; a training that is known already is replaced."""

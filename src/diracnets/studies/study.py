@@ -64,6 +64,8 @@ class Study:
     """None draws a dot for each row."""
     chain: bool = True
     """Whether the folded chain is evaluated too."""
+    sizes: bool = False
+    """Whether the table tells how many parameters each network has; then all rows are of CIFAR."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def _cut(row: Asked) -> str:
 def _table(results: Results) -> str:
     places = list(dict.fromkeys(name for row in results.rows for name in row.place))
     measure = f"{results.measure}, %"
-    columns = [*places, f"published {measure}", measure, "against published", f"folded chain, {measure}"]
+    columns = [*places, "parameters", f"published {measure}", measure, "against published", f"folded chain, {measure}"]
     columns += ["trained", "diverged", "epochs", "training images", "minutes", "images a second", "on"]
     columns.append("set otherwise")
     return markdown_table(
@@ -91,6 +91,7 @@ def _line(results: Results, row: Asked, places: Sequence[str]) -> list[object]:
     rates = [record.images_per_second for record in records if record.images_per_second is not None]
     return [
         *(_cell(row.place.get(name, "")) for name in places),
+        "" if row.parameters is None else f"{row.parameters:,}",
         published,
         mean_and_spread(values) or ("not trained yet" if not records else "diverged"),
         against,
