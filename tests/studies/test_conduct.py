@@ -8,7 +8,7 @@ import pytest
 from diracnets import create_model
 from diracnets.cli import main
 from diracnets.errors import DiracNetsError, FileError, UsageError
-from diracnets.studies.conduct import conduct
+from diracnets.studies.conduct import Trainings, conduct
 from diracnets.studies.study import Budget
 
 DIRAC, WRN = "diracnet-10-0.25", "wrn-16-0.25"
@@ -108,11 +108,15 @@ def test_a_training_that_fails_is_told_and_the_others_go_on(small_study, options
 def test_records_of_another_machine_are_taken_over(small_study, options, fake_runs, said, tmp_path):
     conduct(small_study, options(budget=TWO, rows=("*wrn*",)), said.append, fake_runs(GOOD))
     shutil.move(tmp_path / "results/small.json", tmp_path / "theirs.json")
+
+    def adding(file):
+        return Trainings(add=(file,), device="cpu", out=tmp_path / "results")
+
     conduct(small_study, options(budget=TWO, rows=("*diracnet*",)), said.append, fake_runs(GOOD))
-    conduct(small_study, options(add=(tmp_path / "theirs.json",)), said.append, fake_runs({}))
+    conduct(small_study, adding(tmp_path / "theirs.json"), said.append, fake_runs({}))
     assert len(json.loads((tmp_path / "results/small.json").read_text())["records"]) == 4
     with pytest.raises(UsageError, match="there is no file"):
-        conduct(small_study, options(add=(tmp_path / "none.json",)), said.append, fake_runs({}))
+        conduct(small_study, adding(tmp_path / "none.json"), said.append, fake_runs({}))
 
 
 def test_the_plan_writes_nothing(small_study, options, said, tmp_path):
@@ -141,6 +145,11 @@ WRONG = [
     ("depth --budget.epochs 0", "budget.epochs is 0"),
     ("init --jobs 0", "jobs is 0"),
     ("cifar --add none.json", "there is no file none.json"),
+    ("cifar --add none.json --rows * --jobs 2", "trains nothing, for which --jobs would mean nothing"),
+    ("cifar --add none.json --plan", "for which --plan would mean nothing"),
+    ("cifar --add none.json --recipe fast-cifar --budget.epochs 3", "for which --budget.epochs, --recipe would"),
+    ("depth --add none.json --depths 28 --data-dir .", "for which --data-dir, --depths would mean nothing"),
+    ("init --add none.json --width 1 --device cpu --out there", "for which --width would mean nothing"),
     ("cifar --device gpu", "gpu"),
 ]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, arg
 
@@ -21,6 +21,7 @@ from diracnets.training.recipe import Recipe
 
 Say = Callable[[str], None]
 Launch = Callable[[Step, Path, Mapping[str, str]], Process]
+_WITH_ADD = ("--add", "--device", "--out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,8 @@ class Trainings:
     plan: FlagCreatePairsOff[bool] = False
     """Say what there is and what would be trained, and do nothing."""
     add: Annotated[tuple[Path, ...], arg(metavar="FILE.json")] = ()
-    """Take over the records that the same study made on other machines, and train nothing."""
+    """Take over the records that the same study made on other machines, and train nothing; of the other options, only
+    --device and --out go with it."""
     budget: Budget = field(default_factory=Budget)
     """How much is trained; the table says what was scaled down."""
     data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
@@ -81,6 +83,18 @@ class Trainings:
         conduct(self.study(), self, say)
 
 
+def _changed(options: Any, prefix: str = "--") -> list[str]:  # noqa: ANN401
+    """The flags of a dataclass of options, and of those in it, that are not at their defaults."""
+    flags: list[str] = []
+    for option in fields(options):
+        value, flag = getattr(options, option.name), prefix + option.name.replace("_", "-")
+        if is_dataclass(value):
+            flags += _changed(value, f"{flag}.")
+        elif value != option.default:
+            flags.append(flag)
+    return flags
+
+
 def conduct(study: Study, options: Trainings, say: Say, launch: Launch = launch) -> None:
     """Train what is missing of a study, and write its table, picture and numbers.
 
@@ -96,6 +110,11 @@ def conduct(study: Study, options: Trainings, say: Say, launch: Launch = launch)
     Raises:
         UsageError, FileError, DiracNetsError: as in `Trainings.run`.
     """
+    if options.add and (ignored := [flag for flag in _changed(options) if flag not in _WITH_ADD]):
+        raise UsageError(
+            f"--add takes over records and trains nothing, for which {', '.join(ignored)} would mean nothing: "
+            f"leave out all but {', '.join(_WITH_ADD)}"
+        )
     rows = [replace(row, recipe=options.applied(row.recipe)) for row in choose_rows(study, options.rows)]
     asked = [Asked.of(row, study, options.budget) for row in rows]
     path = options.out / f"{study.name}.json"

@@ -56,8 +56,8 @@ class Init(Trainings):
         return Study(
             "init",
             "Where training may start",
-            f"How good does a network of {self.depth} layers become, and does it diverge, when its filters W are drawn "
-            "with standard deviations over five orders of magnitude, and when the scales alpha and beta of the Dirac "
+            "How good does a network become, and does it diverge, when its filters W are drawn with standard "
+            "deviations over five orders of magnitude, and when the scales alpha and beta of the Dirac "
             f"parameterization start elsewhere than at {ALPHA:g} and {BETA}? Those two are varied with W drawn as "
             "Kaiming does; networks without the parameterization start with the filters that it would have. No "
             "gradient is clipped.",
