@@ -22,7 +22,8 @@ class Cifar(Trainings):
     """How wrong are plain chains on CIFAR-10 and CIFAR-100, beside residual networks and what was published?
 
     The rows of the paper's table by its recipe, and networks of 28 layers and width 1 also by a short one, with which
-    the plain network is also trained from the usual start, and from the very filters that the Dirac one begins with."""
+    the plain network is also trained from the usual start, and from the very filters that the Dirac one begins with.
+    One learning rate need not suit all: --rates gives each row the best of several."""
 
     recipe: Annotated[tuple[str, ...], arg(metavar="NAME|FILE.toml")] = ()
     """Train every row by these recipes instead, such as best-cifar."""

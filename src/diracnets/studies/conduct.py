@@ -12,6 +12,7 @@ from tyro.conf import FlagCreatePairsOff, arg
 from diracnets.errors import DiracNetsError, UsageError
 from diracnets.studies.lines import draw
 from diracnets.studies.outcome import reason, record_of
+from diracnets.studies.rates import at_rates, called
 from diracnets.studies.records import Asked, Record, Results
 from diracnets.studies.report import write_text
 from diracnets.studies.runner import Job, Process, Step, launch, processors, run_jobs
@@ -35,6 +36,9 @@ class Trainings:
     add: Annotated[tuple[Path, ...], arg(metavar="FILE.json")] = ()
     """Take over the records that the same study made on other machines, and train nothing; of the other options, only
     --device and --out go with it."""
+    rates: Annotated[tuple[float, ...], arg(metavar="RATE [RATE ...]", help_behavior_hint="")] = ()
+    """Train every row with each of these learning rates (the recipe's lr, or with Muon its filter_lr), and tell it by
+    the best; by default with the recipe's own."""
     budget: Budget = field(default_factory=Budget)
     """How much is trained; the table says what was scaled down."""
     data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
@@ -115,15 +119,20 @@ def conduct(study: Study, options: Trainings, say: Say, launch: Launch = launch)
             f"--add takes over records and trains nothing, for which {', '.join(ignored)} would mean nothing: "
             f"leave out all but {', '.join(_WITH_ADD)}"
         )
-    rows = [replace(row, recipe=options.applied(row.recipe)) for row in choose_rows(study, options.rows)]
+    rows = [
+        replace(each, recipe=options.applied(each.recipe))
+        for row in choose_rows(study, options.rows)
+        for each in at_rates(row, options.rates)
+    ]
     asked = [Asked.of(row, study, options.budget) for row in rows]
     path = options.out / f"{study.name}.json"
     if options.plan:
         results = Results.read(path)
         jobs = _missing(study, rows, asked, results.records if results else [], options)
         for row in asked:
-            todo = sum(job.row == row.row for job in jobs)
-            say(f"{row.row}: {row.seeds - todo} of {row.seeds} trained, {row.recipe['epochs']} epochs each")
+            todo = sum((job.row, job.key) == (row.row, row.key) for job in jobs)
+            done = f"{row.seeds - todo} of {row.seeds} trained"
+            say(f"{called(row)}: {done}, {row.recipe['epochs']} epochs each")
         return
 
     results = _known(study, options)
@@ -145,12 +154,13 @@ def conduct(study: Study, options: Trainings, say: Say, launch: Launch = launch)
 def _train(study: Study, asked: list[Asked], jobs: list[Job], options: Trainings, say: Say, launch: Launch) -> None:
     path = options.out / f"{study.name}.json"
     threads = max(1, processors() // options.jobs)
+    names = {(row.row, row.key): called(row) for row in asked}
     failed: list[Job] = []
     done = 0
 
     def started(job: Job) -> None:
         job.folder.mkdir(parents=True, exist_ok=True)
-        say(f"{job.row}, seed {job.recipe.seed}: begun; its log is {job.log}")
+        say(f"{names[job.row, job.key]}, seed {job.recipe.seed}: begun; its log is {job.log}")
 
     def ended(job: Job, code: int) -> None:
         nonlocal done
@@ -165,7 +175,7 @@ def _train(study: Study, asked: list[Asked], jobs: list[Job], options: Trainings
             results.add([record])
             _write(study, results, path)
             what = f"{record.accuracy:.2%}" if record.accuracy is not None else f"diverged: {record.message}"
-        say(f"{job.row}, seed {job.recipe.seed}: {what} ({done} of {len(jobs)})")
+        say(f"{names[job.row, job.key]}, seed {job.recipe.seed}: {what} ({done} of {len(jobs)})")
 
     try:
         run_jobs(

@@ -32,8 +32,8 @@ class Depth(Trainings):
 
     All networks have the same width, data and recipe, and their gradients are clipped alike. The plain network has five
     starts: the paper's, the usual one, a shift of 1, the deep start's shifts, and these with the very filters that the
-    Dirac one begins with, so that it has every advantage but the parameterization. A Dirac network and its folded chain
-    are one row."""
+    Dirac one begins with, so that it has every advantage but the parameterization; with --rates it also has the rate
+    that suits it best, as all others have. A Dirac network and its folded chain are one row."""
 
     depths: tuple[int, ...] = (16, 28, 52, 100, 196, 400, 1000)
     """Numbers of layers, each 6n + 4."""

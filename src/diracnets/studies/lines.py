@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diracnets.studies.picture import save_picture
+from diracnets.studies.rates import told_rows
 from diracnets.studies.records import Asked, Record, Results
 from diracnets.studies.study import Lines
 from diracnets.studies.table import percents, published_value
@@ -27,7 +28,7 @@ def draw(results: Results, path: Path, say: Callable[[str], None]) -> None:
     Raises:
         FileError: the file cannot be written.
     """
-    rows = [(row, records) for row in results.rows if (records := results.of_row(row))]
+    rows = [(told.row, records) for told in told_rows(results) if (records := results.of_row(told.row))]
     if not rows:
         return
     if results.picture is None:

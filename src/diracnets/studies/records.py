@@ -54,6 +54,8 @@ class Asked:
     published: Published | None = None
     parameters: int | None = None
     """Of the network; None where the study does not tell them, or they are not counted yet."""
+    rate: float | None = None
+    """That of the recipe, where the row was asked for with several, the best of which is told."""
 
     @classmethod
     def of(cls, row: Row, study: Study, budget: Budget) -> Asked:
@@ -61,7 +63,9 @@ class Asked:
         recipe = budget.scaled(row.recipe)
         seeds = study.seeds if budget.seeds is None else budget.seeds
         key, place = recipe_key(recipe), dict(row.place)
-        return cls(row.name, key, place, recipe.table(), seeds, row.recipe.epochs, study.seeds, row.published)
+        return cls(
+            row.name, key, place, recipe.table(), seeds, row.recipe.epochs, study.seeds, row.published, rate=row.rate
+        )
 
 
 @dataclass
@@ -113,14 +117,18 @@ class Results:
         write_json(path, dataclasses.asdict(self))
 
     def ask(self, rows: Iterable[Asked]) -> None:
-        """Note what is asked for; a row asked for again keeps its place, and no fewer seeds than were trained."""
+        """Note what is asked for.
+
+        A row asked for again keeps its place, no fewer seeds than were trained, and that it is one of several rates.
+        """
         for new in rows:
             at = [(row.row, row.key) for row in self.rows]
             if (new.row, new.key) not in at:
                 self.rows.append(new)
                 continue
             index = at.index((new.row, new.key))
-            self.rows[index] = dataclasses.replace(new, seeds=max(new.seeds, len(self.of_row(new))))
+            rate = self.rows[index].rate if new.rate is None else new.rate
+            self.rows[index] = dataclasses.replace(new, seeds=max(new.seeds, len(self.of_row(new))), rate=rate)
 
     def forget_untrained(self) -> None:
         """Leave out rows that were asked for once and of which nothing has been trained."""

@@ -37,6 +37,8 @@ class Row:
     recipe: Recipe
     """With its full number of epochs."""
     published: Published | None = None
+    rate: float | None = None
+    """That of its recipe, where the row is trained with several; see `rates`."""
 
 
 @dataclass(frozen=True)

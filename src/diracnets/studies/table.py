@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diracnets.studies.rates import Told, told_rows
 from diracnets.studies.records import Asked, Record, Results
 from diracnets.studies.report import machine_name, markdown_table, mean_and_spread, told
 from diracnets.studies.study import Published, settings
@@ -47,7 +48,8 @@ def _notes(results: Results) -> list[str]:
     notes = []
     if done < wanted:
         notes.append(f"**Partial: {done} of {wanted} trainings are finished.**")
-    cuts = Counter(text for row in results.rows if (text := _cut(row)))
+    lines = told_rows(results)
+    cuts = Counter(text for line in lines if (text := _cut(line.row)))
     if cuts:
         listed = "; ".join(f"{count} row{'s' * (count != 1)} at {text}" for text, count in cuts.items())
         notes.append(f"Scaled down to a budget: {listed}.")
@@ -55,6 +57,11 @@ def _notes(results: Results) -> list[str]:
         f"{results.measure.capitalize()} is that of the last epoch, on all held-out images: mean and standard "
         "deviation over the seeds that did not diverge. Minutes are those of the training steps of one seed."
     )
+    if any(line.rates for line in lines):
+        notes.append(
+            "Where rates are told, the row was trained with each of them, and its line is that of the best, which was "
+            "chosen by the images that are reported: a little of it may be luck. The JSON file has all."
+        )
     return notes
 
 
@@ -70,15 +77,25 @@ def _cut(row: Asked) -> str:
 def _table(results: Results) -> str:
     places = list(dict.fromkeys(name for row in results.rows for name in row.place))
     measure = f"{results.measure}, %"
-    columns = [*places, "parameters", f"published {measure}", measure, "against published", f"folded chain, {measure}"]
-    columns += ["trained", "diverged", "epochs", "training images", "minutes", "images a second", "on"]
+    columns = [*places, "parameters", "rate", f"published {measure}", measure, "against published"]
+    columns += [
+        f"folded chain, {measure}",
+        "trained",
+        "diverged",
+        "epochs",
+        "training images",
+        "minutes",
+        "images a second",
+        "on",
+    ]
     columns.append("set otherwise")
     return markdown_table(
-        columns, [[*_line(results, row, places), _set_otherwise(results, row)] for row in results.rows]
+        columns, [[*_line(results, each, places), _set_otherwise(results, each.row)] for each in told_rows(results)]
     )
 
 
-def _line(results: Results, row: Asked, places: Sequence[str]) -> list[object]:
+def _line(results: Results, line: Told, places: Sequence[str]) -> list[object]:
+    row = line.row
     records = results.of_row(row)
     values, folded = percents(results, records), percents(results, records, chain=True)
     diverged = [record for record in records if record.outcome == "diverged"]
@@ -92,6 +109,7 @@ def _line(results: Results, row: Asked, places: Sequence[str]) -> list[object]:
     return [
         *(_cell(row.place.get(name, "")) for name in places),
         "" if row.parameters is None else f"{row.parameters:,}",
+        f"{row.rate:g}, best of {', '.join(f'{rate:g}' for rate in line.rates)}" if line.rates else "",
         published,
         mean_and_spread(values) or ("not trained yet" if not records else "diverged"),
         against,
@@ -109,11 +127,11 @@ def _line(results: Results, row: Asked, places: Sequence[str]) -> list[object]:
 def _set_otherwise(results: Results, row: Asked) -> str:
     """How a row's recipe differs from others of the same row, such as by a recipe's name before that was changed."""
     told = ("epochs", "images", "drops", "seed")  # in columns of their own, or as these have it
-    mine, *others = (
-        {name: value for name, value in settings(each.recipe).items() if name not in told}
-        for each in (row, *(other for other in results.rows if other.row == row.row and other.key != row.key))
+    others = [line.row for line in told_rows(results) if line.row.row == row.row and line.row.key != row.key]
+    mine, *theirs = (
+        {name: value for name, value in settings(each.recipe).items() if name not in told} for each in (row, *others)
     )
-    names = sorted({name for other in others for name in {*mine, *other} if mine.get(name) != other.get(name)})
+    names = sorted({name for other in theirs for name in {*mine, *other} if mine.get(name) != other.get(name)})
     return ", ".join(f"{name} {_setting(row.recipe, name)}" for name in names)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from diracnets.studies.depth import FAMILIES
+from diracnets.studies.rates import FIELDS
 from diracnets.studies.records import Asked, Results
 from diracnets.studies.report import mean_and_spread
 from diracnets.studies.side_by_side import SideBySide, Verdict, race, step_ratio
@@ -78,13 +79,15 @@ class Lead:
         return Verdict("reached" if reached else "not reached", told)
 
     def _alike(self, row: Asked, other: Asked) -> bool:
-        """Whether all is the same but what the target names, and the start, of which each network has its own."""
+        """Whether all is the same but what the target names, the start, of which each network has its own, and the rate
+        where several were tried of both."""
         named = {*self.place, *self.than, "start"}
+        own = _OF_A_ROW if row.rate is None or other.rate is None else _OF_A_ROW | {*FIELDS.values()}
         places, recipes = (
             [{name: value for name, value in table.items() if name not in left_out} for table in tables]
             for tables, left_out in (
                 ((row.place, other.place), named),
-                ((settings(row.recipe), settings(other.recipe)), _OF_A_ROW),
+                ((settings(row.recipe), settings(other.recipe)), own),
             )
         )
         return places[0] == places[1] and recipes[0] == recipes[1]
