@@ -26,7 +26,7 @@ def make_optimizer(recipe: Recipe, net: nn.Module, *, scaled: bool = False) -> t
 
     Args:
         recipe: its optimizer, rates, momenta and decay.
-        net: on its device. With Muon, its `filters_of` are brought to norm 1.
+        net: on its device. With Muon, its `filters_of` keep their norms.
         scaled: whether a loss scaler will leave steps out. The fused operation then starts from a momentum that nothing
             was written to, when the first step is left out (torch 2.13), so it is not used.
 

@@ -33,7 +33,7 @@ class Recipe:
     """How a fresh network starts: as the paper's do, or so that a signal comes through hundreds of layers."""
     init: Literal["normal", "kaiming"] | float | None = None
     """How filters start: N(0, 1), Kaiming normal, or the standard deviation; not given: as `start` has it. It is a
-    matter of scale, which Muon does away with: it brings all filters to norm 1."""
+    matter of scale, which Muon keeps: it turns filters and leaves their norms."""
     alpha: float | None = None
     """What the scales of the identity start at; not given: as `start` has it. Ordinary convolutions, given both, start
     with the filters that Dirac ones of these scales have."""
