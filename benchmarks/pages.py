@@ -128,9 +128,10 @@ def runs() -> str:
     return table({key: lambda row, key=key: row[key] for key in parts[0]}, parts) if parts else ""
 
 
-SEARCHED = """By a script that is not kept, of this package's layers, images and augmentation, and, where no accuracy with mirrored
-images is given, by `diracnets train`; the rate falls to zero in each run. Muon turns the filters. One seed and little time each: differences under a point say little. The last networks
-have the shape and, where it says so, the rates of cifar10-airbench, with ReLUs."""
+SEARCHED = """By a script that is not kept, of this package's layers, images and augmentation, and, where no accuracy
+with mirrored images is given, by `diracnets train`; the rate falls to zero in each run. Muon turns the filters. One
+seed and little time each: differences under a point say little. The last networks have the shape and, where it says
+so, the rates of cifar10-airbench, with ReLUs."""
 
 TRIED = """Both tables were measured by an earlier program, whose place `diracnets study cost` has taken; the command is
 the one of then. It did the same: both networks on random images, steps of SGD with momentum, interleaved in
