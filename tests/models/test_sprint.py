@@ -26,6 +26,17 @@ def test_it_folds_to_convolutions_relus_and_pooling(family, warm):
     assert nn.BatchNorm2d not in kinds
 
 
+@pytest.mark.parametrize("start", ["paper", "deep"])
+def test_batch_norms_have_shifts_alone_to_train(start):
+    norms = [
+        each for each in create_model("diracnet-sprint-0.125", start=start).modules() if hasattr(each, "running_var")
+    ]
+    assert len(norms) == 7
+    for norm in norms:
+        assert norm.weight.equal(torch.ones_like(norm.weight))
+        assert (norm.weight.requires_grad, norm.bias.requires_grad) == (False, True)
+
+
 def test_a_name_without_width_means_width_1():
     with torch.device("meta"):
         one, same = create_model("plain-sprint"), create_model("plain-sprint-1")

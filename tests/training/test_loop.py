@@ -17,6 +17,7 @@ from diracnets.data.augmentation import Augmentation
 from diracnets.data.memory import MemoryImages
 from diracnets.errors import DataError, FileError, FoldError, TrainingError, UsageError
 from diracnets.models.load import load
+from diracnets.models.registry import create_model
 from diracnets.training.averaging import estimate_statistics
 from diracnets.training.finish import write_model_file
 from diracnets.training.interruption import Interrupted
@@ -491,6 +492,22 @@ def test_mixup_trains_on_sums_of_images_and_shares_the_loss(stripes, tmp_path, m
     run(replace(RECIPE, mixup=0.5, epochs=1), tmp_path / "run", stripes)
     assert len(seen) == STEPS == len(set(seen))
     assert all(one.roll(1, 0).equal(other) for one, other in zip(targets[::2], targets[1::2], strict=True))
+
+
+def test_a_stem_of_rate_0_stays_as_it_starts(stripes, tmp_path):
+    torch.manual_seed(3)
+    begun = create_model("diracnet-10-0.25", num_classes=3, in_channels=1, image_size=8)
+    trained = train(
+        replace(RECIPE, stem_lr=0.0, epochs=1),
+        run=tmp_path / "run",
+        data=stripes,
+        device="cpu",
+        start=begun,
+        quiet=True,
+    )
+    ended = dict(trained.net.named_parameters())
+    same = {name for name, parameter in begun.named_parameters() if parameter.equal(ended[name])}
+    assert same == {name for name in ended if name.startswith("stem.")}
 
 
 def test_the_first_part_trains_on_smaller_images(large_stripes, tmp_path, monkeypatch):

@@ -36,10 +36,10 @@ def test_a_first_step_that_a_loss_scaler_leaves_out_leaves_no_trace(warm_net):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 @pytest.mark.parametrize("scale_lr", [None, 0.0, 0.25])
-@pytest.mark.parametrize("classifier_lr", [None, 0.125])
-def test_every_parameter_has_its_rate(optimizer, scale_lr, classifier_lr, warm_net):
+@pytest.mark.parametrize(("stem_lr", "classifier_lr"), [(None, None), (None, 0.125), (0.0625, 0.125)])
+def test_every_parameter_has_its_rate(optimizer, scale_lr, stem_lr, classifier_lr, warm_net):
     """Without momentum and decay, a step of gradients of 1 moves what is no filter by the rate."""
-    rates = {"lr": 0.5, "scale_lr": scale_lr, "classifier_lr": classifier_lr}
+    rates = {"lr": 0.5, "scale_lr": scale_lr, "stem_lr": stem_lr, "classifier_lr": classifier_lr}
     recipe = Recipe(optimizer=optimizer, momentum=0.0, weight_decay=0.0, **rates)
     made = make_optimizer(recipe, warm_net)
     names = {id(parameter): name for name, parameter in warm_net.named_parameters()}
@@ -55,7 +55,11 @@ def test_every_parameter_has_its_rate(optimizer, scale_lr, classifier_lr, warm_n
             torch.testing.assert_close(*norms)
             assert not parameter.allclose(before[name])
             continue
-        own = scale_lr if name.endswith(("alpha", "beta")) else classifier_lr if name.startswith("fc.") else None
+        own = (
+            scale_lr
+            if name.endswith(("alpha", "beta"))
+            else {"fc": classifier_lr, "stem": stem_lr}.get(name.split(".")[0])
+        )
         expected = 0.5 if own is None else own
         torch.testing.assert_close(before[name] - parameter.detach(), torch.full_like(parameter, expected))
 
@@ -108,7 +112,8 @@ def test_shared_and_frozen_scales(optimizer):
     ("recipe", "said"),
     [
         (Recipe(scale_lr=0.1), "no Dirac convolutions"),
-        (Recipe(classifier_lr=0.1), "no 'fc'"),
+        (Recipe(classifier_lr=0.1), "'fc', but it has none"),
+        (Recipe(stem_lr=0.0), "'stem', but it has none"),
         (Recipe(optimizer="muon"), "take optimizer sgd"),
     ],
 )

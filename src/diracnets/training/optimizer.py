@@ -31,7 +31,7 @@ def make_optimizer(recipe: Recipe, net: nn.Module, *, scaled: bool = False) -> t
             was written to, when the first step is left out (torch 2.13), so it is not used.
 
     Raises:
-        UsageError: `scale_lr` without a Dirac convolution, `classifier_lr` without a classifier, or Muon without a
+        UsageError: `scale_lr`, `stem_lr` or `classifier_lr` for what the network does not have, or Muon without a
             convolution to turn.
 
     >>> optimizer = make_optimizer(Recipe(), nn.Linear(2, 2))
@@ -44,11 +44,12 @@ def make_optimizer(recipe: Recipe, net: nn.Module, *, scaled: bool = False) -> t
         if not dirac:
             raise UsageError("scale_lr is the rate of alpha and beta, but the network has no Dirac convolutions")
         groups = _at_rate(recipe.scale_lr, [scale for layer in dirac for scale in (layer.alpha, layer.beta)], groups)
-    if recipe.classifier_lr is not None:
-        classifier = dict(net.named_children()).get(CLASSIFIER)
-        if classifier is None:
-            raise UsageError(f"classifier_lr is the rate of the classifier, but the network has no {CLASSIFIER!r}")
-        groups = _at_rate(recipe.classifier_lr, list(classifier.parameters()), groups)
+    for name, lr, part in (("stem_lr", recipe.stem_lr, STEM), ("classifier_lr", recipe.classifier_lr, CLASSIFIER)):
+        if lr is not None:
+            module = dict(net.named_children()).get(part)
+            if module is None:
+                raise UsageError(f"{name} is the rate of the network's {part!r}, but it has none")
+            groups = _at_rate(lr, list(module.parameters()), groups)
     common = {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
     if recipe.optimizer == "muon":
         filters = filters_of(net)

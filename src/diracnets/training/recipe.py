@@ -67,6 +67,8 @@ class Recipe:
     """Learning rate of SGD at its highest."""
     scale_lr: float | None = None
     """Learning rate of alpha and beta at its highest, 0 keeps them as they start; not given: lr."""
+    stem_lr: float | None = None
+    """Learning rate of the stem at its highest, 0 keeps it as it starts and spares its backward pass; not given: lr."""
     classifier_lr: float | None = None
     """Learning rate of the classifier at its highest; not given: lr."""
     momentum: float = 0.9
@@ -135,7 +137,7 @@ class Recipe:
         self._require("first_size", self.first_size is None or self.first_size >= 1, "at least 1")
         self._require("first_part", 0 < self.first_part <= 1, "more than 0 and at most 1")
         self._require("images", self.images is None or self.images >= 2, "at least 2")
-        for name in ("scale_lr", "classifier_lr"):
+        for name in ("scale_lr", "stem_lr", "classifier_lr"):
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 0, "at least 0")
         self._require("init", not isinstance(self.init, float) or self.init > 0, "a standard deviation above 0")
         self._require("seed", self.seed < 2**63, "less than 2**63")
@@ -154,11 +156,11 @@ class Recipe:
         of_muon = (self.filter_lr, self.filter_momentum)
         if self.optimizer != "muon" and of_muon != (Recipe.filter_lr, Recipe.filter_momentum):
             raise UsageError("filter_lr and filter_momentum are Muon's: leave them out, or take optimizer muon")
-        rates = (self.scale_lr, self.classifier_lr)
-        if self.freeze and (self.optimizer == "muon" or rates != (None, None) or self.fresh_statistics):
+        rates = {self.scale_lr, self.stem_lr, self.classifier_lr}
+        if self.freeze and (self.optimizer == "muon" or rates != {None} or self.fresh_statistics):
             raise UsageError(
                 "freeze trains the classifier alone, at the rate lr: "
-                "leave out muon, scale_lr, classifier_lr and fresh_statistics"
+                "leave out muon, scale_lr, stem_lr, classifier_lr and fresh_statistics"
             )
 
     def _require(self, name: str, holds: bool, wanted: str) -> None:

@@ -43,7 +43,9 @@ def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | P
     if start is None:
         if recipe.freeze:
             raise UsageError("freeze trains the classifier on trained features; give the weights to start from")
-        return create_model(**_arguments(recipe, len(data.classes), data.input_size))
+        net = create_model(**_arguments(recipe, len(data.classes), data.input_size))
+        _freeze(net, recipe)
+        return net
     trained = load(start) if isinstance(start, str | Path) else start
     if isinstance(trained, nn.Sequential):
         trained = unfold(trained, _some_images(recipe, data))
@@ -122,7 +124,9 @@ def _sizes(net: Network) -> dict[str, torch.Size]:
 
 
 def _freeze(net: Network, recipe: Recipe) -> None:
-    """If the recipe says so, let only the classifier's parameters need a gradient."""
+    """Let what the recipe keeps as it is need no gradient: all but the classifier, or the stem."""
     if recipe.freeze:
         net.requires_grad_(False)
         net.fc.requires_grad_(True)
+    if recipe.stem_lr == 0:
+        net.stem.requires_grad_(False)
