@@ -520,6 +520,11 @@ def test_the_first_part_trains_on_smaller_images(large_stripes, tmp_path, monkey
     assert sizes == [(8, 8)] * 2 + [(16, 16)] * 6
 
 
+def test_resizing_keeps_proportions():
+    small = resized(torch.zeros(2, 3, 20, 30), Recipe(first_size=8, epochs=1), step=0, steps_per_epoch=1)
+    assert small.shape == (2, 3, 8, 12)
+
+
 def test_resizing_keeps_the_colours_of_even_areas():
     images = torch.zeros(1, 1, 16, 16)
     images[..., 8:] = 1.0

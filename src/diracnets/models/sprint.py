@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,8 @@ class Sprint(DiracNet):
     of the images' principal components that is not trained. The stem here starts as the cosine transform of 2x2
     patches, which is near to those for any photographs, and its negative; a recipe's `stem_lr` of 0 keeps it so. The
     whole is a chain of convolutions and ReLUs. The stem does not pad: images of 32x32 give maps of 31, 15, 7 and 3. Its
-    batch norms have no trained scales: `alpha` and `beta` scale each filter already, and shifts alone learn at rates
-    that scales would not stand.
+    batch norms have no trained scales, which start at 1 and stay: `alpha` and `beta` scale each filter already, where
+    the convolutions are Dirac ones, and shifts alone learn at rates that scales would not stand.
 
     >>> from diracnets.models.registry import create_model
     >>> sum(p.numel() for p in create_model("diracnet-sprint").parameters())
@@ -35,6 +36,7 @@ class Sprint(DiracNet):
 
 def sprint(depth: int, widths: Sequence[int], start: Start, spec: Spec) -> Sprint:
     """The network with the channels of the stem and of each block; its depth is always the same."""
+    start = replace(start, scale=1.0)
     stem_width, *blocks = widths
     conv = stem_conv(spec.input_size[0], stem_width, size=2, padding=0)
     patterns = cosine_patterns(spec.input_size[0], size=2).to(conv.weight)
@@ -47,7 +49,7 @@ def sprint(depth: int, widths: Sequence[int], start: Start, spec: Spec) -> Sprin
     net = Sprint(stem, stem_width, groups, start, spec, min_image_size=9)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight).requires_grad_(False)
+            module.weight.requires_grad_(False)
     return net
 
 

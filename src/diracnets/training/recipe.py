@@ -46,8 +46,8 @@ class Recipe:
     image_size: int | None = None
     """Side of the square images in pixels, for folders; not given: what suits the data."""
     first_size: int | None = None
-    """Side that training images are scaled down to at first (progressive resizing): a step on 24x24 pixels costs about
-    half of one on 32x32. Not given: images keep their size."""
+    """Smaller side that training images are scaled down to at first (progressive resizing): a step on 24x24 pixels
+    costs a little more than half of one on 32x32. Not given: images keep their size."""
     first_part: float = 0.5
     """Part of the run that trains on images of first_size, 0 to 1."""
     images: int | None = None

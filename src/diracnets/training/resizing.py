@@ -25,7 +25,7 @@ def require_smaller(recipe: Recipe, input_size: tuple[int, int, int], least: int
     if recipe.first_size is not None and not least <= recipe.first_size < min(input_size[1:]):
         raise UsageError(
             f"first_size is {recipe.first_size}, but {recipe.model} takes images from {least}x{least} on, and these "
-            f"are of {input_size[1]}x{input_size[2]}: give a side between, or leave it out"
+            f"are of {input_size[1]}x{input_size[2]}: give a side between, or none (--first-size None)"
         )
 
 
@@ -39,7 +39,8 @@ def resized(images: Tensor, recipe: Recipe, step: int, steps_per_epoch: int) -> 
         steps_per_epoch: batches an epoch.
 
     Returns:
-        [batch, channels, first_size, first_size], interpolated with antialiasing, or `images` themselves.
+        [batch, channels, h, w], the smaller side of it `first_size`, of the same proportions and interpolated with
+        antialiasing, or `images` themselves.
 
     Source: progressive resizing as in Howard 2018 (fast.ai's entry to DAWNBench).
 
@@ -50,4 +51,5 @@ def resized(images: Tensor, recipe: Recipe, step: int, steps_per_epoch: int) -> 
     """
     if recipe.first_size is None or step >= recipe.first_part * recipe.epochs * steps_per_epoch:
         return images
-    return interpolate(images, (recipe.first_size, recipe.first_size), mode="bilinear", antialias=True)
+    scale = recipe.first_size / min(images.shape[2:])
+    return interpolate(images, [round(side * scale) for side in images.shape[2:]], mode="bilinear", antialias=True)
