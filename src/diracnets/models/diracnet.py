@@ -22,18 +22,26 @@ CIFAR_WIDTHS, IMAGENET_WIDTHS = (16, 32, 64), (64, 128, 256, 512)  # channels of
 
 
 class Block(nn.Module):
-    """`ReLU -> 3x3 convolution -> batch norm`, on [batch, in, height, width]."""
+    """`ReLU -> 3x3 convolution -> batch norm`, on [batch, in, height, width].
 
-    def __init__(self, channels_in: int, channels_out: int, start: Start) -> None:
+    Args:
+        channels_in, channels_out: of its convolution.
+        start: what its layers start with.
+        pool: whether 2x2 max-pooling comes before the batch norm, which then normalizes a quarter of the numbers.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, start: Start, pool: bool = False) -> None:
         super().__init__()
         self.relu = nn.ReLU(inplace=False)
         self.conv = start.conv(channels_in, channels_out)
+        self.pool = nn.MaxPool2d(2) if pool else None
         self.bn = start.norm(channels_out)
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """Apply the block; `weight` is the effective weight of a Dirac convolution where it was computed already."""
         x = self.relu(x)
-        return self.bn(self.conv(x) if weight is None else self.conv(x, weight))  # type: ignore[no-any-return]
+        x = self.conv(x) if weight is None else self.conv(x, weight)
+        return self.bn(x if self.pool is None else self.pool(x))  # type: ignore[no-any-return]
 
 
 class DiracNet(Network):
@@ -49,6 +57,7 @@ class DiracNet(Network):
         spec: what the network is made for.
         min_image_size: the least height and width that all the pooling leaves something of.
         final: from the last group's output to the input of the average pooling; a ReLU by default.
+        pool_first: pool before the last batch norm of each group but the last one, not behind it.
 
     Raises:
         UsageError: images smaller than `min_image_size`, or a negative number of classes.
@@ -73,13 +82,16 @@ class DiracNet(Network):
         spec: Spec,
         min_image_size: int,
         final: nn.Module | None = None,
+        pool_first: bool = False,
     ) -> None:
         before = [stem_width, *chain.from_iterable(widths)]  # channels that come into each block
-        blocks = (Block(inside, outside, start) for inside, outside in pairwise(before))
+        pooled = [pool_first and place == len(group) for group in widths for place in range(1, len(group) + 1)]
+        pooled[-1] = False
+        blocks = (Block(*channels, start, pool) for channels, pool in zip(pairwise(before), pooled, strict=True))
         super().__init__(
             stem=stem,
             groups=[list(islice(blocks, len(group))) for group in widths],
-            between=nn.MaxPool2d(2),
+            between=nn.Identity() if pool_first else nn.MaxPool2d(2),
             final=nn.ReLU(inplace=False) if final is None else final,
             num_features=widths[-1][-1],
             spec=spec,
@@ -87,7 +99,7 @@ class DiracNet(Network):
         )
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
-        """The output of each group, [batch, width, height, width / 2^i], before the pooling and ReLU behind it."""
+        """The output of each group, [batch, channels, height, width], before the ReLU and what pools behind it."""
         layers = [module for module in self.groups.modules() if isinstance(module, DiracConv2d)]
         weights = iter(effective_weights(layers))
         x = self.stem(x)

@@ -24,8 +24,9 @@ class Sprint(DiracNet):
     The widths are those of the network of cifar10-airbench (Jordan 2024), which is a chain too, with GELUs and a stem
     of the images' principal components that is not trained. The stem here starts as the cosine transform of 2x2
     patches, which is near to those for any photographs, and its negative; a recipe's `stem_lr` of 0 keeps it so. The
-    whole is a chain of convolutions and ReLUs. The stem does not pad: images of 32x32 give maps of 31, 15, 7 and 3. Its
-    batch norms have no trained scales, which start at 1 and stay: `alpha` and `beta` scale each filter already, where
+    whole is a chain of convolutions and ReLUs. The stem does not pad: images of 32x32 give maps of 31, 15, 7 and 3.
+    Pooling comes before the batch norms, which then cost a quarter; the chain is the same either way. The batch norms
+    have no trained scales, which start at 1 and stay: `alpha` and `beta` scale each filter already, where
     the convolutions are Dirac ones, and shifts alone learn at rates that scales would not stand.
 
     >>> from diracnets.models.registry import create_model
@@ -46,7 +47,7 @@ def sprint(depth: int, widths: Sequence[int], start: Start, spec: Spec) -> Sprin
     stem = nn.Sequential(OrderedDict(conv=conv, bn=start.norm(stem_width)))
     taken = iter(blocks)
     groups = [[next(taken) for _ in range(count)] for count in DEPTHS]
-    net = Sprint(stem, stem_width, groups, start, spec, min_image_size=9)
+    net = Sprint(stem, stem_width, groups, start, spec, min_image_size=9, pool_first=True)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.weight.requires_grad_(False)

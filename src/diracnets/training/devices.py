@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -42,6 +44,29 @@ def choose_device(name: str = "auto") -> torch.device:
 def memory_format(channels_last: bool) -> torch.memory_format:
     """How images and filters lie in memory: with the channels of a pixel side by side, or plane by plane."""
     return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory that it frees, for its next tensors, on Linux with glibc; elsewhere do nothing.
+
+    A training step on a CPU frees large tensors and asks for the same ones again. By default glibc gives these back to
+    the system at once, which then has to find and clear the same pages at every step: up to a third of a step's time.
+
+    >>> keep_memory()
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in _MALLOC:
+            mallopt(option, value)
+
+
+_MALLOC = (  # of glibc's malloc.h; other libraries know no such options, and ignore them
+    (-4, 0),  # M_MMAP_MAX: no pieces of memory outside the heap, which are given back one by one
+    (-1, -1),  # M_TRIM_THRESHOLD: give nothing back from the end of the heap
+    (-2, 64 * 2**20),  # M_TOP_PAD: let the heap grow by 64 MiB at a time
+)
 
 
 @contextmanager

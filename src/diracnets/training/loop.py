@@ -19,7 +19,7 @@ from diracnets.data.items import MapStyle
 from diracnets.data.load import load_data
 from diracnets.data.names import DATASET
 from diracnets.errors import UsageError
-from diracnets.training.devices import choose_device, memory_format, repeatable
+from diracnets.training.devices import choose_device, keep_memory, memory_format, repeatable
 from diracnets.training.environment import recorded_data_dir
 from diracnets.training.events import Events
 from diracnets.training.folder import RunFolder, new_folder
@@ -57,7 +57,7 @@ def train(
     the end model.safetensors. Ctrl-C or
     SIGTERM (in the main thread), once training has begun, ends the step at hand, saves, and raises `Interrupted`;
     resuming then gives, bit by bit, the weights that the run would have had without it. torch's random state is seeded
-    by the recipe.
+    by the recipe. On a CPU, under glibc, the process keeps from here on the memory that it frees (`keep_memory`).
 
     Args:
         recipe: what to do. When resuming, the very recipe that the run began with.
@@ -84,6 +84,8 @@ def train(
     ['metrics.jsonl', 'model.safetensors', 'recipe.toml', 'scales.jsonl']
     """
     place = choose_device(device)
+    if place.type == "cpu":
+        keep_memory()
     if data is None:
         data = recipe.data
     recipe = replace(recipe, data=_name(data))
