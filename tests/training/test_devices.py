@@ -41,17 +41,17 @@ def test_repeatable_repeats_and_restores():
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another library hands out the memory")
 def test_memory_that_is_kept_stays_with_the_process():
     script = (
-        "import sys, torch, resource\n"
+        "import sys, numpy, resource\n"
         "from diracnets.training.devices import keep_memory\n"
         "if sys.argv[1] == 'kept': keep_memory()\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "for _ in range(3): torch.ones(2**24)\n"  # 64 MiB
+        "for _ in range(3): numpy.ones(2**23)\n"  # 64 MiB
         "before = faults()\n"
-        "for _ in range(3): torch.ones(2**24)\n"
+        "for _ in range(3): numpy.ones(2**23)\n"
         "print(faults() - before)"
     )
     faults = {
         way: int(subprocess.run([sys.executable, "-c", script, way], capture_output=True, check=True).stdout)
         for way in ("kept", "given back")
     }
-    assert faults["given back"] > 10_000 > 100 > faults["kept"]
+    assert faults["given back"] > 300 > 50 > faults["kept"]  # huge pages make few faults
