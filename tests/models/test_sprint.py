@@ -24,8 +24,8 @@ def test_it_folds_to_convolutions_relus_and_pooling(family, warm):
     images = torch.randn(4, 3, 32, 32)
     torch.testing.assert_close(chain(images), net(images), atol=1e-4, rtol=1e-4)
     kinds = [type(layer) for layer in chain]
-    assert kinds.count(nn.Conv2d) == 7
-    assert kinds.count(nn.ReLU) == 7
+    assert kinds.count(nn.Conv2d) == 8
+    assert kinds.count(nn.ReLU) == 8
     assert nn.BatchNorm2d not in kinds
 
 
@@ -34,7 +34,7 @@ def test_batch_norms_have_shifts_alone_to_train(start):
     norms = [
         each for each in create_model("diracnet-sprint-0.125", start=start).modules() if hasattr(each, "running_var")
     ]
-    assert len(norms) == 7
+    assert len(norms) == 8
     for norm in norms:
         assert norm.weight.equal(torch.ones_like(norm.weight))
         assert (norm.weight.requires_grad, norm.bias.requires_grad) == (False, True)

@@ -14,24 +14,24 @@ from diracnets.models.diracnet import DiracNet
 from diracnets.models.network import Spec, stem_conv
 from diracnets.models.start import Start
 
-WIDTHS = (24, 64, 64, 256, 256, 256, 256)  # channels of the stem and of each block at width 1
-DEPTHS = (1, 2, 2, 1)  # blocks of each group
+WIDTHS = (24, 64, 64, 256, 256, 256, 256, 256)  # channels of the stem and of each block at width 1
+DEPTHS = (1, 2, 2, 2)  # blocks of each group
 
 
 class Sprint(DiracNet):
-    """Six blocks, most of their work done at a half and a quarter of the image's size.
+    """Seven blocks, most of their work done at a half and a quarter of the image's size.
 
-    The widths are those of the network of cifar10-airbench (Jordan 2024), which is a chain too, with GELUs and a stem
-    of the images' principal components that is not trained. The stem here starts as the cosine transform of 2x2
-    patches, which is near to those for any photographs, and its negative; a recipe's `stem_lr` of 0 keeps it so. The
-    whole is a chain of convolutions and ReLUs. The stem does not pad: images of 32x32 give maps of 31, 15, 7 and 3.
-    Pooling comes before the batch norms, which then cost a quarter; the chain is the same either way. The batch norms
-    have no trained scales, which start at 1 and stay: `alpha` and `beta` scale each filter already, where
-    the convolutions are Dirac ones, and shifts alone learn at rates that scales would not stand.
+    The widths are those of the network of cifar10-airbench (Jordan 2024), which is a chain too, with GELUs, a stem of
+    the images' principal components that is not trained, and one block fewer: the last one here works on maps of 3x3
+    and costs little. The stem starts as the cosine transform of 2x2 patches, which is near to those components for any
+    photographs, and its negative; a recipe's `stem_lr` of 0 keeps it so. It does not pad: images of 32x32 give maps of
+    31, 15, 7 and 3. Pooling comes before the batch norms, which then cost a quarter; the chain is the same either way.
+    The batch norms have no trained scales, which start at 1 and stay: `alpha` and `beta` scale each filter already,
+    where the convolutions are Dirac ones, and shifts alone learn at rates that scales would not stand.
 
     >>> from diracnets.models.registry import create_model
     >>> sum(p.numel() for p in create_model("diracnet-sprint").parameters())
-    1975130
+    2565978
     """
 
 
