@@ -103,7 +103,9 @@ class Run:
         if last or state.epoch % recipe.eval_every == 0:
             averaged = state.average is not None and state.average.started()
             if (averaged or recipe.fresh_statistics) and not recipe.freeze:
+                begun = time.perf_counter()
                 self.estimate_statistics()
+                row["seconds"] += time.perf_counter() - begun  # a part of training, which the network needs
             try:
                 evaluation = evaluate(state.evaluated, self.data.val, on_batch=self.evaluating)
             except TrainingError as error:  # it has diverged, and what was saved last has not
