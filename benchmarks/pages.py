@@ -87,6 +87,7 @@ def recipe_search(result: Row) -> str:
             "what was set": lambda row: ", ".join(f"{name} {value}" for name, value in row["settings"].items()),
             "accuracy": lambda row: f"{row['accuracy']:.2%}",
             "with mirrored images": lambda row: f"{row['accuracy_mirror']:.2%}" if "accuracy_mirror" in row else "",
+            "also shifted": lambda row: f"{row['accuracy_views']:.2%}" if "accuracy_views" in row else "",
         },
         sorted(result["measured"], key=lambda row: (row["network"], row["epochs"], row["accuracy"])),
     )

@@ -24,6 +24,20 @@ def test_directions_stay_and_singular_values_come_near_one(shape):
     assert ((diagonal > 0.5) & (diagonal < 1.3))[large].all()
 
 
+@pytest.mark.parametrize("shape", [(1, 64, 576), (2, 32, 16)])
+def test_small_singular_values_are_not_lost_in_the_rounding_of_their_squares(shape):
+    torch.manual_seed(0)
+    left, _, right = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    matrices = left * torch.logspace(0, -6, min(shape[1:]), dtype=torch.float64) @ right
+    exact, found = orthogonalized(matrices), orthogonalized(matrices.float())
+    assert (found - exact).norm() < 1e-3 * exact.norm()
+    classic = matrices / torch.linalg.matrix_norm(matrices, keepdim=True)
+    for _ in range(5):
+        square = classic @ classic.mT
+        classic = 3.4445 * classic - 4.775 * square @ classic + 2.0315 * square @ square @ classic
+    torch.testing.assert_close(exact, classic)
+
+
 def test_each_matrix_of_a_batch_is_treated_alone():
     torch.manual_seed(0)
     matrices = torch.randn(5, 6, 20)

@@ -19,8 +19,10 @@ EPS = 1e-12  # the norm under which a filter has no direction, as in the Dirac n
 def orthogonalized(matrices: Tensor) -> Tensor:
     """Matrices with the same singular vectors, and singular values near 1: the iteration of Newton and Schulz.
 
-    Five steps of `X <- a X + b (X X') X + c (X X')^2 X` bring all but the smallest singular values to 0.7 to 1.2. On
-    CUDA they are taken in bfloat16.
+    Five steps of `X <- a X + b (X X') X + c (X X')^2 X` bring all but the smallest singular values to 0.7 to 1.2. What
+    multiplies X in each step is a polynomial of its Gram matrix `X X'`, whose next value follows from the last: so all
+    is done with Gram matrices, and X is multiplied once, by the product of the polynomials. A layer's matrix has nine
+    times as many columns as rows, so that this takes 0.4 of the operations.
 
     Args:
         matrices: [batch, rows, columns].
@@ -38,12 +40,15 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(1e-7)
-    if x.is_cuda:
-        x = x.bfloat16()
-    for _ in range(STEPS):
-        square = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(matrices.dtype)
+    gram = x @ x.mT
+    product = identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand_as(gram)
+    for step in range(STEPS):
+        polynomial = torch.baddbmm(torch.add(a * identity, gram, alpha=b), gram, gram, alpha=c)
+        product = polynomial @ product if step else polynomial
+        if step < STEPS - 1:
+            gram = polynomial @ gram @ polynomial
+    found: Tensor = product @ x
+    return found.mT if tall else found
 
 
 class Muon(torch.optim.Optimizer):
