@@ -131,7 +131,7 @@ def runs() -> str:
 
 SEARCHED = """By a script that is not kept, of this package's layers, images and augmentation, and, where no accuracy
 with mirrored images is given, by `diracnets train`; the rate falls to zero in each run. Muon turns the filters. One
-seed and little time each: differences under a point say little. The last networks have the shape and, where it says
+seed and little time each: differences under a point say little. The six wide blocks have the shape and, where it says
 so, the rates of cifar10-airbench, with ReLUs."""
 
 TRIED = """Both tables were measured by an earlier program, whose place `diracnets study cost` has taken; the command is
