@@ -167,7 +167,7 @@ TEXT = """# Results
 Made by `python benchmarks/pages.py` from the files in `results/`, which the program wrote. The machines are noisy, so
 ratios were measured side by side in one run."""
 TRAININGS = """Each folder holds the run's recipe, environment, metrics and curve. One seed each; accuracy is that of
-the last epoch, on all held-out images. Minutes are those of the training steps, whatever else the machine did
+the last epoch, on all held-out images. Minutes are those of training without evaluation, whatever else the machine did
 meanwhile; the fastest epoch tells what it does undisturbed. A recipe may have changed since: the folder's
 recipe.toml is what was
 trained."""

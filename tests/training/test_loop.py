@@ -19,6 +19,7 @@ from diracnets.errors import DataError, FileError, FoldError, TrainingError, Usa
 from diracnets.models.load import load
 from diracnets.models.registry import create_model
 from diracnets.training.averaging import estimate_statistics
+from diracnets.training.checkpoint import read_checkpoint, save_checkpoint
 from diracnets.training.finish import write_model_file
 from diracnets.training.interruption import Interrupted
 from diracnets.training.loop import train
@@ -303,6 +304,14 @@ def test_resuming_nothing_is_refused(stripes, tmp_path):
 def test_resuming_by_another_recipe_names_what_differs(changes, whole, stripes):
     with pytest.raises(UsageError, match=next(iter(changes))):
         run(replace(RECIPE, **changes), whole.run, stripes, resume=True)
+
+
+def test_resuming_a_network_that_has_other_layers_by_now_says_so(whole, stripes, tmp_path):
+    saved = read_checkpoint(whole.run / "last.pt")
+    del saved["resume"]["net"]["groups.1.0.conv.weight"]
+    save_checkpoint(tmp_path / "last.pt", saved)
+    with pytest.raises(UsageError, match=r"diracnet-10-0\.25 has other layers"):
+        run(RECIPE, tmp_path, stripes, resume=True)
 
 
 def test_resuming_on_other_images_is_refused(whole, stripes):

@@ -38,6 +38,22 @@ def test_small_singular_values_are_not_lost_in_the_rounding_of_their_squares(sha
     torch.testing.assert_close(exact, classic)
 
 
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_imprecise_products_that_were_asked_for_spoil_nothing(precision, dtype):
+    torch.manual_seed(0)
+    matrices = (torch.randn(1, 64, 8) @ torch.randn(1, 8, 576)).to(dtype)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        found = orthogonalized(matrices)
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert found.dtype == dtype
+    assert torch.linalg.svdvals(found.float()).max() < 1.3
+
+
 def test_each_matrix_of_a_batch_is_treated_alone():
     torch.manual_seed(0)
     matrices = torch.randn(5, 6, 20)

@@ -57,7 +57,8 @@ class DiracNet(Network):
         spec: what the network is made for.
         min_image_size: the least height and width that all the pooling leaves something of.
         final: from the last group's output to the input of the average pooling; a ReLU by default.
-        pool_first: pool before the last batch norm of each group but the last one, not behind it.
+        pool_first: pool before the last batch norm of each group but the last one, not behind it; they then fold only
+            if no scale of theirs is negative.
 
     Raises:
         UsageError: images smaller than `min_image_size`, or a negative number of classes.

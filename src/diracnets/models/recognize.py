@@ -59,8 +59,10 @@ def chain_layers(net: Network) -> nn.Sequential:
             layers.append(net.between)
         for block in group.children():
             layers += [block.get_submodule("relu"), block.get_submodule("conv")]
+            layers += [pool for name, pool in block.named_children() if name == "pool"]
     layers += [net.final, net.average, net.flatten, net.fc]
-    kept = [layer for layer in layers if not isinstance(layer, nn.BatchNorm2d)]  # those become the convolutions' biases
+    gone = (nn.BatchNorm2d, nn.Identity)  # batch norms become the convolutions' biases
+    kept = [layer for layer in layers if not isinstance(layer, gone)]
     return nn.Sequential(
         *(_ordinary(layer) if isinstance(layer, nn.Conv2d) else copy.deepcopy(layer) for layer in kept)
     )

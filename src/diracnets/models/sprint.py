@@ -25,9 +25,10 @@ class Sprint(DiracNet):
     the images' principal components that is not trained, and one block fewer: the last one here works on maps of 3x3
     and costs little. The stem starts as the cosine transform of 2x2 patches, which is near to those components for any
     photographs, and its negative; a recipe's `stem_lr` of 0 keeps it so. It does not pad: images of 32x32 give maps of
-    31, 15, 7 and 3. Pooling comes before the batch norms, which then cost a quarter; the chain is the same either way.
-    The batch norms have no trained scales, which start at 1 and stay: `alpha` and `beta` scale each filter already,
-    where the convolutions are Dirac ones, and shifts alone learn at rates that scales would not stand.
+    31, 15, 7 and 3. Where a group ends, pooling comes before the batch norm, which then costs a quarter; as its scales
+    are positive, the chain is the same. The batch norms have no trained scales, which start at 1 and stay: `alpha` and
+    `beta` scale each filter already, where the convolutions are Dirac ones, and shifts alone learn at rates that scales
+    would not stand.
 
     >>> from diracnets.models.registry import create_model
     >>> sum(p.numel() for p in create_model("diracnet-sprint").parameters())

@@ -30,7 +30,7 @@ class Record:
     epochs: int
     """Those that were trained."""
     seconds: float
-    """Of training steps, without evaluation and start."""
+    """Of training, the batch norms' fresh statistics included, without evaluation and start."""
     images_per_second: float | None
     """In the median epoch."""
     machine: dict[str, Any]

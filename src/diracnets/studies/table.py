@@ -55,7 +55,7 @@ def _notes(results: Results) -> list[str]:
         notes.append(f"Scaled down to a budget: {listed}.")
     notes.append(
         f"{results.measure.capitalize()} is that of the last epoch, on all held-out images: mean and standard "
-        "deviation over the seeds that did not diverge. Minutes are those of the training steps of one seed."
+        "deviation over the seeds that did not diverge. Minutes are those of one seed's training, without evaluation."
     )
     if any(line.rates for line in lines):
         notes.append(

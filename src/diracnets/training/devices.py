@@ -12,6 +12,12 @@ import torch
 
 from diracnets.errors import UsageError
 
+_MALLOC = (  # of glibc's malloc.h
+    (-4, 0),  # M_MMAP_MAX: no pieces of memory outside the heap, which are given back one by one
+    (-1, -1),  # M_TRIM_THRESHOLD: give nothing back from the end of the heap
+    (-2, 64 * 2**20),  # M_TOP_PAD: let the heap grow by 64 MiB at a time
+)
+
 
 def choose_device(name: str = "auto") -> torch.device:
     """The device of that name, or with "auto" the fastest kind there is: CUDA, then MPS, then CPU.
@@ -51,10 +57,13 @@ def keep_memory() -> None:
 
     A training step on a CPU frees large tensors and asks for the same ones again. By default glibc gives these back to
     the system at once, which then has to find and clear the same pages at every step: up to a third of a step's time.
+    It helps the main thread; glibc serves large tensors of others as before. Who has set glibc's own variables,
+    `MALLOC_...` or `GLIBC_TUNABLES`, keeps what they say.
 
     >>> keep_memory()
     """
-    if not sys.platform.startswith("linux"):
+    chosen = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if chosen or not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -62,11 +71,12 @@ def keep_memory() -> None:
             mallopt(option, value)
 
 
-_MALLOC = (  # of glibc's malloc.h; other libraries know no such options, and ignore them
-    (-4, 0),  # M_MMAP_MAX: no pieces of memory outside the heap, which are given back one by one
-    (-1, -1),  # M_TRIM_THRESHOLD: give nothing back from the end of the heap
-    (-2, 64 * 2**20),  # M_TOP_PAD: let the heap grow by 64 MiB at a time
-)
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was given: a clock has to, before it is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from diracnets.data.items import MapStyle
 from diracnets.data.load import load_data
 from diracnets.data.names import DATASET
 from diracnets.errors import UsageError
-from diracnets.training.devices import choose_device, keep_memory, memory_format, repeatable
+from diracnets.training.devices import choose_device, keep_memory, memory_format, repeatable, synchronize
 from diracnets.training.environment import recorded_data_dir
 from diracnets.training.events import Events
 from diracnets.training.folder import RunFolder, new_folder
@@ -187,6 +187,8 @@ def train_epoch(run: Run, forward: Callable[[Tensor], Tensor]) -> None:
         if state.average is not None:
             state.average.update(net, step)
 
+        if state.batch + 1 == steps:
+            synchronize(state.device)
         state.add(loss, logits, labels, seconds=time.perf_counter() - begun)
         run.reporter.step(state.epoch, state.batch, state.seen / state.seconds)
         if state.batch % CHECK_STEPS == 0 or state.batch == steps:

@@ -19,10 +19,10 @@ EPS = 1e-12  # the norm under which a filter has no direction, as in the Dirac n
 def orthogonalized(matrices: Tensor) -> Tensor:
     """Matrices with the same singular vectors, and singular values near 1: the iteration of Newton and Schulz.
 
-    Five steps of `X <- a X + b (X X') X + c (X X')^2 X` bring all but the smallest singular values to 0.7 to 1.2. What
-    multiplies X in each step is a polynomial of its Gram matrix `X X'`, whose next value follows from the last: so all
-    is done with Gram matrices, and X is multiplied once, by the product of the polynomials. A layer's matrix has nine
-    times as many columns as rows, so that this takes 0.4 of the operations.
+    Five steps of `X <- P X` with `P = a I + b (X X') + c (X X')^2` bring all but the smallest singular values to 0.7 to
+    1.2. On CUDA they are taken in bfloat16. Elsewhere, in float32 or float64, only Gram matrices are iterated on, since
+    `X X'` becomes `P X X' P`, and X is multiplied once, by the product of the P. Where a layer keeps its channels, X
+    has nine times as many columns as rows, and this takes 0.4 of the operations; less precise products would spoil it.
 
     Args:
         matrices: [batch, rows, columns].
@@ -36,19 +36,41 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     >>> bool(((values > 0.6) & (values < 1.3)).all())
     True
     """
-    a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
+    x = x if x.dtype == torch.float64 else x.float()
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(1e-7)
-    gram = x @ x.mT
-    product = identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand_as(gram)
-    for step in range(STEPS):
-        polynomial = torch.baddbmm(torch.add(a * identity, gram, alpha=b), gram, gram, alpha=c)
-        product = polynomial @ product if step else polynomial
-        if step < STEPS - 1:
+    x = _by_steps(x.bfloat16()) if x.is_cuda else _by_gram_matrices(x)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def _by_steps(x: Tensor) -> Tensor:
+    for _ in range(STEPS):
+        x = _polynomial(x @ x.mT) @ x
+    return x
+
+
+def _by_gram_matrices(x: Tensor) -> Tensor:
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        gram = x @ x.mT
+        product = polynomial = _polynomial(gram)
+        for _ in range(STEPS - 1):
             gram = polynomial @ gram @ polynomial
-    found: Tensor = product @ x
-    return found.mT if tall else found
+            polynomial = _polynomial(gram)
+            product = polynomial @ product
+        return product @ x
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    """`a I + b gram + c gram^2`."""
+    a, b, c = COEFFICIENTS
+    polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    polynomial.diagonal(dim1=1, dim2=2).add_(a)
+    return polynomial
 
 
 class Muon(torch.optim.Optimizer):

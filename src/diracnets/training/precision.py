@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from diracnets.training.devices import synchronize
+
 Name = Literal["float32", "bfloat16", "float16"]
 
 WORTH = 1.05  # a shorter type must be this much faster to be chosen
@@ -85,17 +87,12 @@ def choose_precision(
 
 def _step_time(net: nn.Module, images: Tensor, precision: Precision, clock: Callable[[], float]) -> float:
     """Seconds for one forward and backward pass."""
-    _synchronize(images.device)
+    synchronize(images.device)
     begun = clock()
     with precision.autocast(images.device):
         loss = net(images).float().logsumexp(1).mean()
     loss.backward()
-    _synchronize(images.device)
+    synchronize(images.device)
     taken = clock() - begun
     net.zero_grad()
     return taken
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

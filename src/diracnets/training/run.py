@@ -16,7 +16,7 @@ from diracnets.models.facts import ModelFacts, attach_facts
 from diracnets.models.network import Network
 from diracnets.training.averaging import estimate_statistics
 from diracnets.training.checkpoint import save_checkpoint
-from diracnets.training.devices import memory_format
+from diracnets.training.devices import memory_format, synchronize
 from diracnets.training.environment import device_name, record_environment
 from diracnets.training.finish import facts_of_run, write_model_file
 from diracnets.training.folder import RunFolder
@@ -105,7 +105,8 @@ class Run:
             if (averaged or recipe.fresh_statistics) and not recipe.freeze:
                 begun = time.perf_counter()
                 self.estimate_statistics()
-                row["seconds"] += time.perf_counter() - begun  # a part of training, which the network needs
+                synchronize(state.device)
+                row["seconds"] += (time.perf_counter() - begun) * last  # a part of training, where they are kept
             try:
                 evaluation = evaluate(state.evaluated, self.data.val, on_batch=self.evaluating)
             except TrainingError as error:  # it has diverged, and what was saved last has not

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diracnets.errors import UsageError
 from diracnets.models.network import Network
 from diracnets.training.averaging import Average
 from diracnets.training.optimizer import make_optimizer
@@ -94,8 +95,18 @@ class State:
         }
 
     def restore(self, data: dict[str, Any]) -> None:
-        """Take on the state that `to_data` gave, the global random state of torch included."""
-        self.net.load_state_dict(data["net"])
+        """Take on the state that `to_data` gave, the global random state of torch included.
+
+        Raises:
+            UsageError: the state is that of a network with other layers.
+        """
+        try:
+            self.net.load_state_dict(data["net"])
+        except RuntimeError as error:
+            raise UsageError(
+                f"the run's {self.net.config['name']} has other layers than this version of diracnets gives it: resume "
+                "the run with the version that began it, or begin it anew"
+            ) from error
         self.optimizer.load_state_dict(data["optimizer"])
         self.scaler.load_state_dict(data["scaler"])
         if self.average is not None:
