@@ -314,6 +314,19 @@ def test_resuming_a_network_that_has_other_layers_by_now_says_so(whole, stripes,
         run(RECIPE, tmp_path, stripes, resume=True)
 
 
+def test_the_last_statistics_count_as_training(stripes, tmp_path, monkeypatch):
+    def slow(*given):
+        time.sleep(0.5)
+        estimate_statistics(*given)
+
+    monkeypatch.setattr("diracnets.training.run.estimate_statistics", slow)
+    recipe = replace(RECIPE, epochs=2, fresh_statistics=True)
+    first, last = run(recipe, tmp_path / "run", stripes).history
+    steps = [STEPS * recipe.batch_size / row["images_per_second"] for row in (first, last)]
+    assert first["seconds"] < steps[0] + 0.1
+    assert last["seconds"] > steps[1] + 0.4
+
+
 def test_resuming_on_other_images_is_refused(whole, stripes):
     with pytest.raises(UsageError, match="not the images"):
         run(RECIPE, whole.run, replace(stripes, classes=("a", "b", "c")), resume=True)

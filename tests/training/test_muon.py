@@ -6,7 +6,7 @@ from torch import nn
 
 from diracnets.models.registry import create_model
 from diracnets.nn.dirac import DiracConv2d
-from diracnets.training.muon import Muon, orthogonalized
+from diracnets.training.muon import Muon, _by_steps, orthogonalized
 from diracnets.training.optimizer import filters_of, make_optimizer
 from diracnets.training.recipe import Recipe
 
@@ -36,6 +36,7 @@ def test_small_singular_values_are_not_lost_in_the_rounding_of_their_squares(sha
         square = classic @ classic.mT
         classic = 3.4445 * classic - 4.775 * square @ classic + 2.0315 * square @ square @ classic
     torch.testing.assert_close(exact, classic)
+    torch.testing.assert_close(_by_steps(matrices / torch.linalg.matrix_norm(matrices, keepdim=True)), classic)
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])

@@ -45,12 +45,14 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 
 
 def _by_steps(x: Tensor) -> Tensor:
+    """The steps as they are written, which bear rounding."""
     for _ in range(STEPS):
         x = _polynomial(x @ x.mT) @ x
     return x
 
 
 def _by_gram_matrices(x: Tensor) -> Tensor:
+    """The same steps, with precise products alone."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
