@@ -108,13 +108,14 @@ def test_different_machines_are_all_told(results):
     )
 
 
+@pytest.mark.parametrize("last", [None, 0.6])
 @pytest.mark.parametrize("picture", [None, Lines("depth", "network"), Lines("depth", "network", "network")])
-def test_pictures_are_drawn_of_what_there_is(results, picture, tmp_path):
+def test_pictures_are_drawn_of_what_there_is(results, picture, last, tmp_path):
     results = replace(results, picture=picture)
     said = []
     draw(results, tmp_path / "empty.png", said.append)
     assert list(tmp_path.iterdir()) == []
-    results.add([record(results.rows[0], 0, 0.5), record(results.rows[1], 0, None)])
+    results.add([record(results.rows[0], 0, 0.5), record(results.rows[1], 0, last)])
     draw(results, tmp_path / "picture.png", said.append)
     assert (tmp_path / "picture.png").read_bytes()[1:4] == b"PNG"
     assert said == []

@@ -72,8 +72,8 @@ def _lines(
             color = f"C{number}"
             _line(axes, results, points, color, label=name)
             _line(axes, results, points, color, chain=True)
-            lost = [x for x, records in points if not percents(results, records)]
-            axes.plot(lost, [0] * len(lost), "x", color=color, clip_on=False)
+            if lost := [x for x, records in points if not percents(results, records)]:  # none would spoil the layout
+                axes.plot(lost, [0] * len(lost), "x", color=color, clip_on=False)
         values = sorted({x for points in series.values() for x, _ in points})
         if values[0] > 0:
             axes.set_xscale("log")
