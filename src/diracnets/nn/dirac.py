@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from diracnets.errors import UsageError
+from diracnets.nn import small_maps
 
 Init = Literal["normal", "kaiming"] | float
 Size = int | tuple[int, ...]
@@ -95,11 +96,7 @@ def _dirac_weights(
     weights: Sequence[Tensor], alphas: Sequence[Tensor], betas: Sequence[Tensor], groups: Sequence[int]
 ) -> Sequence[Tensor]:
     """The effective weights of layers of one dtype and device."""
-    if (  # what traces or transforms the operations itself wants to see them
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        or torch._C._are_functorch_transforms_active()  # has no public name; torch.autograd.Function asks the same
-    ):
+    if small_maps.is_traced():
         return [_formula(*layer) for layer in zip(weights, alphas, betas, groups, strict=True)]
     return _DiracWeights.apply(groups, *weights, *alphas, *betas)  # type: ignore[no-untyped-call,no-any-return]
 
@@ -266,7 +263,8 @@ class DiracConv1d(_DiracConv, nn.Conv1d):
 class DiracConv2d(_DiracConv, nn.Conv2d):
     """`torch.nn.Conv2d` that convolves with `diag(alpha) I + diag(beta) W / ||W||`.
 
-    All arguments are those of `torch.nn.Conv2d`, and more:
+    Where a CPU trains many channels over small maps in bfloat16, it trains faster than `torch.nn.Conv2d`, see
+    `diracnets.nn.small_maps`. All arguments are those of `torch.nn.Conv2d`, and more:
 
     Args:
         alpha: what the scales of the identity start at.
@@ -286,6 +284,11 @@ class DiracConv2d(_DiracConv, nn.Conv2d):
     >>> layer(torch.randn(1, 16, 8, 8)).shape, layer.effective_weight().shape
     (torch.Size([1, 32, 4, 4]), torch.Size([32, 16, 3, 3]))
     """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if small_maps.suits(self, input, weight):
+            return small_maps.convolve(input, weight)
+        return super()._conv_forward(input, weight, bias)  # type: ignore[no-any-return]
 
 
 class DiracConv3d(_DiracConv, nn.Conv3d):

@@ -1,0 +1,120 @@
+import pytest
+import torch
+from torch import nn
+
+from diracnets import DiracConv2d
+from diracnets.nn import small_maps
+
+
+def conv(channels_in=64, channels_out=80, size=3, **arguments):
+    return DiracConv2d(channels_in, channels_out, size, **{"padding": size // 2, "bias": False, **arguments})
+
+
+def images(side=2, channels=64, **arguments):
+    return torch.randn(6, channels, side, side + 1, **arguments).contiguous(memory_format=torch.channels_last)
+
+
+def gradients(layer, x, seed=0):
+    """The output, and the gradients of the input and of the filters, in bfloat16 autocast."""
+    x = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x)
+    random = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed))
+    return out.detach(), *torch.autograd.grad((out.float() * random).sum(), [x, *layer.parameters()])
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_training_computes_what_torch_does(size, memory_format, monkeypatch):
+    layer, x = conv(size=size), images(1).contiguous(memory_format=memory_format)
+    taken = []
+    convolve = small_maps.convolve
+    monkeypatch.setattr(small_maps, "convolve", lambda *given: taken.append(given) or convolve(*given))
+    ours = gradients(layer, x)
+    assert taken
+    monkeypatch.setattr(small_maps, "suits", lambda *given: False)
+    theirs = gradients(layer, x)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, atol=0.01 * other.abs().max().item(), rtol=0.02)
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 3), (5, 1)])
+def test_gradient_of_filters_in_float64(kernel):
+    x, weight = torch.randn(4, 3, 4, 5).double(), torch.randn(7, 3, *kernel).double().requires_grad_()
+    out = nn.functional.conv2d(x, weight, padding="same")
+    grad = torch.randn_like(out)
+    (expected,) = torch.autograd.grad(out, weight, grad)
+    torch.testing.assert_close(small_maps.filters_gradient(x, grad, kernel), expected)
+
+
+def test_second_derivatives(monkeypatch):
+    layer, x = conv().bfloat16(), images().bfloat16()
+
+    def twice():
+        out = layer(x)
+        (first,) = torch.autograd.grad(out.float().square().mean(), layer.weight, create_graph=True)
+        (second,) = torch.autograd.grad(first.float().square().sum(), layer.weight)
+        return type(out.grad_fn).__name__, second
+
+    name, ours = twice()
+    monkeypatch.setattr(small_maps, "suits", lambda *given: False)
+    other_name, theirs = twice()
+    assert name != other_name
+    torch.testing.assert_close(ours, theirs, atol=0.02 * theirs.abs().max().item(), rtol=0.05)
+
+
+def suited(layer, x):
+    return small_maps.suits(layer, x, layer.effective_weight())
+
+
+def test_suits_many_channels_over_small_maps_in_bfloat16():
+    layer, x = conv().bfloat16(), images().bfloat16()
+    assert suited(layer, x)
+    assert suited(conv(padding="same").bfloat16(), x)
+    assert not suited(layer, images(3).bfloat16())  # twelve pixels, and 64 channels
+    assert not suited(conv(), x.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert suited(conv(), x.float())
+    with torch.autocast("cpu", torch.float16):
+        assert not suited(conv(), x.float())
+    with torch.no_grad():
+        assert not suited(layer, x)
+    assert not small_maps.suits(layer, x, layer.effective_weight().detach())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"bias": True},
+        {"stride": 2},
+        {"dilation": 2, "padding": 2},
+        {"padding": 0},
+        {"groups": 2},
+        {"padding_mode": "reflect"},
+        {"size": 2, "padding": 1},
+    ],
+)
+def test_other_convolutions_are_left_to_torch(arguments):
+    assert not suited(conv(**arguments).bfloat16(), images().bfloat16())
+
+
+def test_functional_transforms_go_another_way():
+    layer = conv().bfloat16()
+    x = images().bfloat16()
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters):
+        return torch.func.functional_call(layer, parameters, (x,)).float().square().sum()
+
+    found = torch.func.grad(loss)(parameters)
+    loss(parameters).backward()
+    torch.testing.assert_close(found["weight"], layer.weight.grad, atol=0.02, rtol=0.05)
+
+
+def test_batches_of_one_and_of_none():
+    layer = conv().bfloat16()
+    for count in (1, 0):
+        x = images()[:count].bfloat16().requires_grad_()
+        layer(x).float().sum().backward()
+        assert x.grad.shape == x.shape
+        assert layer.weight.grad.isfinite().all()
