@@ -71,7 +71,7 @@ def test_suits_many_channels_over_small_maps_in_bfloat16():
     layer, x = conv().bfloat16(), images().bfloat16()
     assert suited(layer, x)
     assert suited(conv(padding="same").bfloat16(), x)
-    assert not suited(layer, images(3).bfloat16())  # twelve pixels, and 64 channels
+    assert not suited(layer, images(4).bfloat16())  # twenty pixels, and 64 channels
     assert not suited(conv(), x.float())
     with torch.autocast("cpu", torch.bfloat16):
         assert suited(conv(), x.float())

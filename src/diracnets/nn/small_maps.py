@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
-CHANNELS_PER_PIXEL = 8  # from which on the products are faster; 256 channels for maps of up to 5x5
+CHANNELS_PER_PIXEL = 5  # from which on the products are faster; 256 channels for maps of up to 7x7
 
 
 def is_traced() -> bool:
@@ -105,15 +105,15 @@ def filters_gradient(images: Tensor, grad: Tensor, kernel_size: tuple[int, int])
         kernel_size: of the filters, odd numbers.
 
     Returns:
-        [out, in, *kernel_size], of that dtype, with the channels of one place side by side in memory.
+        [out, in, *kernel_size], of that dtype, in channels_last.
     """
     channels_in, height, width = images.shape[1:]
     rows, columns = kernel_size
     by_channel = grad.transpose(0, 1).reshape(grad.shape[1], -1)  # [out, batch * height * width]
     padded = pad(images.permute(0, 2, 3, 1), [0, 0, columns // 2, columns // 2, rows // 2, rows // 2])
-    products = images.new_empty(rows, columns, grad.shape[1], channels_in)
+    products = images.new_empty(grad.shape[1], rows, columns, channels_in)
     for row in range(rows):
         for column in range(columns):
             shifted = padded[:, row : row + height, column : column + width].reshape(-1, channels_in)
-            torch.mm(by_channel, shifted, out=products[row, column])
-    return products.permute(2, 3, 0, 1)
+            torch.mm(by_channel, shifted, out=products[:, row, column])
+    return products.permute(0, 3, 1, 2)

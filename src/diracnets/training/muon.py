@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 from torch.optim.optimizer import required
 
 STEPS = 5
@@ -75,6 +74,11 @@ def _polynomial(gram: Tensor) -> Tensor:
     return polynomial
 
 
+def _order(filters: Tensor) -> list[int]:
+    """The axes of filters in the order of memory, for columns that need no copying; the step is the same in any."""
+    return [0, *sorted(range(1, filters.ndim), key=lambda axis: -filters.stride(axis))]
+
+
 class Muon(torch.optim.Optimizer):
     """Muon for groups of filters, SGD for all other groups.
 
@@ -126,17 +130,21 @@ class Muon(torch.optim.Optimizer):
         gradients = self._with_momentum(parameters, on_directions, group, nesterov=True)
         alike: dict[object, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
         for each in zip(parameters, gradients, norms, strict=True):
-            alike[(each[0].shape, each[0].dtype, each[0].device)].append(each)
+            alike[(each[0].shape, each[0].dtype, each[0].device, *_order(each[0]))].append(each)
         for layers in alike.values():
-            filters, updates, lengths = (  # [layers, out, in * kernel] twice, and [layers, out, 1]
-                torch.stack([tensor.flatten(1) for tensor in tensors]) for tensors in zip(*layers, strict=True)
+            order = _order(layers[0][0])
+            filters, updates, lengths = (  # [layers, out, kernel * in] twice, and [layers, out, 1]
+                torch.stack([tensor.permute(order).flatten(1) for tensor in tensors])
+                for tensors in zip(*layers, strict=True)
             )
             rows, columns = filters.shape[1:]
             step = group["lr"] * max(1.0, rows / columns) ** 0.5
-            directions = normalize(filters / lengths.clamp_min(EPS) - step * orthogonalized(updates), dim=2)
-            turned = torch.where(lengths < EPS, filters, lengths * directions)
+            directions = (filters / lengths.clamp_min(EPS)).sub_(orthogonalized(updates).mul_(step))
+            directions.mul_(lengths / torch.linalg.vector_norm(directions, dim=2, keepdim=True).clamp_min(EPS))
+            turned = torch.where(lengths < EPS, filters, directions)
             for (parameter, _, _), new in zip(layers, turned, strict=True):
-                parameter.copy_(new.view_as(parameter))
+                in_order = parameter.permute(order)
+                in_order.copy_(new.view_as(in_order))
 
     def _norms(self, filters: Tensor) -> Tensor:
         """The norms that filters keep, [out, 1, ...]: taken once, so that their rounding does not add up."""
