@@ -132,7 +132,9 @@ def runs() -> str:
 SEARCHED = """By a script that is not kept, of this package's layers, images and augmentation, and, where no accuracy
 with mirrored images is given, by `diracnets train`; the rate falls to zero in each run. Muon turns the filters. One
 seed and little time each: differences under a point say little. The six wide blocks have the shape and, where it says
-so, the rates of cifar10-airbench, with ReLUs."""
+so, the rates of cifar10-airbench, with ReLUs. Rows of sprint-cifar that name what was changed have all else as it is
+in the package, by a script that changes its parts; the same recipe differed by up to 0.4 points between two
+runs of one seed on one and on two threads."""
 
 TRIED = """Both tables were measured by an earlier program, whose place `diracnets study cost` has taken; the command is
 the one of then. It did the same: both networks on random images, steps of SGD with momentum, interleaved in

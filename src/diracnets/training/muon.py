@@ -76,7 +76,8 @@ def _polynomial(gram: Tensor) -> Tensor:
 
 def _order(filters: Tensor) -> list[int]:
     """The axes of filters in the order of memory, for columns that need no copying; the step is the same in any."""
-    return [0, *sorted(range(1, filters.ndim), key=lambda axis: -filters.stride(axis))]
+    strides = filters.stride()
+    return [0, *sorted(range(1, filters.ndim), key=lambda axis: -strides[axis])]
 
 
 class Muon(torch.optim.Optimizer):
