@@ -357,3 +357,14 @@ def test_two_processes_have_the_gradient_of_the_whole_batch(kind):
     for index, p in enumerate(net.parameters()):
         for rank in range(2):
             torch.testing.assert_close(torch.from_numpy(grads[rank][index]), p.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_checkpointed_activations(dtype):
+    layer, x = DiracConv2d(32, 32, 3, padding=1, bias=False).to(dtype), torch.randn(2, 32, 2, 2, dtype=dtype)
+    layer(x).float().square().sum().backward()
+    expected = [parameter.grad.clone() for parameter in layer.parameters()]
+    layer.zero_grad()
+    torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False).float().square().sum().backward()
+    for parameter, gradient in zip(layer.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)

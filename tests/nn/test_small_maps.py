@@ -24,9 +24,11 @@ def gradients(layer, x, seed=0):
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])
-@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
-def test_training_computes_what_torch_does(size, memory_format, monkeypatch):
-    layer, x = conv(size=size), images(1).contiguous(memory_format=memory_format)
+@pytest.mark.parametrize("order", [(0, 2, 3, 1), (0, 1, 2, 3), (2, 3, 1, 0)])
+def test_training_computes_what_torch_does(size, order, monkeypatch):
+    """Whatever the order of the images' axes in memory."""
+    back = [order.index(axis) for axis in range(4)]
+    layer, x = conv(size=size), images(1).permute(order).contiguous().permute(back)
     taken = []
     convolve = small_maps.convolve
     monkeypatch.setattr(small_maps, "convolve", lambda *given: taken.append(given) or convolve(*given))
@@ -115,6 +117,32 @@ def test_batches_of_one_and_of_none():
     layer = conv().bfloat16()
     for count in (1, 0):
         x = images()[:count].bfloat16().requires_grad_()
+        layer.zero_grad()
         layer(x).float().sum().backward()
         assert x.grad.shape == x.shape
-        assert layer.weight.grad.isfinite().all()
+        assert layer.weight.grad.any() == (count > 0)
+
+
+def test_dtypes_that_autocast_leaves_alone():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv().double()(images().double()).dtype == torch.float64
+        with pytest.raises(RuntimeError, match="Long"):
+            conv()(images().long())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")  # of torch's own forward mode
+def test_forward_mode():
+    layer, x = conv().bfloat16(), images().bfloat16()
+    with torch.autograd.forward_ad.dual_level():
+        out = layer(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+        found = torch.autograd.forward_ad.unpack_dual(out).tangent
+    torch.testing.assert_close(found, layer(torch.ones_like(x)), atol=0.01, rtol=0.02)
+
+
+def test_gradients_of_a_batch_at_once():
+    layer, x = conv().bfloat16(), images().bfloat16().requires_grad_()
+    out = layer(x)
+    several = torch.randn(2, *out.shape).bfloat16()
+    (together,) = torch.autograd.grad(out, x, several, is_grads_batched=True, retain_graph=True)
+    alone = [torch.autograd.grad(out, x, one, retain_graph=True)[0] for one in several]
+    torch.testing.assert_close(together, torch.stack(alone), atol=0.02, rtol=0.02)

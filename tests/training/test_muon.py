@@ -223,3 +223,17 @@ def test_the_state_goes_into_a_file_and_back():
     step(parameters, optimizer, 2)
     step(again, resumed, 2)
     assert all(one.equal(other) for one, other in zip(parameters, again, strict=True))
+
+
+def test_the_order_of_memory_does_not_matter():
+    start, gradients = torch.randn(6, 4, 3, 3), [torch.randn(6, 4, 3, 3) for _ in range(3)]
+    found = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        filters = nn.Parameter(start.clone(memory_format=memory_format))
+        optimizer = Muon([{"params": [filters], "filters": True, "lr": 0.1, "momentum": 0.6}])
+        for gradient in gradients:
+            filters.grad = gradient.clone(memory_format=memory_format)
+            optimizer.step()
+        found.append(filters.detach())
+    assert not found[0].allclose(start)
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)

@@ -132,9 +132,10 @@ class _DiracWeights(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        parameters = ctx.saved_tensors  # once: checkpointed activations are given out only once
         if torch.is_grad_enabled():  # these gradients are to be differentiated too
-            return None, *_differentiable_gradients(ctx.saved_tensors, ctx.groups, grads, ctx.needs_input_grad[1:])
-        weights, _, betas = _thirds(_at_least_float32(ctx.saved_tensors))
+            return None, *_differentiable_gradients(parameters, ctx.groups, grads, ctx.needs_input_grad[1:])
+        weights, _, betas = _thirds(_at_least_float32(parameters))
         wide_grads = _at_least_float32(grads)
         dots = [(grad * weight).sum(_filter_axes(weight)) for grad, weight in zip(wide_grads, weights, strict=True)]
         grad_beta = torch.cat(dots) / ctx.norms  # that of the length of W / ||W||, too
@@ -146,7 +147,7 @@ class _DiracWeights(torch.autograd.Function):
         for grad_alpha, grad, count in zip(grad_alphas, wide_grads, ctx.groups, strict=True):
             diagonal = identity_diagonal(grad, count)
             grad_alpha.view(count, -1)[:, : diagonal.shape[1]] = diagonal
-        dtype = ctx.saved_tensors[0].dtype
+        dtype = parameters[0].dtype
         return None, *(grad.to(dtype) for grad in (*grad_weights, *grad_alphas, *_split(grad_beta, weights)))
 
 
@@ -263,7 +264,7 @@ class DiracConv1d(_DiracConv, nn.Conv1d):
 class DiracConv2d(_DiracConv, nn.Conv2d):
     """`torch.nn.Conv2d` that convolves with `diag(alpha) I + diag(beta) W / ||W||`.
 
-    Where a CPU trains many channels over small maps in bfloat16, it trains faster than `torch.nn.Conv2d`, see
+    Many channels over small maps, in bfloat16 on a CPU with AMX, it trains faster than `torch.nn.Conv2d` does, see
     `diracnets.nn.small_maps`. All arguments are those of `torch.nn.Conv2d`, and more:
 
     Args:

@@ -1,8 +1,8 @@
 """Convolutions of many channels over small maps, in bfloat16 on CPUs: their filters' gradient as matrix products.
 
-There oneDNN, which torch convolves with on x86 (seen with torch 2.13 on a processor with AMX), needs the more time for
-the filters' gradient the more filters there are, however small the maps: of 500 maps of 2x2 with 256 channels it takes
-44 ms, eight times the forward pass, and the products here take 5.
+On processors with AMX, oneDNN, which torch convolves with there (torch 2.13), needs the more time for the filters'
+gradient the more filters there are, however small the maps: of 500 maps of 2x2 with 256 channels it takes 44 ms, eight
+times the forward pass, and the products here take 5. With AVX-512's bfloat16 alone, or none, both take about the same.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
-CHANNELS_PER_PIXEL = 5  # from which on the products are faster; 256 channels for maps of up to 7x7
+CHANNELS_PER_PIXEL = 5  # from which on the products are faster with AMX; 256 channels for maps of up to 7x7
 
 
 def is_traced() -> bool:
@@ -30,7 +30,7 @@ def is_traced() -> bool:
 
 
 def suits(conv: nn.Conv2d, images: Tensor, weight: Tensor) -> bool:
-    """Whether `convolve` computes what `conv` does, and trains faster.
+    """Whether `convolve` computes what `conv` does, and trains at least as fast.
 
     Args:
         conv: without bias and groups, of stride 1, and padded with zeros to keep the size of its input.
@@ -55,8 +55,11 @@ def suits(conv: nn.Conv2d, images: Tensor, weight: Tensor) -> bool:
         and conv.padding in ("same", tuple(size // 2 for size in conv.kernel_size))
     ):
         return False
+    if torch.autograd.forward_ad.unpack_dual(images).tangent is not None:  # type: ignore[no-untyped-call]
+        return False
     if torch.is_autocast_enabled("cpu"):
-        return torch.get_autocast_dtype("cpu") == torch.bfloat16
+        cast = (torch.float32, torch.float16, torch.bfloat16)  # other dtypes autocast leaves alone
+        return torch.get_autocast_dtype("cpu") == torch.bfloat16 and images.dtype in cast and weight.dtype in cast
     return images.dtype == weight.dtype == torch.bfloat16
 
 
@@ -86,12 +89,12 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # noqa: ANN401
         images, weight = ctx.saved_tensors
         of_images, of_weight = ctx.needs_input_grad
-        again = torch.is_grad_enabled()  # the gradients are to be differentiated too
-        padding, wanted = [size // 2 for size in weight.shape[2:]], [of_images, of_weight and again, False]
+        by_torch = torch.is_grad_enabled()  # the gradients are to be differentiated too
+        padding, wanted = [size // 2 for size in weight.shape[2:]], [of_images, of_weight and by_torch, False]
         for_images, for_weight, _ = torch.ops.aten.convolution_backward(
             grad, images, weight, None, [1, 1], padding, [1, 1], False, [0, 0], 1, wanted
         )
-        if of_weight and not again:
+        if of_weight and not by_torch:
             for_weight = filters_gradient(images, grad, (weight.shape[2], weight.shape[3]))
         return for_images, for_weight
 
@@ -113,8 +116,5 @@ def filters_gradient(images: Tensor, grad: Tensor, kernel_size: tuple[int, int])
     padded = pad(images.permute(2, 0, 3, 1), [0, 0, columns // 2, columns // 2, 0, 0, rows // 2, rows // 2])
     shifted = torch.cat([padded[:, :, left : left + width] for left in range(columns)], dim=3)
     by_channel = grad.permute(2, 0, 3, 1).reshape(-1, channels_out).T  # [out, height * batch * width]
-    products = images.new_empty(channels_out, rows, columns * channels_in)
-    for row in range(rows):
-        met = shifted[row : row + height].view(-1, columns * channels_in)
-        torch.mm(by_channel, met, out=products[:, row])
-    return products.view(channels_out, rows, columns, channels_in).permute(0, 3, 1, 2)
+    products = [by_channel @ shifted[row : row + height].reshape(-1, columns * channels_in) for row in range(rows)]
+    return torch.stack(products, dim=1).view(channels_out, rows, columns, channels_in).permute(0, 3, 1, 2)

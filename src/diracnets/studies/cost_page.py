@@ -16,8 +16,8 @@ TITLE = "What training and inference cost"
 QUESTION = "What does a step of training cost, against the same plain network's, and what does inference?"
 VARIANTS: dict[str, str] = {  # in the order of the table
     "plain": "ordinary convolutions",
-    "dirac": "Dirac convolutions, the weights of all layers computed together; over small maps, in bfloat16 on a CPU, "
-    "they also compute their filters' gradient faster than ordinary ones do",
+    "dirac": "Dirac convolutions, the weights of all layers computed together; over small maps, in bfloat16 on a CPU "
+    "with AMX, they also compute their filters' gradient faster than ordinary ones do",
     "layer by layer": "Dirac convolutions, each computes its own, as in a model that `diracify` changed",
     "composed": "the formula as it is written, with a dense identity, differentiated by autograd",
     "repvgg": "RepVGG: 3x3, 1x1 and identity, each with a batch norm",
