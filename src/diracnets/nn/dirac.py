@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from diracnets.errors import UsageError
 from diracnets.nn import small_maps
+from diracnets.nn.traced import is_traced
 
 Init = Literal["normal", "kaiming"] | float
 Size = int | tuple[int, ...]
@@ -96,7 +97,7 @@ def _dirac_weights(
     weights: Sequence[Tensor], alphas: Sequence[Tensor], betas: Sequence[Tensor], groups: Sequence[int]
 ) -> Sequence[Tensor]:
     """The effective weights of layers of one dtype and device."""
-    if small_maps.is_traced():
+    if is_traced():
         return [_formula(*layer) for layer in zip(weights, alphas, betas, groups, strict=True)]
     return _DiracWeights.apply(groups, *weights, *alphas, *betas)  # type: ignore[no-untyped-call,no-any-return]
 

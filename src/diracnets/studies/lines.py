@@ -72,7 +72,7 @@ def _lines(
             color = f"C{number}"
             _line(axes, results, points, color, label=name)
             _line(axes, results, points, color, chain=True)
-            if lost := [x for x, records in points if not percents(results, records)]:  # none would spoil the layout
+            if lost := [x for x, records in points if not percents(results, records)]:  # an empty line spoils it
                 axes.plot(lost, [0] * len(lost), "x", color=color, clip_on=False)
         values = sorted({x for points in series.values() for x, _ in points})
         if values[0] > 0:
