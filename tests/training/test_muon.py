@@ -167,9 +167,10 @@ def test_layers_of_one_shape_are_turned_as_each_alone(memory_format):
     assert two.is_contiguous(memory_format=memory_format)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("gradient", [0.0, 1.0])
-def test_filters_without_direction_and_layers_without_gradient_stay(gradient):
-    filters = nn.Parameter(torch.ones(3, 2, 3, 3) * torch.tensor([0.0, 1e-13, 1.0]).view(3, 1, 1, 1))
+def test_filters_without_direction_and_layers_without_gradient_stay(gradient, dtype):
+    filters = nn.Parameter((torch.ones(3, 2, 3, 3) * torch.tensor([0.0, 1e-13, 1.0]).view(3, 1, 1, 1)).to(dtype))
     idle = nn.Parameter(torch.ones(2, 2, 3, 3))
     optimizer = Muon([{"params": [filters, idle], "filters": True, "lr": 0.1, "momentum": 0.5}])
     before, of_idle = filters.detach().clone(), idle.detach().clone()
@@ -178,7 +179,7 @@ def test_filters_without_direction_and_layers_without_gradient_stay(gradient):
     optimizer.step()
     assert filters[:2].equal(before[:2])
     assert filters.isfinite().all()
-    assert filters[2].allclose(before[2]) == (gradient == 0)
+    assert filters[2].allclose(before[2], rtol=1e-3) == (gradient == 0)
     assert idle.equal(of_idle)
 
 

@@ -12,7 +12,7 @@ from torch.optim.optimizer import required
 
 STEPS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic: steep at 0, and about 1 from there on
-EPS = 1e-12  # the norm under which a filter has no direction, as in the Dirac normalization
+EPS = 1e-12  # the norm up to which a filter has no direction, as in the Dirac normalization
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
@@ -80,6 +80,12 @@ def _order(filters: Tensor) -> list[int]:
     return [0, *sorted(range(1, filters.ndim), key=lambda axis: -strides[axis])]
 
 
+def _norms(filters: Tensor) -> Tensor:
+    """[out, 1, ...]"""
+    norms: Tensor = torch.linalg.vector_norm(filters, dim=tuple(range(1, filters.ndim)), keepdim=True)
+    return norms
+
+
 class Muon(torch.optim.Optimizer):
     """Muon for groups of filters, SGD for all other groups.
 
@@ -88,8 +94,8 @@ class Muon(torch.optim.Optimizer):
     layer's gradient on the directions W / ||W||, taken as a matrix of one row a filter, `orthogonalized` and brought to
     rows of norm about 1. `lr` is then about the angle of the step in radians, as long as the training lasts, and the
     directions take the same path whatever the norms are. Where no norm follows, as at the end of a residual branch, the
-    filters' scale stays what it was, also that of trained weights. A filter whose norm is under 1e-12 has no direction
-    and is left as it is. Filters are not decayed. Layers of one shape are computed together.
+    filters' scale stays what it was, also that of trained weights. A filter of norm 1e-12 or less has no direction and
+    is left as it is. Filters are not decayed. Layers of one shape are computed together.
 
     Args:
         groups: dictionaries of "params", with "lr" and "momentum"; those with "filters" True are for Muon, their
@@ -126,7 +132,7 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _turn(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
-        norms = [self._norms(parameter) for parameter in parameters]
+        norms = [self._kept_norms(parameter) for parameter in parameters]
         on_directions = list(torch._foreach_mul(gradients, norms))
         gradients = self._with_momentum(parameters, on_directions, group, nesterov=True)
         alike: dict[object, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
@@ -134,25 +140,20 @@ class Muon(torch.optim.Optimizer):
             alike[(each[0].shape, each[0].dtype, each[0].device, *_order(each[0]))].append(each)
         for layers in alike.values():
             order = _order(layers[0][0])
-            filters, updates, lengths = (  # [layers, out, kernel * in] twice, and [layers, out, 1]
-                torch.stack([tensor.permute(order).flatten(1) for tensor in tensors])
-                for tensors in zip(*layers, strict=True)
-            )
-            rows, columns = filters.shape[1:]
+            updates = orthogonalized(torch.stack([gradient.permute(order).flatten(1) for _, gradient, _ in layers]))
+            rows, columns = updates.shape[1:]
             step = group["lr"] * max(1.0, rows / columns) ** 0.5
-            directions = (filters / lengths.clamp_min(EPS)).sub_(orthogonalized(updates).mul_(step))
-            directions.mul_(lengths / torch.linalg.vector_norm(directions, dim=2, keepdim=True).clamp_min(EPS))
-            turned = torch.where(lengths < EPS, filters, directions)
-            for (parameter, _, _), new in zip(layers, turned, strict=True):
-                in_order = parameter.permute(order)
-                in_order.copy_(new.view_as(in_order))
+            for (parameter, _, kept), update in zip(layers, updates, strict=True):
+                filters = parameter.permute(order)
+                directed = kept > EPS
+                filters.addcmul_(update.view_as(filters), kept.where(directed, 0.0), value=-step)
+                filters.mul_((kept / _norms(filters).clamp_min(EPS)).where(directed, 1.0))
 
-    def _norms(self, filters: Tensor) -> Tensor:
+    def _kept_norms(self, filters: Tensor) -> Tensor:
         """The norms that filters keep, [out, 1, ...]: taken once, so that their rounding does not add up."""
         state = self.state[filters]
         if "norms" not in state:
-            axes = tuple(range(1, filters.ndim))
-            state["norms"] = torch.linalg.vector_norm(filters, dim=axes, keepdim=True)
+            state["norms"] = _norms(filters)
         norms: Tensor = state["norms"]
         return norms
 
