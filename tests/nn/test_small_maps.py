@@ -40,9 +40,10 @@ def test_training_computes_what_torch_does(size, order, monkeypatch):
         torch.testing.assert_close(mine, other, atol=0.01 * other.abs().max().item(), rtol=0.02)
 
 
-@pytest.mark.parametrize("kernel", [(3, 3), (1, 3), (5, 1)])
-def test_gradient_of_filters_in_float64(kernel):
-    x, weight = torch.randn(4, 3, 4, 5).double(), torch.randn(7, 3, *kernel).double().requires_grad_()
+@pytest.mark.parametrize("size", [(4, 5), (1, 1), (2, 1)])
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 3), (5, 1), (5, 7)])
+def test_gradient_of_filters_in_float64(kernel, size):
+    x, weight = torch.randn(4, 3, *size).double(), torch.randn(7, 3, *kernel).double().requires_grad_()
     out = nn.functional.conv2d(x, weight, padding="same")
     grad = torch.randn_like(out)
     (expected,) = torch.autograd.grad(out, weight, grad)
@@ -73,7 +74,8 @@ def test_suits_many_channels_over_small_maps_in_bfloat16():
     layer, x = conv().bfloat16(), images().bfloat16()
     assert suited(layer, x)
     assert suited(conv(padding="same").bfloat16(), x)
-    assert not suited(layer, images(4).bfloat16())  # twenty pixels, and 64 channels
+    assert suited(layer, images(7).bfloat16())  # of 7x8 pixels, and 64 channels
+    assert not suited(layer, images(8).bfloat16())
     assert not suited(conv(), x.float())
     with torch.autocast("cpu", torch.bfloat16):
         assert suited(conv(), x.float())

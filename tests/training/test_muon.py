@@ -55,6 +55,20 @@ def test_imprecise_products_that_were_asked_for_spoil_nothing(precision, dtype):
     assert torch.linalg.svdvals(found.float()).max() < 1.3
 
 
+@pytest.mark.parametrize("amx", [True, False])
+@pytest.mark.parametrize("rows", [127, 128])
+def test_bfloat16_is_for_large_float32_matrices_where_it_is_fast(rows, amx, monkeypatch):
+    monkeypatch.setattr("diracnets.training.muon.instructions", lambda: {"amx_bf16"} if amx else {"avx512_bf16"})
+    torch.manual_seed(0)
+    matrices = torch.randn(2, 256, rows)
+    found, exact = orthogonalized(matrices), orthogonalized(matrices.double())
+    assert found.dtype == torch.float32
+    error = ((found - exact).norm() / exact.norm()).item()
+    assert 1e-4 < error < 0.05 if amx and rows == 128 else error < 1e-4
+    values = torch.linalg.svdvals(found)
+    assert ((values > 0.6) & (values < 1.3)).all()
+
+
 def test_each_matrix_of_a_batch_is_treated_alone():
     torch.manual_seed(0)
     matrices = torch.randn(5, 6, 20)

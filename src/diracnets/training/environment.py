@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def circumstances(device: torch.device | str = "cpu") -> dict[str, Any]:
         "platform": platform.platform(),
         "device": device_name(torch.device(device)),
         "processor": device_name(torch.device("cpu")),
-        "instructions": sorted(set(re.findall(r"\b(?:avx2|avx512f|avx512_bf16|amx_bf16)\b", _cpuinfo()))),
+        "instructions": sorted(instructions()),
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
@@ -125,6 +126,16 @@ def device_name(device: torch.device) -> str:
         return "Apple GPU"
     model = re.search(r"^model name\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
     return model[1] if model else platform.processor() or platform.machine()
+
+
+@cache
+def instructions() -> frozenset[str]:
+    """Those of the processor's instructions that decide how fast it trains, as Linux calls them; elsewhere none.
+
+    >>> instructions() <= {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}
+    True
+    """
+    return frozenset(re.findall(r"\b(?:avx2|avx512f|avx512_bf16|amx_bf16)\b", _cpuinfo()))
 
 
 def _cpuinfo() -> str:
