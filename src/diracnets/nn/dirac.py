@@ -265,7 +265,7 @@ class DiracConv1d(_DiracConv, nn.Conv1d):
 class DiracConv2d(_DiracConv, nn.Conv2d):
     """`torch.nn.Conv2d` that convolves with `diag(alpha) I + diag(beta) W / ||W||`.
 
-    Many channels over small maps, in bfloat16 on a CPU with AMX, it trains faster than `torch.nn.Conv2d` does, see
+    Many channels over small maps, in bfloat16 on a CPU, it trains faster than `torch.nn.Conv2d` does, see
     `diracnets.nn.small_maps`. All arguments are those of `torch.nn.Conv2d`, and more:
 
     Args:

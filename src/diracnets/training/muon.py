@@ -22,7 +22,7 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     """Matrices with the same singular vectors, and singular values near 1: the iteration of Newton and Schulz.
 
     Five steps of `X <- P X` with `P = a I + b (X X') + c (X X')^2` bring all but the smallest singular values to 0.7 to
-    1.2. On CUDA they are taken in bfloat16, and so are those of large float32 matrices on processors with AMX.
+    1.2. On CUDA they are taken in bfloat16, and so are those of large matrices, unless in float64, on CPUs with AMX.
     Elsewhere, in float32 or float64, only Gram matrices are iterated on, since `X X'` becomes `P X X' P`, and X is
     multiplied once, by the product of the P. Where a layer keeps its channels, X has nine times as many columns as
     rows, and this takes 0.4 of the operations; less precise products would spoil it.
