@@ -564,9 +564,11 @@ def test_part_of_the_images_is_the_same_for_every_seed(stripes, tmp_path, monkey
     assert chosen[0] == chosen[1]
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema": 0.8}])
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.8}, {"precision": "bfloat16"}])
 def test_fresh_statistics_are_those_of_the_weights_that_are_evaluated(changes, stripes, tmp_path):
-    """The mean over the last epoch's batches, as `estimate_statistics` takes it, not a moving average along the way."""
+    """The mean over the last epoch's batches, as `estimate_statistics` takes it, not a moving average along the way.
+
+    In float32, as evaluation has it, also where training is in bfloat16."""
     recipe = replace(RECIPE, epochs=2, fresh_statistics=True, **changes)
     trained = run(recipe, tmp_path / "run", stripes)
     again = copy.deepcopy(trained.net)
