@@ -50,7 +50,7 @@ def test_a_deep_start_goes_by_the_number_of_blocks():
     expected = deep_start(48)
     assert std < 0.3
     assert (alphas, betas, scales) == ({1.0}, {round(expected.beta, 4)}, {1.0})
-    assert biases == {round(expected.bias, 4)}
+    assert biases == {round(expected.bias, 4), 0.0}  # 0 before the classifier
 
 
 def test_what_is_given_counts_instead_of_the_starts_own():
@@ -58,16 +58,17 @@ def test_what_is_given_counts_instead_of_the_starts_own():
     net = create_model("diracnet-16-1", start="deep", init=0.01, alpha=0.5, beta=0.25, bias=-1.5)
     std, alphas, betas, biases, scales = starts(net)
     assert std == pytest.approx(0.01, rel=0.02)
-    assert (alphas, betas, biases, scales) == ({0.5}, {0.25}, {-1.5}, {1.0})
+    assert (alphas, betas, biases, scales) == ({0.5}, {0.25}, {-1.5, 0.0}, {1.0})
     twin = create_model(**net.config)
     assert twin.config == net.config
     assert starts(twin)[1:] == starts(net)[1:]
 
 
 @pytest.mark.parametrize("name", ["plain-10-0.25", "wrn-10-0.25", "dirac-wrn-10-0.25", "resnet-20", "vgg-16"])
-def test_all_norms_before_a_relu_are_shifted(name):
-    net = create_model(name, bias=0.75)
-    assert {x for norm in norms(net).values() for x in norm.bias.tolist()} == {0.75}
+def test_all_norms_before_a_relu_are_shifted_but_the_one_before_the_classifier(name):
+    *others, last = (set(norm.bias.tolist()) for norm in norms(create_model(name, bias=0.75)).values())
+    assert last == {0.0}
+    assert all(biases == {0.75} for biases in others)
 
 
 @pytest.mark.parametrize(("name", "size"), [("resnet-18", {"width": 0.125}), ("repvgg-10-0.25", {})])
@@ -76,7 +77,7 @@ def test_what_is_added_before_a_relu_is_shifted_once(name, size):
     shifted = {key for key, norm in norms(net).items() if norm.bias[0] == 0.75}
     others = norms(net).keys() - shifted
     assert all(key.endswith((".bn1", ".bn3", "stem.bn")) for key in shifted)
-    ends = (".bn2", "shortcut.bn") if name == "resnet-18" else (".bn1", ".identity")
+    ends = (".bn2", "shortcut.bn") if name == "resnet-18" else (".bn1", ".identity", "groups.2.1.bn3")
     assert others
     assert all(key.endswith(ends) and not norms(net)[key].bias.any() for key in others)
 

@@ -98,6 +98,7 @@ class DiracNet(Network):
             spec=spec,
             min_image_size=min_image_size,
         )
+        nn.init.zeros_(cast(Block, self.groups[-1][-1]).bn.bias)  # type: ignore[index]
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
         """The output of each group, [batch, channels, height, width], before the ReLU and what pools behind it."""

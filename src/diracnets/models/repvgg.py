@@ -28,8 +28,8 @@ class RepBlock(nn.Module):
         self.conv3 = start.conv(channels_in, channels_out)
         self.bn3 = start.norm(channels_out)  # the one whose shift is that of the sum
         self.conv1 = start.conv(channels_in, channels_out, size=1)
-        self.bn1 = start.norm(channels_out, before_relu=False)
-        self.identity = start.norm(channels_out, before_relu=False) if channels_in == channels_out else None
+        self.bn1 = start.norm(channels_out, shifted=False)
+        self.identity = start.norm(channels_out, shifted=False) if channels_in == channels_out else None
 
     def forward(self, x: Tensor) -> Tensor:
         """The sum of the branches."""
@@ -56,5 +56,6 @@ def cifar_repvgg(depth: int, widths: Sequence[int], start: Start, spec: Spec) ->
         [RepBlock(width if index else before, width, start) for index in range((depth - 4) // 3)]
         for before, width in zip([widths[0], *widths], widths, strict=False)
     ]
+    nn.init.zeros_(groups[-1][-1].bn3.bias)
     final = nn.ReLU(inplace=False)
     return RepVGG(stem, groups, nn.MaxPool2d(2), final, widths[-1], spec, min_image_size=8)

@@ -64,11 +64,11 @@ class PostActivation(nn.Module):
         self.bn1 = start.norm(channels_out)
         self.relu1 = nn.ReLU(inplace=False)
         self.conv2 = start.conv(channels_out, channels_out)
-        self.bn2 = start.norm(channels_out, before_relu=False)
+        self.bn2 = start.norm(channels_out, shifted=False)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels_out:
             projection = start.conv(channels_in, channels_out, size=1, stride=stride)
-            self.shortcut = nn.Sequential(OrderedDict(conv=projection, bn=start.norm(channels_out, before_relu=False)))
+            self.shortcut = nn.Sequential(OrderedDict(conv=projection, bn=start.norm(channels_out, shifted=False)))
         self.relu2 = nn.ReLU(inplace=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ def _pre_activation_net(
 ) -> ResNet:
     stem = nn.Sequential(OrderedDict(conv=stem_conv(spec.input_size[0], stem_width)))
     groups = _groups(stem_width, widths, [depth] * len(widths), block)
-    final = nn.Sequential(OrderedDict(bn=start.norm(widths[-1]), relu=nn.ReLU(inplace=False)))
+    final = nn.Sequential(OrderedDict(bn=start.norm(widths[-1], shifted=False), relu=nn.ReLU(inplace=False)))
     return ResNet(stem, groups, nn.Identity(), final, widths[-1], spec, min_image_size=4)
 
 

@@ -27,7 +27,8 @@ class Start:
         init: how filters are drawn, see `DiracConv2d`.
         alpha, beta: the scales of Dirac convolutions. Ordinary convolutions start as what a Dirac one of these scales
             computes, or as drawn where both are None.
-        bias: of every batch norm that a ReLU follows; the others start at 0.
+        bias: of every batch norm with a ReLU and a convolution behind it; the others start at 0. So does the last one,
+            before the classifier: features that are alike in all images by their mean make its steps unstable.
         scale: of every batch norm, a number or "uniform" for U(0, 1).
         dirac: whether the blocks have Dirac convolutions.
 
@@ -52,14 +53,14 @@ class Start:
         conv = DiracConv2d(*sizes, bias=False, alpha=self.alpha, beta=self.beta, init=self.init)
         return conv if self.dirac else undo(conv, inplace=True)  # type: ignore[return-value]
 
-    def norm(self, channels: int, before_relu: bool = True) -> nn.BatchNorm2d:
-        """A batch norm, which starts shifted if a ReLU follows."""
+    def norm(self, channels: int, shifted: bool = True) -> nn.BatchNorm2d:
+        """A batch norm, which starts at the bias if it is to be shifted, and else at 0."""
         norm = nn.BatchNorm2d(channels)
         if self.scale == "uniform":
             nn.init.uniform_(norm.weight)
         else:
             nn.init.constant_(norm.weight, self.scale)
-        nn.init.constant_(norm.bias, self.bias if before_relu else 0.0)
+        nn.init.constant_(norm.bias, self.bias if shifted else 0.0)
         return norm
 
 
