@@ -118,6 +118,16 @@ def test_the_deep_start_keeps_what_tells_images_apart():
     assert left["deep"] > 0.4
 
 
+@pytest.mark.parametrize("name", ["diracnet-16-0.5", "plain-16-0.5", "repvgg-16-0.5", "wrn-16-0.5"])
+@torch.no_grad()
+def test_what_the_classifier_gets_is_no_larger_where_relus_are_shifted(name):
+    """The mean of its input, which all images share, sets the largest rate at which it is stable (docs/depth.md)."""
+    torch.manual_seed(0)
+    net = create_model(name, num_classes=0, start="deep", bias=2.55)
+    mean = net(torch.randn(64, 3, 32, 32)).mean(0)
+    assert mean.square().mean() < 0.7  # 6.5 with the shift
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -88,7 +88,9 @@ def deep_start(blocks: int, dirac: bool = True) -> Start:
     for all L if beta = c_b / sqrt(L). And a ReLU throws away what is negative: of x from N(m, 1), which a batch norm of
     bias m and scale 1 gives, it loses eps(m) = E[(relu(x) - x)^2], half of the signal with m = 0. Over L blocks that is
     about L eps(m), and stays c_m where m solves L eps(m) = c_m: the ReLUs of deep networks start almost linear.
-    Filters are drawn Kaiming normal, so that a step turns them as far as those of a plain network.
+    Filters are drawn Kaiming normal, so that a step turns them as far as those of a plain network. The last batch norm
+    starts unshifted: no block follows whose signal it could spare, and the classifier's steps, which are stable up to a
+    rate that falls with the square of its inputs' mean, would be too large at a bias of 2.
 
     Args:
         blocks: L, at least 1.
