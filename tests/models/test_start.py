@@ -97,7 +97,7 @@ def test_deep_starts_lose_the_same_at_any_depth(blocks):
     if 0 < start.bias < MOST_BIAS and 0 < twice.bias < MOST_BIAS:
         assert relu_loss(start.bias) * blocks == pytest.approx(4 * blocks * relu_loss(twice.bias), rel=1e-4)
     if start.beta < MOST_BETA:
-        assert start.beta * math.sqrt(blocks) == pytest.approx(twice.beta * math.sqrt(4 * blocks))
+        assert start.beta * blocks == pytest.approx(twice.beta * 4 * blocks)
     assert deep_start(blocks, dirac=False).bias == start.bias
 
 

@@ -14,7 +14,7 @@ from diracnets.nn.diracify import undo
 
 StartName = Literal["paper", "deep"]
 MOST_BETA = 0.5  # of the deep start, where the network is shallow
-BETA_BY_DEPTH = 2.5  # c_b: beta = c_b / sqrt(blocks)
+BETA_BY_DEPTH = 20.0  # c_b: beta = c_b / blocks
 LOSS_OF_ALL = 1.0  # c_m: the part of the signal that all ReLUs together throw away
 MOST_BIAS = 3.0
 
@@ -84,8 +84,9 @@ def deep_start(blocks: int, dirac: bool = True) -> Start:
 
     Two things take signal, the correlation of a block's output with its input, from block to block. The random filters
     add noise, the part beta^2 / (alpha^2 + beta^2) of a block's output, so that the correlation shrinks by the factor
-    (1 + (beta / alpha)^2)^(-1/2), and over L blocks by about exp(-L beta^2 / 2) where alpha is 1. That stays the same
-    for all L if beta = c_b / sqrt(L). And a ReLU throws away what is negative: of x from N(m, 1), which a batch norm of
+    (1 + (beta / alpha)^2)^(-1/2), and over L blocks by about exp(-L beta^2 / 2) where alpha is 1. beta = c_b / L keeps
+    that small, and also the sum of what all blocks change where they change alike, which training makes them do: with
+    c_b / sqrt(L), which would do for the noise, 1,000 layers train worse. And a ReLU throws away what is negative: of x from N(m, 1), which a batch norm of
     bias m and scale 1 gives, it loses eps(m) = E[(relu(x) - x)^2], half of the signal with m = 0. Over L blocks that is
     about L eps(m), and stays c_m where m solves L eps(m) = c_m: the ReLUs of deep networks start almost linear.
     Filters are drawn Kaiming normal, so that a step turns them as far as those of a plain network. The last batch norm
@@ -101,11 +102,11 @@ def deep_start(blocks: int, dirac: bool = True) -> Start:
 
     >>> start = deep_start(996)
     >>> round(start.beta, 3), round(start.bias, 2), start.init, start.scale
-    (0.079, 2.55, 'kaiming', 1.0)
+    (0.02, 2.55, 'kaiming', 1.0)
     """
     if blocks < 1:
         raise UsageError(f"blocks is {blocks}; a start is made for at least 1")
-    beta = min(MOST_BETA, BETA_BY_DEPTH / math.sqrt(blocks))
+    beta = min(MOST_BETA, BETA_BY_DEPTH / blocks)
     bias = _bias_that_loses(LOSS_OF_ALL / blocks)
     return Start(
         "kaiming", alpha=1.0 if dirac else None, beta=beta if dirac else None, bias=bias, scale=1.0, dirac=dirac

@@ -57,6 +57,8 @@ class Depth(Trainings):
                 kind, _, start = family.partition("-")
                 model = f"{kind}-{depth}-{self.width:g}"
                 recipe = replace(base, model=model, **changes)
+                if kind != "diracnet":
+                    recipe = replace(recipe, scale_lr=None)
                 if start == "identity":
                     recipe = replace(recipe, beta=deep_start(parse(model).blocks).beta)
                 row = f"{self.data}-{model}" + f"-{start}" * bool(start)
