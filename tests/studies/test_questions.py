@@ -70,6 +70,13 @@ def test_plain_networks_have_starts_of_their_own_where_the_recipe_is_ours():
     assert [row.place.get("start") for row in rows] == [None, "the usual", "the Dirac network's filters"] * 2
 
 
+@pytest.mark.parametrize("arguments", [("depth", "--depths", "28"), ("init",), ("cifar", "--recipe", "deep-cifar")])
+def test_a_rate_of_the_scales_is_for_networks_that_have_them(arguments):
+    """`deep-cifar` has one, and training refuses it where there is no alpha and no beta."""
+    rows = study(*arguments).rows
+    assert {row.recipe.model.startswith("dirac"): row.recipe.scale_lr for row in rows} == {True: 0.02, False: None}
+
+
 def test_starts_are_varied_one_at_a_time():
     rows = study("init").rows
     assert {row.recipe.init for row in rows if row.place["varied"] == "standard deviation of W"} == {

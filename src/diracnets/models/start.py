@@ -84,11 +84,11 @@ def deep_start(blocks: int, dirac: bool = True) -> Start:
 
     Two things take signal, the correlation of a block's output with its input, from block to block. The random filters
     add noise, the part beta^2 / (alpha^2 + beta^2) of a block's output, so that the correlation shrinks by the factor
-    (1 + (beta / alpha)^2)^(-1/2), and over L blocks by about exp(-L beta^2 / 2) where alpha is 1. beta = c_b / L keeps
-    that small, and also the sum of what all blocks change where they change alike, which training makes them do: with
-    c_b / sqrt(L), which would do for the noise, 1,000 layers train worse. And a ReLU throws away what is negative: of x from N(m, 1), which a batch norm of
-    bias m and scale 1 gives, it loses eps(m) = E[(relu(x) - x)^2], half of the signal with m = 0. Over L blocks that is
-    about L eps(m), and stays c_m where m solves L eps(m) = c_m: the ReLUs of deep networks start almost linear.
+    (1 + (beta / alpha)^2)^(-1/2), and over L blocks by about exp(-L beta^2 / 2) where alpha is 1. That would stay the
+    same with beta = c_b / sqrt(L). beta = c_b / L keeps what training adds the same too, as blocks change alike, not at
+    random; 1,000 layers train better with it. And a ReLU throws away what is negative: of x from N(m, 1), which a batch
+    norm of bias m and scale 1 gives, it loses eps(m) = E[(relu(x) - x)^2], half of the signal with m = 0. Over L blocks
+    that is about L eps(m), and stays c_m where m solves L eps(m) = c_m: the ReLUs of deep networks start almost linear.
     Filters are drawn Kaiming normal, so that a step turns them as far as those of a plain network. The last batch norm
     starts unshifted: no block follows whose signal it could spare, and the classifier's steps, which are stable up to a
     rate that falls with the square of its inputs' mean, would be too large at a bias of 2.

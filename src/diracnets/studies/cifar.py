@@ -10,7 +10,7 @@ from tyro.conf import arg
 
 from diracnets.studies.conduct import Trainings
 from diracnets.studies.published import ERRORS
-from diracnets.studies.study import Row, Study
+from diracnets.studies.study import Row, Study, of_network
 from diracnets.training.recipe import Recipe
 
 LARGE = ("vgg-16", "diracnet-28-5", "diracnet-28-10", "resnet-1001", "wrn-28-10")
@@ -34,7 +34,7 @@ class Cifar(Trainings):
         for data in ("cifar10", "cifar100"):
             for model in (*LARGE, *SMALL):
                 for name in self.recipe or (("paper-cifar",) if model in LARGE else ("paper-cifar", "fast-cifar")):
-                    recipe = replace(Recipe.load(name), model=model, data=data)
+                    recipe = of_network(Recipe.load(name), model, data=data)
                     title = Path(name).stem
                     place = {"data": data, "network": model, "recipe": title}
                     row = Row(f"{data}-{model}-{title}", place, recipe, ERRORS.get((data, model)))

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg
 
 from diracnets.studies.conduct import Trainings
-from diracnets.studies.study import Lines, Row, Study
+from diracnets.studies.study import Lines, Row, Study, of_network
 from diracnets.training.recipe import Recipe
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {  # by name of the row: title, and what the recipe gets
@@ -56,9 +56,7 @@ class Depth(Trainings):
             for family, (title, changes) in FAMILIES.items():
                 kind, _, start = family.partition("-")
                 model = f"{kind}-{depth}-{self.width:g}"
-                recipe = replace(base, model=model, **changes)
-                if kind != "diracnet":
-                    recipe = replace(recipe, scale_lr=None)
+                recipe = of_network(base, model, **changes)
                 if start == "identity":
                     recipe = replace(recipe, beta=deep_start(parse(model).blocks).beta)
                 row = f"{self.data}-{model}" + f"-{start}" * bool(start)

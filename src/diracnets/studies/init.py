@@ -10,7 +10,7 @@ from tyro.conf import arg
 
 from diracnets.studies.conduct import Trainings
 from diracnets.studies.depth import base_recipe, short_recipe
-from diracnets.studies.study import Lines, Row, Study
+from diracnets.studies.study import Lines, Row, Study, of_network
 
 FAMILIES = {"plain": "plain", "wrn": "residual", "diracnet": "Dirac", "dirac-wrn": "Dirac residual"}
 STANDARD_DEVIATIONS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -51,7 +51,7 @@ class Init(Trainings):
             for family, title in FAMILIES.items():
                 model = f"{family}-{self.depth}-{self.width:g}"
                 place = {"data": self.data, "network": title, **common, "varied": what, "value": value}
-                recipe = replace(base, model=model, **changes)
+                recipe = of_network(base, model, **changes)
                 rows.append(Row(f"{self.data}-{model}-{short}{value:g}", place, recipe))
         return Study(
             "init",

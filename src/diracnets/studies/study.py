@@ -144,3 +144,14 @@ def _differences(table: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[
         if value != default:
             different[name] = _differences(value, default or {}) if isinstance(value, dict) else value
     return different
+
+
+def of_network(recipe: Recipe, model: str, **changes: Any) -> Recipe:  # noqa: ANN401
+    """The recipe for a network: without a rate of its own for alpha and beta where there are none.
+
+    >>> of_network(Recipe(scale_lr=0.02), "plain-28-1").scale_lr
+    >>> of_network(Recipe(scale_lr=0.02), "diracnet-28-1", seed=1).scale_lr
+    0.02
+    """
+    scale_lr = recipe.scale_lr if parse(model).dirac else None
+    return replace(recipe, model=model, scale_lr=scale_lr, **changes)

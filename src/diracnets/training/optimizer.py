@@ -42,7 +42,10 @@ def make_optimizer(recipe: Recipe, net: nn.Module, *, scaled: bool = False) -> t
     if recipe.scale_lr is not None:
         dirac = [layer for layer in net.modules() if isinstance(layer, DiracConv)]
         if not dirac:
-            raise UsageError("scale_lr is the rate of alpha and beta, but the network has no Dirac convolutions: give none")
+            raise UsageError(
+                "scale_lr is the rate of alpha and beta, but the network has no Dirac convolutions: leave it out, or "
+                "take it from the recipe with --scale-lr None"
+            )
         groups = _at_rate(recipe.scale_lr, [scale for layer in dirac for scale in (layer.alpha, layer.beta)], groups)
     for name, lr, part in (("stem_lr", recipe.stem_lr, STEM), ("classifier_lr", recipe.classifier_lr, CLASSIFIER)):
         if lr is not None:
