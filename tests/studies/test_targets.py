@@ -102,7 +102,7 @@ def test_a_lead_over_what_diverged_is_reached_but_not_by_what_diverged(made):
 
 def test_a_lead_compares_recipes_that_differ_in_the_start_alone(made):
     lead = Lead("better", "small", FIRST | {"depth": 10}, SECOND | {"depth": 16})
-    for name, value, state in (("bias", 1.0, "reached"), ("lr", 0.3, "not measured")):
+    for name, value, state in (("bias", 1.0, "reached"), ("scale_lr", 0.01, "reached"), ("lr", 0.3, "not measured")):
         results = made([[0.9], [0.5]])
         results.rows[1] = replace(results.rows[1], recipe={**results.rows[1].recipe, name: value})
         assert lead.judge(results).state == state

@@ -19,7 +19,7 @@ _ROUNDING = 1e-9  # of floating point, in points
 Place = Mapping[str, str | float | tuple[str, ...]]  # values of a row's place; a tuple allows any of its members
 
 
-_OF_A_ROW = frozenset({"model", "start", "init", "alpha", "beta", "bias", "seed"})  # in which rivals may differ
+_OF_A_ROW = frozenset({"model", "start", "init", "alpha", "beta", "bias", "scale_lr", "seed"})  # in which rivals differ
 
 
 @dataclass(frozen=True)
