@@ -92,7 +92,7 @@ def create_model(
             turns it.
         alpha, beta: the scales of Dirac convolutions. Ordinary convolutions have none, but given both they start with
             the filters that Dirac convolutions of these scales have.
-        bias: of the batch norms that a ReLU follows.
+        bias: of the batch norms that a ReLU follows, but for the last one, before the classifier, which starts at 0.
         pretrained: the name of trained weights of this network, see `list_weights`, or True for the first ones with
             as many classes. They decide about what is not given, and leave no choice of a start.
         device, dtype: of the parameters.

@@ -40,7 +40,8 @@ class Recipe:
     beta: float | None = None
     """What the scales of the normalized filters start at; not given: as `start` has it."""
     bias: float | None = None
-    """What the shifts of the batch norms before a ReLU start at; not given: as `start` has it."""
+    """What the shifts of the batch norms before a ReLU start at, but for the last one, which starts at 0; not given: as
+    `start` has it."""
     data: str = "cifar10"
     """Images to train on: digits, cifar10, cifar100, or folder."""
     image_size: int | None = None
@@ -98,7 +99,8 @@ class Recipe:
     average_last: float = 0.0
     """Last part of the run over which weights are averaged, 0 to 1; the average is what is kept; 0: no average."""
     fresh_statistics: bool = False
-    """Take the batch norms' statistics anew from training images before each evaluation, as very deep networks need."""
+    """Take the batch norms' statistics anew, in float32, from training images before each evaluation, as very deep
+    networks need."""
     freeze: bool = False
     """Train the classifier alone, on the features of the network that the run starts from."""
     augment: Augmentation = field(default_factory=Augmentation)
