@@ -88,7 +88,9 @@ class DiracNet(Network):
         before = [stem_width, *chain.from_iterable(widths)]  # channels that come into each block
         pooled = [pool_first and place == len(group) for group in widths for place in range(1, len(group) + 1)]
         pooled[-1] = False
-        blocks = (Block(*channels, start, pool) for channels, pool in zip(pairwise(before), pooled, strict=True))
+        starts = [start] * (len(pooled) - 1) + [start.before_classifier(before[-1])]
+        sizes = zip(pairwise(before), starts, pooled, strict=True)
+        blocks = (Block(*channels, start, pool) for channels, start, pool in sizes)
         super().__init__(
             stem=stem,
             groups=[list(islice(blocks, len(group))) for group in widths],
@@ -98,7 +100,6 @@ class DiracNet(Network):
             spec=spec,
             min_image_size=min_image_size,
         )
-        nn.init.zeros_(cast(Block, self.groups[-1][-1]).bn.bias)  # type: ignore[index]
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
         """The output of each group, [batch, channels, height, width], before the ReLU and what pools behind it."""

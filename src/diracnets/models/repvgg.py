@@ -7,6 +7,7 @@ costs and how deep one can go; its branches are not merged by `fold`, which only
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -52,10 +53,10 @@ class RepVGG(Network):
 def cifar_repvgg(depth: int, widths: Sequence[int], start: Start, spec: Spec) -> RepVGG:
     """RepVGG of the depth and widths of DiracNet-N-k, `depth` N = 6n + 4."""
     stem = cifar_stem(spec.input_size[0], widths[0], start)
-    groups = [
-        [RepBlock(width if index else before, width, start) for index in range((depth - 4) // 3)]
-        for before, width in zip([widths[0], *widths], widths, strict=False)
-    ]
-    nn.init.zeros_(groups[-1][-1].bn3.bias)
+    count = (depth - 4) // 3
+    channels = [widths[0], *(width for width in widths for _ in range(count))]  # before each block, and behind the last
+    starts = [start] * (len(channels) - 2) + [start.before_classifier(widths[-1])]
+    blocks = [RepBlock(*sizes, start) for sizes, start in zip(pairwise(channels), starts, strict=True)]
+    groups = [blocks[first : first + count] for first in range(0, len(blocks), count)]
     final = nn.ReLU(inplace=False)
     return RepVGG(stem, groups, nn.MaxPool2d(2), final, widths[-1], spec, min_image_size=8)

@@ -128,7 +128,8 @@ def _pre_activation_net(
 ) -> ResNet:
     stem = nn.Sequential(OrderedDict(conv=stem_conv(spec.input_size[0], stem_width)))
     groups = _groups(stem_width, widths, [depth] * len(widths), block)
-    final = nn.Sequential(OrderedDict(bn=start.norm(widths[-1], shifted=False), relu=nn.ReLU(inplace=False)))
+    norm = start.before_classifier(widths[-1]).norm(widths[-1])
+    final = nn.Sequential(OrderedDict(bn=norm, relu=nn.ReLU(inplace=False)))
     return ResNet(stem, groups, nn.Identity(), final, widths[-1], spec, min_image_size=4)
 
 
