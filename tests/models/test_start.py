@@ -127,7 +127,7 @@ def test_what_the_classifier_gets_is_hardly_larger_where_relus_are_shifted(name)
     torch.manual_seed(0)
     net = create_model(name, num_classes=0, start="deep", bias=2.55)
     mean = net(torch.randn(64, 3, 32, 32)).mean(0)
-    assert mean.square().mean() < 1  # 6.5 with the whole of the shift, 8 of RepVGG
+    assert mean.square().mean() < 1.3  # RepVGG, which adds three; 6.5 and more with the whole of the shift
 
 
 @pytest.mark.parametrize(
