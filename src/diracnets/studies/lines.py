@@ -36,7 +36,11 @@ def draw(results: Results, path: Path, say: Callable[[str], None]) -> None:
         return
     shape = results.picture
     panels = list(dict.fromkeys(_panel(row, shape) for row, _ in rows))
-    save_picture(path, lambda figure: _lines(figure, results, rows, shape, panels), 2 + 5 * len(panels), 4.5, say)
+    names = series_names([row for row, _ in rows], shape)
+    height = 4.5 + 0.2 * len(set(names)) / len(panels)  # with the legend below
+    save_picture(
+        path, lambda figure: _lines(figure, results, rows, shape, panels, names), 2 + 5 * len(panels), height, say
+    )
 
 
 def _panel(row: Asked, shape: Lines) -> str:
@@ -58,18 +62,24 @@ def series_names(rows: Sequence[Asked], shape: Lines) -> list[str]:
 
 
 def _lines(
-    figure: Figure, results: Results, rows: list[tuple[Asked, list[Record]]], shape: Lines, panels: list[str]
+    figure: Figure,
+    results: Results,
+    rows: list[tuple[Asked, list[Record]]],
+    shape: Lines,
+    panels: list[str],
+    names: list[str],
 ) -> None:
-    """One line a series; a cross on the bottom where every seed diverged, a dotted line for the folded chain."""
-    names = series_names([row for row, _ in rows], shape)
+    """One line a series; crosses at the bottom where every seed diverged, a dotted line for the folded chain."""
+    colors = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(names))}
+    handles: dict[str, Any] = {}
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         series: dict[str, list[tuple[float, list[Record]]]] = {}
         for name, (row, records) in zip(names, rows, strict=True):
             if _panel(row, shape) == panel:
                 series.setdefault(name, []).append((float(row.place[shape.x]), records))
-        for number, (name, points) in enumerate(series.items()):
+        for name, points in series.items():
             points.sort(key=lambda point: point[0])
-            color = f"C{number}"
+            color = colors[name]
             _line(axes, results, points, color, label=name)
             _line(axes, results, points, color, chain=True)
             if lost := [x for x, records in points if not percents(results, records)]:  # an empty line spoils it
@@ -84,7 +94,9 @@ def _lines(
         axes.set_ylabel(f"{results.measure}, % (crosses: diverged)")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        lines, labels = axes.get_legend_handles_labels()
+        handles |= zip(labels, lines, strict=True)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(panels), fontsize=8)
 
 
 def _line(
