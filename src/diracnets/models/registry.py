@@ -92,8 +92,8 @@ def create_model(
             turns it.
         alpha, beta: the scales of Dirac convolutions. Ordinary convolutions have none, but given both they start with
             the filters that Dirac convolutions of these scales have.
-        bias: of the batch norms that a ReLU follows; of the last one, before the classifier, no more than its inputs'
-            number allows, see `Start.before_classifier`.
+        bias: of the batch norms that a ReLU follows; the last one, before the classifier, has 0 where this is too much
+            for it, see `Start.before_classifier`.
         pretrained: the name of trained weights of this network, see `list_weights`, or True for the first ones with
             as many classes. They decide about what is not given, and leave no choice of a start.
         device, dtype: of the parameters.

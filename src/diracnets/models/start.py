@@ -17,7 +17,7 @@ MOST_BETA = 0.5  # of the deep start, where the network is shallow
 BETA_BY_DEPTH = 20.0  # c_b: beta = c_b / blocks
 LOSS_OF_ALL = 1.0  # c_m: the part of the signal that all ReLUs together throw away
 MOST_BIAS = 3.0
-MOST_BEFORE_CLASSIFIER = 4.0  # what the bias may add to the length of the mean of the classifier's input
+MOST_BEFORE_CLASSIFIER = 4.0  # what a bias may add to the length of the mean of the classifier's input
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,18 @@ class Start:
 
         Behind a bias m the classifier's n inputs have a mean that all images share, about m where m is large. The
         curvature of the loss along it is a tenth of its squared length for ten even classes, about n m^2 / 10, and
-        the largest rate with which steps are stable falls with it. So m is at most 4 / sqrt(n) here, which adds no
-        more than 4 to that length: 64 features of bias 0.5 stand rates up to 0.44, with Nesterov's momentum of 0.9.
+        the largest rate with which steps are stable falls with it. So a bias above 4 / sqrt(n), which would add more
+        than 4 to that length, is 0 here, and others stay: 64 features of bias 0.5 stand rates up to 0.44, with
+        Nesterov's momentum of 0.9.
 
         Args:
             channels: n, the network's features.
 
         >>> deep_start(996).before_classifier(64).bias, replace(deep_start(24), bias=0.5).before_classifier(64).bias
-        (0.5, 0.5)
+        (0.0, 0.5)
         """
-        most = MOST_BEFORE_CLASSIFIER / math.sqrt(channels)
-        return replace(self, bias=max(-most, min(self.bias, most)))
+        stands = abs(self.bias) <= MOST_BEFORE_CLASSIFIER / math.sqrt(channels)
+        return self if stands else replace(self, bias=0.0)
 
     def norm(self, channels: int, shifted: bool = True) -> nn.BatchNorm2d:
         """A batch norm, which starts at the bias if it is to be shifted, and else at 0."""

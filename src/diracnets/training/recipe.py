@@ -40,8 +40,8 @@ class Recipe:
     beta: float | None = None
     """What the scales of the normalized filters start at; not given: as `start` has it."""
     bias: float | None = None
-    """What the shifts of the batch norms before a ReLU start at, that before the classifier no further from 0 than four
-    by the root of its channels; not given: as `start` has it."""
+    """What the shifts of the batch norms before a ReLU start at, but the last one, before the classifier, at 0 where
+    this is more than 4 by the root of its channels; not given: as `start` has it."""
     data: str = "cifar10"
     """Images to train on: digits, cifar10, cifar100, or folder."""
     image_size: int | None = None
