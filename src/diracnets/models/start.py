@@ -15,8 +15,7 @@ from diracnets.nn.diracify import undo
 StartName = Literal["paper", "deep"]
 MOST_BETA = 0.5  # of the deep start, where the network is shallow
 BETA_BY_DEPTH = 20.0  # c_b: beta = c_b / blocks
-LOSS_OF_ALL = 1.0  # c_m: the part of the signal that all ReLUs together throw away
-MOST_BIAS = 3.0
+DEEP_BIAS = 1.0  # of the deep start, at any depth
 MOST_BEFORE_CLASSIFIER = 4.0  # what a bias may add to the length of the mean of the classifier's input
 
 
@@ -105,10 +104,11 @@ def deep_start(blocks: int, dirac: bool = True) -> Start:
     add noise, the part beta^2 / (alpha^2 + beta^2) of a block's output, so that the correlation shrinks by the factor
     (1 + (beta / alpha)^2)^(-1/2), and over L blocks by about exp(-L beta^2 / 2) where alpha is 1. That would stay the
     same with beta = c_b / sqrt(L). beta = c_b / L keeps what training adds the same too, as blocks change alike, not at
-    random; 1,000 layers train better with it. And a ReLU throws away what is negative: of x from N(m, 1), which a batch
-    norm of bias m and scale 1 gives, it loses eps(m) = E[(relu(x) - x)^2], half of the signal with m = 0. Over L blocks
-    that is about L eps(m), and stays c_m where m solves L eps(m) = c_m: the ReLUs of deep networks start almost linear.
-    Filters are drawn Kaiming normal, so that a step turns them as far as those of a plain network.
+    random; 1,000 layers train better with it. And a ReLU throws away what is negative, half of the signal behind batch
+    norms of bias 0, again and again. Behind a bias of 1 it is a part in 13 at first; and as the next batch norm puts
+    what is left of a channel to the same mean and deviation, the next ReLU cuts off far less of it, where the filters
+    in between are near to identities. A larger bias keeps more, but leaves the ReLUs too little to do. Filters are
+    drawn Kaiming normal, so that a step turns them as far as those of a plain network.
 
     Args:
         blocks: L, at least 1.
@@ -118,27 +118,15 @@ def deep_start(blocks: int, dirac: bool = True) -> Start:
         UsageError: no blocks.
 
     >>> start = deep_start(996)
-    >>> round(start.beta, 3), round(start.bias, 2), start.init, start.scale
-    (0.02, 2.55, 'kaiming', 1.0)
+    >>> round(start.beta, 3), start.bias, start.init, start.scale
+    (0.02, 1.0, 'kaiming', 1.0)
     """
     if blocks < 1:
         raise UsageError(f"blocks is {blocks}; a start is made for at least 1")
     beta = min(MOST_BETA, BETA_BY_DEPTH / blocks)
-    bias = _bias_that_loses(LOSS_OF_ALL / blocks)
     return Start(
-        "kaiming", alpha=1.0 if dirac else None, beta=beta if dirac else None, bias=bias, scale=1.0, dirac=dirac
+        "kaiming", alpha=1.0 if dirac else None, beta=beta if dirac else None, bias=DEEP_BIAS, scale=1.0, dirac=dirac
     )
-
-
-def relu_loss(bias: float) -> float:
-    """E[(relu(x) - x)^2] for x from N(bias, 1): what a ReLU throws away of a signal of variance 1.
-
-    >>> relu_loss(0.0), round(relu_loss(2.0), 4)
-    (0.5, 0.0058)
-    """
-    below = math.erfc(bias / math.sqrt(2)) / 2  # P(x < 0)
-    density = math.exp(-bias * bias / 2) / math.sqrt(2 * math.pi)
-    return below * (1 + bias * bias) - bias * density
 
 
 def resolve_start(
@@ -185,16 +173,3 @@ def resolve_start(
         scale=own.scale,
         dirac=dirac,
     )
-
-
-def _bias_that_loses(loss: float) -> float:
-    """The bias from 0 to `MOST_BIAS` with this `relu_loss`, which falls with the bias; by bisection."""
-    low, high = 0.0, MOST_BIAS
-    if relu_loss(high) >= loss:
-        return high
-    if relu_loss(low) <= loss:
-        return low
-    while high - low > 1e-12:
-        middle = (low + high) / 2
-        low, high = (middle, high) if relu_loss(middle) > loss else (low, middle)
-    return round(low, 6)
