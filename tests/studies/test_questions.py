@@ -52,7 +52,6 @@ def test_plain_networks_have_every_advantage_in_depth():
     assert {(row.recipe.start, row.recipe.bias, row.recipe.alpha) for row in rows} == {
         ("paper", None, None),
         ("deep", 0.0, None),
-        ("deep", 1.0, None),
         ("deep", None, None),
         ("deep", None, 1.0),
     }

@@ -128,9 +128,9 @@ def _cifar_blocks(name: str, family: Family, prefix: str, depth: int) -> int:
 
 def _unknown(name: str) -> UsageError:
     near = difflib.get_close_matches(name, _LISTED, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = f"; did you mean {near[0]}?" if near else "."
     return UsageError(
-        f"no network is called {name!r}; {hint}There are diracnet-N-k, plain-N-k, repvgg-N-k, wrn-N-k (N = 6n + 4, k "
+        f"no network is called {name!r}{hint} There are diracnet-N-k, plain-N-k, repvgg-N-k, wrn-N-k (N = 6n + 4, k "
         "any width), diracnet-sprint-k, plain-sprint-k, diracnet-18 and -34, plain-18 and -34, resnet-N (N = 6n + 2, "
         "or 9n + 2 from 164 on), resnet-18 and -34, vgg-16 and -19, and dirac-resnet-..., dirac-wrn-..., dirac-vgg-..."
     )

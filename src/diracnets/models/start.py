@@ -16,7 +16,7 @@ StartName = Literal["paper", "deep"]
 MOST_BETA = 0.5  # of the deep start, where the network is shallow
 BETA_BY_DEPTH = 20.0  # c_b: beta = c_b / blocks
 DEEP_BIAS = 1.0  # of the deep start, at any depth
-MOST_BEFORE_CLASSIFIER = 4.0  # what a bias may add to the length of the mean of the classifier's input
+MOST_BEFORE_CLASSIFIER = 4.0  # the most that a bias may add to the length of the mean of the classifier's input
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Start:
         init: how filters are drawn, see `DiracConv2d`.
         alpha, beta: the scales of Dirac convolutions. Ordinary convolutions start as what a Dirac one of these scales
             computes, or as drawn where both are None.
-        bias: of every batch norm with a ReLU behind it, but the last one: see `before_classifier`. What is added to
-            another branch before its ReLU starts at 0.
+        bias: of every batch norm with a ReLU behind it, but for the last one where this is too much for the
+            classifier, see `before_classifier`. What is added to another branch before its ReLU starts at 0.
         scale: of every batch norm, a number or "uniform" for U(0, 1).
         dirac: whether the blocks have Dirac convolutions.
 
@@ -56,11 +56,11 @@ class Start:
     def before_classifier(self, channels: int) -> Start:
         """The start of the last block, whose ReLU only the pooling and the classifier follow.
 
-        Behind a bias m the classifier's n inputs have a mean that all images share, about m where m is large. The
-        curvature of the loss along it is a tenth of its squared length for ten even classes, about n m^2 / 10, and
-        the largest rate with which steps are stable falls with it. So a bias above 4 / sqrt(n), which would add more
-        than 4 to that length, is 0 here, and others stay: 64 features of bias 0.5 stand rates up to 0.44, with
-        Nesterov's momentum of 0.9.
+        Behind a bias m the classifier's n inputs have a mean that all images share, about m where m is large and 0.4
+        where it is 0. The curvature of the loss along it is a tenth of its squared length for ten even classes, and the
+        largest rate with which steps are stable falls with it. So a bias above 4 / sqrt(n), which could add as much as
+        4 to that length, is 0 here, and others stay: 64 features of bias 0.5 stand rates up to 0.44, with Nesterov's
+        momentum of 0.9.
 
         Args:
             channels: n, the network's features.

@@ -15,7 +15,6 @@ from diracnets.training.recipe import Recipe
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {  # by name of the row: title, and what the recipe gets
     "plain": ("plain", {"start": "paper", "init": "kaiming"}),
     "plain-usual": ("plain, batch norms that start at 1", {"start": "deep", "bias": 0.0}),
-    "plain-shifted": ("plain, batch norms that start at 1, shifted by 1", {"start": "deep", "bias": 1.0}),
     "plain-deep": ("plain, deep start", {"start": "deep"}),
     "plain-identity": ("plain, the Dirac network's filters at the deep start", {"start": "deep", "alpha": 1.0}),
     "diracnet": ("Dirac, the paper's start", {"start": "paper", "init": "normal"}),
@@ -30,10 +29,10 @@ CLIP = 5.0  # largest norm of the gradient, for the first steps of very deep net
 class Depth(Trainings):
     """How does accuracy change from 16 to 1000 layers, for plain, Dirac, residual and RepVGG networks?
 
-    All networks have the same width, data and recipe, and their gradients are clipped alike. The plain network has five
-    starts: the paper's, the usual one, a shift of 1, the deep start's shifts, and these with the very filters that the
-    Dirac one begins with, so that it has every advantage but the parameterization; with --rates it also has the rate
-    that suits it best, as all others have. A Dirac network and its folded chain are one row."""
+    All networks have the same width, data and recipe, and their gradients are clipped alike. The plain network has four
+    starts: the paper's, the usual one, the deep start's shift of 1, and this with the very filters that the Dirac one
+    begins with, so that it has every advantage but the parameterization; with --rates it also has the rate that suits
+    it best, as all others have. A Dirac network and its folded chain are one row."""
 
     depths: tuple[int, ...] = (16, 28, 52, 100, 196, 400, 1000)
     """Numbers of layers, each 6n + 4."""
@@ -72,8 +71,8 @@ class Depth(Trainings):
             "depth",
             "Accuracy against depth",
             "How does accuracy change with depth, at equal width and by one recipe? The deep start shifts the ReLUs so "
-            "that they begin almost linear; the plain network is trained with it too. The dotted black lines are the "
-            "folded chains: convolutions and ReLUs alone.",
+            "that most of the signal passes them; the plain network is trained with it too. The dotted black lines are "
+            "the folded chains: convolutions and ReLUs alone.",
             rows,
             seeds=3,
             picture=Lines(x="depth", series="network", panel="data"),

@@ -22,7 +22,8 @@ QUESTION = "How many layers of a trained chain are needed, when those that becam
 EXPLANATION = """A layer's output is fitted, channel by channel, by a line of what comes into its ReLU; *explained* is
 the part of the output's variance that these lines give. The layer that is explained best is taken out, its lines go
 into the convolution before it, the channels of all convolutions are scaled and shifted to the means and deviations that
-they had in the whole chain, and all is measured again. Nothing is trained. How many layers can go is chosen by the
+they had in the whole chain, and all is measured again; it is named by its place among the chain's modules, ReLUs and
+all. Nothing is trained. How many layers can go is chosen by the
 accuracy on training images, so that the images held out have no part in any choice."""
 
 
@@ -109,8 +110,8 @@ def page(facts: Mapping[str, Any], *, picture: bool) -> str:
     before, after = (f"{100 * rows[index]['accuracy']:.2f}" for index in (0, kept))
     parts.append(
         f"Of {rows[0]['layers']} convolutions, {kept} can be taken out with a loss of at most {100 * facts['lose']:g} "
-        f"points on {facts['choice_images']:,} training images; on those held out, accuracy is {before}% before, "
-        f"{after}% after."
+        f"point{'s' * (facts['lose'] != 0.01)} on {facts['choice_images']:,} training images; on those held out, "
+        f"accuracy is {before}% before, {after}% after."
     )
     if picture:
         parts.append("![Accuracy against the number of convolutions](prune.png)")

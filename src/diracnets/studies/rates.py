@@ -48,6 +48,11 @@ def at_rates(row: Row, rates: Sequence[float]) -> list[Row]:
     return made or [row]
 
 
+def rate_of(row: Asked) -> float:
+    """The rate at which its filters learn."""
+    return float(row.recipe[FIELDS[row.recipe["optimizer"]]])
+
+
 def called(row: Asked) -> str:
     """What a row is called to a user: its name, with its rate where several are tried."""
     return row.row if row.rate is None else f"{row.row} at rate {row.rate:g}"

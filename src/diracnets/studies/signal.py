@@ -28,13 +28,13 @@ EXPLANATION = """Every row is a fresh network in training mode, with one batch o
 - *directions*: in how many directions the images differ at the end, counted evenly.
 - *a layer keeps*: the correlation of a layer's output with its input, mean over the layers that keep the size; what
   *its ReLU alone* would keep; and what follows for both from alpha, beta and the bias of the batch norms, for normal
-  activations: `corr(x, relu(x)) / sqrt(1 + (beta / alpha)^2)` for x from N(bias, 1). ReLUs that clip skew what comes
-  after them, so that the theory fits the deep start better than the paper's.
+  activations: `corr(x, relu(x)) / sqrt(1 + (beta / alpha)^2)` for x from N(bias, 1). Behind ReLUs that clip
+  activations are not normal, and the next ReLUs clip less of them.
 - *gradient*: the norm of an image's gradient on the first layer's output, and how many times that on the last layer's.
 
 A Dirac layer whose ReLU clips keeps little: each batch norm centres the activations again, and each ReLU throws half of
-them away. With a bias, the ReLUs begin almost linear and the identity carries the signal through. A plain network has
-no identity: with the same bias it still mixes all channels at every layer."""
+them away. With a bias of 1, what the first ReLUs let pass the next ones hardly change, and the identity carries it
+through. A plain network has no identity: with the same bias it still mixes all channels at every layer."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diracnets.studies.rates import Told, told_rows
+from diracnets.studies.rates import Told, rate_of, told_rows
 from diracnets.studies.records import Asked, Record, Results
 from diracnets.studies.report import machine_name, markdown_table, mean_and_spread, told
 from diracnets.studies.study import Published, settings
@@ -109,7 +109,7 @@ def _line(results: Results, line: Told, places: Sequence[str]) -> list[object]:
     return [
         *(_cell(row.place.get(name, "")) for name in places),
         "" if row.parameters is None else f"{row.parameters:,}",
-        f"{row.rate:g}, best of {', '.join(f'{rate:g}' for rate in line.rates)}" if line.rates else "",
+        _rate(results, line),
         published,
         mean_and_spread(values) or ("not trained yet" if not records else "diverged"),
         against,
@@ -122,6 +122,16 @@ def _line(results: Results, line: Told, places: Sequence[str]) -> list[object]:
         f"{statistics.median(rates):,.0f}" if rates else "",
         "; ".join(dict.fromkeys(_machine(record) for record in records)),
     ]
+
+
+def _rate(results: Results, line: Told) -> str:
+    """A row's rate, where it was chosen, or where rows by a recipe of that name have different ones."""
+    mine = rate_of(line.row)
+    if line.rates:
+        return f"{mine:g}, best of {', '.join(f'{rate:g}' for rate in line.rates)}"
+    recipe = line.row.place.get("recipe")
+    rates = {rate_of(other) for other in results.rows if other.place.get("recipe") == recipe}
+    return f"{mine:g}" if len(rates) > 1 else ""
 
 
 def _set_otherwise(results: Results, row: Asked) -> str:

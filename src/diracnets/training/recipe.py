@@ -41,7 +41,7 @@ class Recipe:
     """What the scales of the normalized filters start at; not given: as `start` has it."""
     bias: float | None = None
     """What the shifts of the batch norms before a ReLU start at, but the last one, before the classifier, at 0 where
-    this is more than 4 by the root of its channels; not given: as `start` has it."""
+    this is above 4 / sqrt(channels); not given: as `start` has it."""
     data: str = "cifar10"
     """Images to train on: digits, cifar10, cifar100, or folder."""
     image_size: int | None = None
