@@ -173,6 +173,24 @@ def test_a_plain_network_can_start_as_the_dirac_network_computes(warm):
     torch.testing.assert_close(plain(images), dirac(images), atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_the_page_on_depth_says_what_relus_between_identities_leave():
+    page = (Path(__file__).parents[2] / "docs" / "depth.md").read_text()
+    rows = re.findall(r"^\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\w. ]+)%? \|$", page, re.MULTILINE)
+    assert [row[0] for row in rows] == ["0", "0.5", "1", "2"]
+    for bias, one, many, cut_off in rows:
+        torch.manual_seed(0)
+        first = x = torch.randn(50_000, dtype=torch.float64) + float(bias)
+        for count in range(1, 1001):
+            cut = x.relu()
+            x = (cut - cut.mean()) / cut.std() + float(bias)
+            if count == 1:
+                assert torch.corrcoef(torch.stack([x, first]))[0, 1].item() == pytest.approx(float(one), abs=0.01)
+        assert torch.corrcoef(torch.stack([x, first]))[0, 1].item() == pytest.approx(float(many), abs=0.02)
+        zeros = (cut == 0).double().mean().item()
+        assert zeros > 0.98 if cut_off == "nearly all" else zeros == pytest.approx(float(cut_off) / 100, abs=0.01)
+
+
 def test_the_page_on_depth_has_the_numbers_of_the_formulas():
     page = (Path(__file__).parents[2] / "docs" / "depth.md").read_text()
     rows = re.findall(r"^\| (\d+) \| (\d+) \| ([\d.]+) \|$", page, re.MULTILINE)

@@ -95,6 +95,16 @@ def test_rows_of_one_name_tell_how_their_recipes_differ(small_study, results):
     assert "set otherwise" not in page(replace(results, rows=results.rows[:2]), None)
 
 
+def test_rows_by_one_recipe_tell_their_rates_where_these_differ(small_study, results):
+    assert "rate" not in page(results, None).split("| --- |")[0]
+    other = small_study.rows[1]
+    results.ask([Asked.of(replace(other, recipe=replace(other.recipe, lr=0.3)), small_study, Budget())])
+    results.rows = [results.rows[0], results.rows[-1]]
+    text = page(results, None)
+    assert cells(text, "diracnet-10-0.25")["rate"] == "0.1"
+    assert cells(text, "wrn-16-0.25")["rate"] == "0.3"
+
+
 def test_minutes_are_of_trainings_that_came_to_their_end(results):
     done = record(results.rows[0], 0, 0.5)
     results.add([done, replace(record(results.rows[0], 1, None), seconds=1.0)])

@@ -23,8 +23,8 @@ EXPLANATION = """A layer's output is fitted, channel by channel, by a line of wh
 the part of the output's variance that these lines give. The layer that is explained best is taken out, its lines go
 into the convolution before it, the channels of all convolutions are scaled and shifted to the means and deviations that
 they had in the whole chain, and all is measured again; it is named by its place among the chain's modules, ReLUs and
-all. Nothing is trained. How many layers can go is chosen by the
-accuracy on training images, so that the images held out have no part in any choice."""
+all. Nothing is trained. How many layers can go is chosen by the accuracy on training images, so that the images held
+out have no part in any choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
