@@ -22,23 +22,6 @@ def table(columns: dict[str, Callable[[Row], object]], rows: Iterable[Row]) -> s
     return markdown_table(list(columns), [[value(row) for value in columns.values()] for row in rows])
 
 
-def step_time(result: Row) -> str:
-    rows = [{**network, **variant} for network in result["measured"] for variant in network["variants"]]
-    return table(
-        {
-            "network": lambda row: row["network"],
-            "batch": lambda row: row["batch"],
-            "precision": lambda row: row["precision"],
-            "variant": lambda row: row["variant"],
-            "step, ms": lambda row: f"{row['step_ms']:.1f}",
-            "against plain": lambda row: f"{row['ratio_of_medians']:.3f}",
-            "quartiles of rounds": lambda row: " to ".join(f"{value:.3f}" for value in row["ratio_quartiles"]),
-            "kept for backward, in weights": lambda row: f"{row['saved_beyond_plain_in_weights']:.2f}",
-        },
-        rows,
-    )
-
-
 def fold_time(result: Row) -> str:
     return table(
         {
@@ -161,25 +144,8 @@ CIFAR-10 at 16x16 pixels, width 0.5, batches of 128, the rate falling to zero at
 steps, which was broken off from 63). Loss is that of training with label smoothing 0.1, over the last third of the
 steps or less; two seeds differed by 0.04."""
 
-TRIED = """Both tables were measured by an earlier program, whose place `diracnets study cost` has taken; the command is
-the one of then. It did the same: both networks on random images, steps of SGD with momentum, interleaved in
-rounds whose order turns, medians, and the quartiles of the rounds' ratios.
-
-`dirac` computes the weights of all layers in one function with a backward of its own: a few operations a
-layer on filters that stay in the cache, and one for all layers on what there is one of for each filter.
-
-Also tried, and dropped: stacking layers of one shape into one tensor, which saves operations but loses more to copies
-that leave the cache; torch's fused weight norm, a little faster a layer, which makes NaN of a filter of zeros and
-cannot take several layers at once. The optimizer's two more tensors a layer cost little with `fused=True`, which both
-have here."""
-
 SECTIONS = {
     "airbench.json": ("The fastest chain beside cifar10-airbench's, one after the other on one machine", race),
-    "step_time.json": ("What the parameterization costs: one training step against the plain network's", step_time),
-    "step_time_again.json": (
-        "The same measured again, with more rounds: the machine's noise is larger than the cost",
-        step_time,
-    ),
     "fold_time.json": ("How long a fold takes, its check included, and how exact it is", fold_time),
     "chain_agreement.json": ("The folded chain against its network, on all test images", agreement),
     "authors_agreement.json": ("The authors' checkpoints against the logits that their program gave", agreement),
@@ -207,7 +173,7 @@ def page() -> str:
         if (RESULTS / name).exists():
             result = json.loads((RESULTS / name).read_text())
             parts += [f"## {title}", told(result["circumstances"]), render(result)]
-            parts += [TRIED] * (name == "step_time_again.json") + [SEARCHED] * (name == "recipe_search.json")
+            parts += [SEARCHED] * (name == "recipe_search.json")
             parts += [STARTED] * (name == "deep_start_search.json")
     return "\n\n".join([*parts, "## Single trainings", TRAININGS, runs()])
 

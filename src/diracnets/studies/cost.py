@@ -73,7 +73,7 @@ class Cost:
                 facts["measured"] = with_new(known_measurements(self.out / "cost.json"), new)
                 write_json(self.out / "cost.json", facts)  # at once: a call that is stopped keeps what it measured
         measured = facts["measured"]
-        inches = (10, 2 + 3 * len(measured))
+        inches = (10, 3 + 1.2 * len(measured))
         write_study(self.out, facts, page, lambda figure: draw(figure, measured), inches, say)
 
     def _measure(

@@ -84,7 +84,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw(figure: Figure, measured: Sequence[Mapping[str, Any]]) -> None:
-    """Ratios as bars: of a step to the plain network's, and of inference to the chain's."""
+    """Ratios as bars from 1, on a logarithmic scale: of a step to the plain network's, of inference to the chain's."""
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
     used = {row["variant"] for measurement in measured for row in measurement["rows"]}
     names = [name for name in (*VARIANTS, CHAIN) if name in used]
     height = 0.8 / len(measured)
@@ -96,13 +98,16 @@ def draw(figure: Figure, measured: Sequence[Mapping[str, Any]]) -> None:
             at = [names.index(name) + number * height for name in ratios]
             place = f"{rows[0]['network']}, batch {rows[0]['batch']}, {rows[0]['precision']}"
             label = f"{place}, {_how(measurement)}, {machine_name(measurement['circumstances'])}"
-            axes.barh(at, list(ratios.values()), height, label=label)
+            axes.barh(at, [ratio - 1 for ratio in ratios.values()], height, left=1, label=label)
         axes.axvline(1, color="black", linewidth=0.8)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(f"{kind}, times that of {against}")
         axes.grid(alpha=0.3, axis="x")
     panels[0].set_yticks([index + 0.4 - height / 2 for index in range(len(names))], names)
     panels[0].invert_yaxis()
-    panels[1].legend(fontsize=7)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize=7)
 
 
 def _place(measurement: Mapping[str, Any]) -> tuple[object, ...]:
