@@ -69,6 +69,13 @@ def test_what_is_trained_is_not_trained_again(small_study, options, fake_runs, s
     assert sum(words[0] == "train" for words in other.steps) == 2
 
 
+def test_rows_stand_in_the_studys_order_however_they_were_asked_for(small_study, options, fake_runs, said, tmp_path):
+    conduct(small_study, options(budget=Budget(epochs=2, seeds=1), rows=("*wrn*",)), said.append, fake_runs(GOOD))
+    conduct(small_study, options(budget=Budget(epochs=2, seeds=1)), said.append, fake_runs(GOOD))
+    written = json.loads((tmp_path / "results/small.json").read_text())
+    assert [row["row"] for row in written["rows"]] == [row.name for row in small_study.rows]
+
+
 def test_an_interrupted_study_goes_on(small_study, options, fake_runs, said, tmp_path):
     runs = fake_runs({**GOOD, (WRN, 0): "endless"})
 

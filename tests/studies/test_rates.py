@@ -111,7 +111,7 @@ def test_other_budgets_are_lines_of_their_own(small_study, options, runs):
     conducted(small_study, options(budget=TWO, rates=RATES), runs)
     results, _, _ = conducted(small_study, options(budget=Budget(epochs=2, seeds=1, images=50), rates=RATES), runs)
     assert [(told.row.row, told.row.recipe.get("images")) for told in told_rows(results)] == [
-        (row.name, images) for images in (None, 50) for row in small_study.rows
+        (row.name, images) for row in small_study.rows for images in (None, 50)
     ]
 
 

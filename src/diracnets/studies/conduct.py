@@ -233,6 +233,9 @@ def _missing(study: Study, rows: list[Row], asked: list[Asked], records: list[Re
 
 
 def _save(study: Study, results: Results, path: Path) -> None:
+    """Write all numbers, rows in the study's order, and behind them those of other options."""
+    names = [row.name for row in study.rows]
+    results.rows.sort(key=lambda row: names.index(row.row) if row.row in names else len(names))
     if study.sizes:
         results.count_parameters()
     results.write(path)
