@@ -368,3 +368,12 @@ def test_checkpointed_activations(dtype):
     torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False).float().square().sum().backward()
     for parameter, gradient in zip(layer.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_frozen_layers_cost_no_gradient_of_their_filters():
+    layers = [DiracConv2d(3, 3, 3) for _ in range(3)]
+    layers[1].requires_grad_(False)
+    together = effective_weights(layers)
+    assert [weight.requires_grad for weight in together] == [True, False, True]
+    for layer, weight in zip(layers, together, strict=True):
+        assert weight.equal(layer.effective_weight())

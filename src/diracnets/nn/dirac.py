@@ -322,7 +322,8 @@ def effective_weights(layers: Sequence[DiracConv]) -> list[Tensor]:
     """
     alike: dict[object, list[int]] = {}
     for index, layer in enumerate(layers):
-        alike.setdefault((layer.weight.dtype, layer.weight.device), []).append(index)
+        frozen = not any(each.requires_grad for each in (layer.weight, layer.alpha, layer.beta))
+        alike.setdefault((layer.weight.dtype, layer.weight.device, frozen), []).append(index)
     result: dict[int, Tensor] = {}
     for indices in alike.values():
         same = [layers[index] for index in indices]
