@@ -108,6 +108,15 @@ def test_a_lead_compares_recipes_that_differ_in_the_start_alone(made):
         assert lead.judge(results).state == state
 
 
+def test_the_rival_may_have_had_rates_of_its_own(made):
+    lead = Lead("better", "small", FIRST | {"depth": 10}, SECOND | {"depth": 16})
+    results = made([[0.9], [0.5]])
+    results.rows[1] = replace(results.rows[1], recipe={**results.rows[1].recipe, "lr": 0.3}, rate=0.3)
+    assert lead.judge(results).state == "reached"
+    results.rows = [replace(results.rows[0], rate=0.1), replace(results.rows[1], rate=None)]
+    assert lead.judge(results).state == "not measured"
+
+
 def test_a_lead_tells_which_rivals_are_missing(made):
     rivals = {"network": ("wrn-16-0.25", "another"), "depth": 16}
     verdict = Lead("better", "small", FIRST | {"depth": 10}, rivals).judge(made([[0.9], [0.5]]))

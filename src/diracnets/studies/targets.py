@@ -80,9 +80,9 @@ class Lead:
 
     def _alike(self, row: Asked, other: Asked) -> bool:
         """Whether all is the same but what the target names, the start, of which each network has its own, and the rate
-        where several were tried of both."""
+        where several were tried of the other one."""
         named = {*self.place, *self.than, "start"}
-        own = _OF_A_ROW if row.rate is None or other.rate is None else _OF_A_ROW | {*FIELDS.values()}
+        own = _OF_A_ROW if other.rate is None else _OF_A_ROW | {*FIELDS.values()}
         places, recipes = (
             [{name: value for name, value in table.items() if name not in left_out} for table in tables]
             for tables, left_out in (
