@@ -29,7 +29,6 @@ from diracnets.training.precision import Precision
 from diracnets.training.recipe import Recipe
 from diracnets.training.resizing import resized
 from diracnets.training.schedule import factor
-from diracnets.training.start import starting_network
 
 RECIPE = Recipe(
     model="diracnet-10-0.25",
@@ -500,45 +499,6 @@ def test_rates_of_all_groups_follow_the_schedule(stripes, tmp_path, monkeypatch)
     highest = [0.5, 0.05, 0.05, 0.02]
     for step, found in enumerate(rates):
         assert found == pytest.approx([factor(recipe, step, STEPS) * rate for rate in highest])
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
-def test_blocks_that_have_stopped_stay_and_cost_no_backward_pass(optimizer, stripes, tmp_path, monkeypatch):
-    kind = Muon if optimizer == "muon" else torch.optim.SGD
-    step, nets, moved, after = kind.step, [], [], []
-
-    def start(*args):
-        nets.append(starting_network(*args))
-        return nets[0]
-
-    def recording(self, closure=None):
-        moved.append({name for name, parameter in nets[0].named_parameters() if parameter.grad is not None})
-        return step(self, closure)
-
-    monkeypatch.setattr("diracnets.training.loop.starting_network", start)
-    monkeypatch.setattr(kind, "step", recording)
-    recipe = replace(RECIPE, optimizer=optimizer, freeze_out=(0.5, 0.75))
-    net = run(
-        recipe, tmp_path / "run", stripes, on_epoch=lambda _: after.append(copy.deepcopy(nets[0].state_dict()))
-    ).net
-    parameters = dict(nets[0].named_parameters())
-    first = {name for name in parameters if name.startswith(("stem.", "groups.0.0."))}
-    assert all(names == parameters.keys() for names in moved[: 2 * STEPS])
-    assert moved[2 * STEPS] == parameters.keys() - first
-    assert moved[-1] == moved[3 * STEPS] == {name for name in moved[2 * STEPS] if not name.startswith("groups.0.1.")}
-    assert {name for name, parameter in parameters.items() if after[1][name].equal(parameter)} == first
-    assert all(parameter.requires_grad for parameter in net.parameters())
-
-
-def test_a_run_whose_blocks_stop_goes_on_as_if_it_had_not_been_stopped(stripes, tmp_path, monkeypatch):
-    recipe = replace(RECIPE, optimizer="muon", freeze_out=(0.3, 0.4, 0.9))
-    whole = run(recipe, tmp_path / "whole", stripes)
-    stop_after(monkeypatch, 2 * STEPS + 2)
-    with pytest.raises(Interrupted):
-        run(recipe, tmp_path / "parts", stripes)
-    monkeypatch.undo()
-    again = run(recipe, tmp_path / "parts", stripes, resume=True)
-    assert same_weights(whole.net, again.net)
 
 
 def test_mixup_trains_on_sums_of_images_and_shares_the_loss(stripes, tmp_path, monkeypatch):

@@ -120,25 +120,3 @@ def test_shared_and_frozen_scales(optimizer):
 def test_a_network_that_has_no_such_parameters(recipe, said):
     with pytest.raises(UsageError, match=said):
         make_optimizer(recipe, nn.Linear(2, 2))
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
-def test_blocks_stop_one_after_the_other(optimizer):
-    net = create_model("diracnet-10-0.25")  # of six blocks
-    made = make_optimizer(Recipe(optimizer=optimizer, freeze_out=(0.5, 0.5, 0.75)), net)
-    until = {id(parameter): group.get("until") for group in made.param_groups for parameter in group["params"]}
-    assert len(until) == sum(len(group["params"]) for group in made.param_groups) == len(list(net.parameters()))
-
-    def ends(part):
-        return {until[id(parameter)] for parameter in part.parameters()}
-
-    blocks = [block for group in net.groups for block in group]
-    assert ends(net.stem) == {0.5}
-    assert [ends(part) for part in (*blocks, net.fc)] == [{0.5}, {0.5}, {0.75}, {None}, {None}, {None}, {None}]
-
-
-def test_the_last_block_cannot_stop():
-    net = create_model("diracnet-10-0.25")
-    make_optimizer(Recipe(freeze_out=(0.5,) * 5), net)
-    with pytest.raises(UsageError, match="6 blocks stop learning, but the network has 6"):
-        make_optimizer(Recipe(freeze_out=(0.5,) * 6), net)

@@ -113,7 +113,6 @@ def test_paper_imagenet_is_the_papers():
         ("model = 28", "model"),
         ("drops = [1.5]", "drops"),
         ("drops = 60", "drops"),
-        ('freeze_out = ["a"]', "a list of numbers"),
         ("augment = 3", "augment"),
         ('schedule = "steps"', "schedule"),
         ('[augment]\ncrop = "corner"', "crop"),
@@ -143,9 +142,6 @@ def test_a_wrong_key_or_type_is_named(text, named, tmp_path):
         ("warmup", 1.0),
         ("drops", (0, 3)),
         ("drops", (60, 30)),
-        ("freeze_out", (0.0, 0.5)),
-        ("freeze_out", (0.5, 1.5)),
-        ("freeze_out", (0.75, 0.5)),
         ("drop_factor", 0.0),
         ("label_smoothing", 1.0),
         ("mixup", -0.1),
@@ -192,7 +188,6 @@ def test_impossible_values_are_refused(name, value):
         {"freeze": True, "optimizer": "muon"},
         {"freeze": True, "scale_lr": 0.1},
         {"freeze": True, "fresh_statistics": True},
-        {"freeze": True, "freeze_out": (0.5,)},
     ],
 )
 def test_settings_that_exclude_each_other_are_refused(values):
@@ -210,8 +205,8 @@ def test_an_unknown_recipe_names_a_similar_one_if_there_is_one(name, hint):
 
 
 def test_whole_numbers_and_lists_are_taken_for_what_they_mean():
-    recipe = Recipe(lr=1, init=2, drops=[3, 5], freeze_out=[0.5, 1])
-    assert recipe == Recipe(lr=1.0, init=2.0, drops=(3, 5), freeze_out=(0.5, 1.0))
+    recipe = Recipe(lr=1, init=2, drops=[3, 5])
+    assert recipe == Recipe(lr=1.0, init=2.0, drops=(3, 5))
     assert (type(recipe.lr), type(recipe.init), type(recipe.drops)) == (float, float, tuple)
 
 

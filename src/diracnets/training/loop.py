@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -137,8 +137,6 @@ def train(
                 if on_epoch is not None:
                     on_epoch(row)
                 running.stop_if_asked()
-            for group in state.optimizer.param_groups:
-                _require_gradients(group["params"], True)
             return running.finish()
 
 
@@ -147,11 +145,6 @@ def _name(data: ImageData | str | MapStyle | tuple[MapStyle, MapStyle]) -> str:
     if isinstance(data, ImageData):
         return data.name
     return data if isinstance(data, str) else DATASET
-
-
-def _require_gradients(parameters: Iterable[Tensor], needed: bool) -> None:
-    for parameter in parameters:
-        parameter.requires_grad_(needed)
 
 
 def train_epoch(run: Run, forward: Callable[[Tensor], Tensor]) -> None:
@@ -173,10 +166,7 @@ def train_epoch(run: Run, forward: Callable[[Tensor], Tensor]) -> None:
         if momentum_restarts(recipe, step, steps):
             optimizer.state.clear()
         for group, highest in zip(optimizer.param_groups, state.rates, strict=True):
-            part = factor(recipe, step, steps, group.get("until", 1.0))
-            group["lr"] = highest * part
-            if part == 0:
-                _require_gradients(group["params"], False)
+            group["lr"] = highest * factor(recipe, step, steps)
 
         images, labels = images.to(state.device, memory_format=layout), labels.to(state.device)
         images = resized(images, recipe, step, steps)

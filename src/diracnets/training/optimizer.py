@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,8 +21,7 @@ CLASSIFIER = "fc"  # and that which tells the classes
 def make_optimizer(recipe: Recipe, net: nn.Module, *, scaled: bool = False) -> torch.optim.Optimizer:
     """The recipe's optimizer over the parameters of `net` that need a gradient.
 
-    A group's rate is that at the height of the schedule, and its `until`, where it has one, the part of the run by
-    which it is through the schedule. SGD's update of all parameters is one fused operation on CPU
+    A group's rate is that at the height of the schedule. SGD's update of all parameters is one fused operation on CPU
     and CUDA.
 
     Args:
@@ -32,8 +31,8 @@ def make_optimizer(recipe: Recipe, net: nn.Module, *, scaled: bool = False) -> t
             was written to, when the first step is left out (torch 2.13), so it is not used.
 
     Raises:
-        UsageError: `scale_lr`, `stem_lr` or `classifier_lr` for what the network does not have, `freeze_out` for more
-            blocks, or Muon without a convolution to turn.
+        UsageError: `scale_lr`, `stem_lr` or `classifier_lr` for what the network does not have, or Muon without a
+            convolution to turn.
 
     >>> optimizer = make_optimizer(Recipe(), nn.Linear(2, 2))
     >>> [group["weight_decay"] for group in optimizer.param_groups]
@@ -47,25 +46,20 @@ def make_optimizer(recipe: Recipe, net: nn.Module, *, scaled: bool = False) -> t
                 "scale_lr is the rate of alpha and beta, but the network has no Dirac convolutions: leave it out, or "
                 "take it from the recipe with --scale-lr None"
             )
-        scales = [scale for layer in dirac for scale in (layer.alpha, layer.beta)]
-        groups = _with_apart(groups, scales, lr=recipe.scale_lr)
+        groups = _at_rate(recipe.scale_lr, [scale for layer in dirac for scale in (layer.alpha, layer.beta)], groups)
     for name, lr, part in (("stem_lr", recipe.stem_lr, STEM), ("classifier_lr", recipe.classifier_lr, CLASSIFIER)):
         if lr is not None:
             module = dict(net.named_children()).get(part)
             if module is None:
                 raise UsageError(f"{name} is the rate of the network's {part!r}, but it has none")
-            groups = _with_apart(groups, list(module.parameters()), lr=lr)
-    groups = [{"momentum": recipe.momentum, "nesterov": recipe.nesterov, **group} for group in groups]
+            groups = _at_rate(lr, list(module.parameters()), groups)
+    common = {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
     if recipe.optimizer == "muon":
         filters = filters_of(net)
         if not filters:
             raise UsageError("muon turns the filters of blocks, but the network has none; take optimizer sgd")
         turned = {"params": filters, "filters": True, "lr": recipe.filter_lr, "momentum": recipe.filter_momentum}
-        groups = [turned, *_without(groups, filters)]
-    for end, parameters in _ends(recipe, net):
-        groups = _with_apart(groups, parameters, until=end)
-    if recipe.optimizer == "muon":
-        return Muon(groups)
+        return Muon([turned, *({**common, **group} for group in _without(groups, filters))])
     fused = next(net.parameters()).device.type in ("cpu", "cuda") and not scaled
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)
 
@@ -85,28 +79,10 @@ def filters_of(net: nn.Module) -> list[Tensor]:
     return [weight for weight in found.values() if weight.requires_grad]
 
 
-def _ends(recipe: Recipe, net: nn.Module) -> Iterator[tuple[float, list[Tensor]]]:
-    """The parts of the run after which blocks stay as they are, each with the parameters of its block."""
-    if not recipe.freeze_out:
-        return
-    parts = dict(net.named_children())
-    blocks = [block for group in parts["groups"].children() for block in group.children()]
-    if len(recipe.freeze_out) >= len(blocks):
-        raise UsageError(
-            f"freeze_out says when {len(recipe.freeze_out)} blocks stop learning, but the network has {len(blocks)}, "
-            f"and the last one learns to the end: give at most {len(blocks) - 1} numbers"
-        )
-    for place, (end, block) in enumerate(zip(recipe.freeze_out, blocks, strict=False)):
-        stopping = [parts[STEM], block] if place == 0 else [block]
-        yield end, [parameter for part in stopping for parameter in part.parameters()]
-
-
-def _with_apart(groups: list[dict[str, Any]], parameters: Sequence[Tensor], **changes: float) -> list[dict[str, Any]]:
-    """The groups, with those of some parameters that they hold in groups of their own, which are changed."""
+def _at_rate(lr: float, parameters: Sequence[Tensor], groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups, with those of some parameters that they hold in groups of their own, of another rate."""
     taken = {id(parameter) for parameter in parameters}
-    apart = [
-        {**group, "params": [each for each in group["params"] if id(each) in taken], **changes} for group in groups
-    ]
+    apart = [{**group, "params": [each for each in group["params"] if id(each) in taken], "lr": lr} for group in groups]
     return [*_without(groups, parameters), *(group for group in apart if group["params"])]
 
 

@@ -101,10 +101,6 @@ class Recipe:
     fresh_statistics: bool = False
     """Take the batch norms' statistics anew, in float32, from training images before each evaluation, as very deep
     networks need."""
-    freeze_out: tuple[float, ...] = ()
-    """Parts of the run, 0 to 1 and rising, after which the stem and the first block stay as they are, then the second
-    block, and so on (FreezeOut, Brock et al. 2017). Each goes through the whole schedule before, and spares its
-    backward pass from then on. Blocks that are not listed learn to the end."""
     freeze: bool = False
     """Train the classifier alone, on the features of the network that the run starts from."""
     augment: Augmentation = field(default_factory=Augmentation)
@@ -139,8 +135,6 @@ class Recipe:
         for name in ("momentum", "filter_momentum", "warmup", "label_smoothing", "ema"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and less than 1")
         self._require("average_last", 0 <= self.average_last <= 1, "0 to 1")
-        self._require("freeze_out", all(0 < end <= 1 for end in self.freeze_out), "parts above 0, up to 1")
-        self._require("freeze_out", tuple(sorted(self.freeze_out)) == self.freeze_out, "in rising order")
         self._require("image_size", self.image_size is None or self.image_size >= 1, "at least 1")
         self._require("first_size", self.first_size is None or self.first_size >= 1, "at least 1")
         self._require("first_part", 0 < self.first_part <= 1, "more than 0 and at most 1")
@@ -165,11 +159,10 @@ class Recipe:
         if self.optimizer != "muon" and of_muon != (Recipe.filter_lr, Recipe.filter_momentum):
             raise UsageError("filter_lr and filter_momentum are Muon's: leave them out, or take optimizer muon")
         rates = {self.scale_lr, self.stem_lr, self.classifier_lr}
-        blocks = self.optimizer == "muon" or rates != {None} or self.fresh_statistics or self.freeze_out
-        if self.freeze and blocks:
+        if self.freeze and (self.optimizer == "muon" or rates != {None} or self.fresh_statistics):
             raise UsageError(
                 "freeze trains the classifier alone, at the rate lr: "
-                "leave out muon, scale_lr, stem_lr, classifier_lr, fresh_statistics and freeze_out"
+                "leave out muon, scale_lr, stem_lr, classifier_lr and fresh_statistics"
             )
 
     def _require(self, name: str, holds: bool, wanted: str) -> None:

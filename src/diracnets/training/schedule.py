@@ -17,32 +17,28 @@ def rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     return recipe.lr * factor(recipe, step, steps_per_epoch)
 
 
-def factor(recipe: Recipe, step: int, steps_per_epoch: int, until: float = 1.0) -> float:
-    """What one step's rates are of those at the height of the schedule, 0 to 1.
+def factor(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """What one step's rates are of those at the height of the schedule, over 0 and up to 1.
 
     Args:
         recipe: its `schedule`, `warmup`, `drops`, `drop_factor` and `epochs` decide.
         step: steps done before this one, in the whole run.
         steps_per_epoch: batches an epoch.
-        until: the part of the run by which the schedule is through, as if the run were that much shorter.
 
     Returns:
-        The factor. It is zero only from `until` on: a warm-up ends at the full rate, a fall ends above zero.
+        The factor. It is never zero: a warm-up ends at the full rate, a fall ends one step above zero.
 
     >>> factor(Recipe(schedule="one-cycle", warmup=0.5, epochs=2), step=15, steps_per_epoch=10)
     0.5
     """
     total = recipe.epochs * steps_per_epoch
-    place = step / until
-    if place >= total:
-        return 0.0
     rising = round(recipe.warmup * total)
-    if place < rising:
-        return min((place + 1) / rising, 1.0)
-    left = (total - place) / (total - rising)  # 1 after the warm-up, 1 / steps in the last step
+    if step < rising:
+        return (step + 1) / rising
+    left = (total - step) / (total - rising)  # 1 after the warm-up, 1 / steps in the last step
     match recipe.schedule:
         case "step":
-            epoch = place // steps_per_epoch + 1
+            epoch = step // steps_per_epoch + 1
             return recipe.drop_factor ** sum(drop <= epoch for drop in recipe.drops)
         case "cosine":
             return (1 - math.cos(math.pi * left)) / 2

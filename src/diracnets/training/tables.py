@@ -57,8 +57,8 @@ def from_table(kind: type[Instance], table: dict[str, Any], source: str) -> Inst
     """The dataclass `kind` with the values of `table`; fields without a key keep their defaults.
 
     Args:
-        kind: a dataclass whose fields are str, bool, int, float, Literal, tuple[int, ...] or tuple[float, ...], such
-            dataclasses, or unions of these and None.
+        kind: a dataclass whose fields are str, bool, int, float, Literal, tuple[int, ...], such dataclasses, or
+            unions of these and None.
         table: names and values, as `tomllib` reads them; see `converted`.
         source: what an error calls the table, such as its file.
 
@@ -94,10 +94,8 @@ def converted(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401
     for option in options:
         if get_origin(option) is Literal and isinstance(value, str) and value in get_args(option):
             return value
-        if get_origin(option) is tuple and isinstance(value, list | tuple):
-            item = get_args(option)[0]
-            if all(type(each) in (int, item) for each in value):
-                return tuple(map(item, value))
+        if get_origin(option) is tuple and isinstance(value, list | tuple) and all(type(item) is int for item in value):
+            return tuple(value)
         if is_dataclass(option) and isinstance(option, type) and isinstance(value, dict | option):
             return from_table(option, value, where) if isinstance(value, dict) else value
         if option is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -112,6 +110,6 @@ def _in_words(hint: Any) -> str:  # noqa: ANN401
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
     if get_origin(hint) is tuple:
-        return "a list of numbers" if get_args(hint)[0] is float else "a list of whole numbers"
+        return "a list of whole numbers"
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
     return words.get(hint, "a table")
