@@ -187,8 +187,8 @@ def test_the_page_on_depth_says_what_relus_between_identities_leave():
             if count == 1:
                 assert torch.corrcoef(torch.stack([x, first]))[0, 1].item() == pytest.approx(float(one), abs=0.01)
         assert torch.corrcoef(torch.stack([x, first]))[0, 1].item() == pytest.approx(float(many), abs=0.02)
-        zeros = (cut == 0).double().mean().item()
-        assert zeros > 0.98 if cut_off == "nearly all" else zeros == pytest.approx(float(cut_off) / 100, abs=0.01)
+        zeros = (cut < 1e-6).double().mean().item()  # by rounding, they may lie just above 0
+        assert zeros > 0.98 if cut_off == "nearly all" else zeros == pytest.approx(float(cut_off) / 100, abs=0.005)
 
 
 def test_the_page_on_depth_has_the_numbers_of_the_formulas():

@@ -35,7 +35,7 @@ def test_rows_have_names_of_their_own_and_networks_that_exist(words):
             create_model(recipe.model, start=recipe.start, init=recipe.init, alpha=recipe.alpha, beta=recipe.beta)
         assert Recipe.from_table(recipe.table()) == recipe
     if made.picture is not None:
-        names = (made.picture.x, made.picture.series, made.picture.panel)
+        names = (made.picture.x, made.picture.series, *made.picture.panels)
         assert all(set(row.place) >= set(names) for row in made.rows)
 
 

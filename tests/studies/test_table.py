@@ -119,7 +119,7 @@ def test_different_machines_are_all_told(results):
 
 
 @pytest.mark.parametrize("last", [None, 0.6])
-@pytest.mark.parametrize("picture", [None, Lines("depth", "network"), Lines("depth", "network", "network")])
+@pytest.mark.parametrize("picture", [None, Lines("depth", "network"), Lines("depth", "network", ("network",))])
 def test_pictures_are_drawn_of_what_there_is(results, picture, last, tmp_path):
     results = replace(results, picture=picture)
     said = []
@@ -136,6 +136,9 @@ def test_budgets_are_lines_of_their_own(small_study, results):
     assert series_names(results.rows, shape) == ["diracnet-10-0.25", "wrn-16-0.25"]
     results.ask([Asked.of(small_study.rows[0], small_study, Budget(epochs=2))])
     assert series_names(results.rows, shape)[::2] == ["diracnet-10-0.25, 8 epochs", "diracnet-10-0.25, 2 epochs"]
+    apart = [replace(row, place={**row.place, "epochs": row.recipe["epochs"]}) for row in results.rows]
+    names = series_names(apart, replace(shape, panels=("epochs",)))
+    assert names == ["diracnet-10-0.25", "wrn-16-0.25", "diracnet-10-0.25"]
 
 
 def test_a_file_gives_back_the_results(results, tmp_path):

@@ -139,6 +139,7 @@ def conduct(study: Study, options: Trainings, say: Say, launch: Launch = launch)
     if options.add:
         for file in options.add:
             _take_over(results, file)
+        _save(study, results, path)
     else:
         results.forget_untrained()
         results.ask(asked)

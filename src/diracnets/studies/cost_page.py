@@ -26,6 +26,7 @@ VARIANTS: dict[str, str] = {  # in the order of the table
     "residual": "the wide ResNet of the same depth and width, which stays as it is at inference",
 }
 CHAIN = "folded chain"
+TICKS = (0.25, 0.5, 0.8, 1, 1.2, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
 def known_measurements(path: Path) -> list[dict[str, Any]]:
@@ -54,7 +55,8 @@ def page(facts: Mapping[str, Any], *, picture: bool) -> str:
     if picture:
         parts.append("![Time of a step and of inference](cost.png)")
     parts.append(
-        "Medians of interleaved rounds, channels_last, random images; in brackets the quartiles of the rounds' ratios. "
+        "Medians of interleaved rounds, and of the rounds' ratios, with the quartiles of these in brackets; "
+        "channels_last, random images. "
         "*Kept for backward* is what the forward pass of a training step that is not compiled holds beside the "
         "parameters; *beyond plain*, how much more than the plain network's that is, in sizes of all its filters. "
         f"Inference is against the {CHAIN}; no other network is folded for it."
@@ -84,28 +86,31 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw(figure: Figure, measured: Sequence[Mapping[str, Any]]) -> None:
-    """Ratios as bars from 1, on a logarithmic scale: of a step to the plain network's, of inference to the chain's."""
-    from matplotlib.ticker import NullFormatter, StrMethodFormatter
-
+    """Ratios with their quartiles, logarithmic: of a step to the plain network's, of inference to the chain's."""
     used = {row["variant"] for measurement in measured for row in measurement["rows"]}
-    names = [name for name in (*VARIANTS, CHAIN) if name in used]
-    height = 0.8 / len(measured)
+    names = [name for name in VARIANTS if name in used]
+    apart = 0.7 / len(measured)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, kind, against in zip(panels, ("step", "inference"), ("plain", CHAIN), strict=True):
         for number, measurement in enumerate(measured):
             rows = measurement["rows"]
-            ratios = {row["variant"]: row[f"{kind}_ratio"] for row in rows if f"{kind}_ratio" in row}
-            at = [names.index(name) + number * height for name in ratios]
+            told = [row for row in rows if f"{kind}_ratio" in row and row["variant"] != against]
+            ratios = [row[f"{kind}_ratio"] for row in told]
+            low, high = zip(*(row[f"{kind}_ratio_quartiles"] for row in told), strict=True)
+            at = [names.index(row["variant"]) + (number - (len(measured) - 1) / 2) * apart for row in told]
             place = f"{rows[0]['network']}, batch {rows[0]['batch']}, {rows[0]['precision']}"
             label = f"{place}, {_how(measurement)}, {machine_name(measurement['circumstances'])}"
-            axes.barh(at, [ratio - 1 for ratio in ratios.values()], height, left=1, label=label)
+            axes.hlines(at, low, high, color=f"C{number}", alpha=0.5)
+            axes.plot(ratios, at, "o", color=f"C{number}", markersize=4, label=label)
         axes.axvline(1, color="black", linewidth=0.8)
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xscale("log")
+        least, largest = axes.get_xlim()
+        axes.set_xticks([tick for tick in TICKS if least <= tick <= largest])
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
         axes.set_xlabel(f"{kind}, times that of {against}")
         axes.grid(alpha=0.3, axis="x")
-    panels[0].set_yticks([index + 0.4 - height / 2 for index in range(len(names))], names)
+    panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize=7)
 

@@ -75,7 +75,7 @@ class Depth(Trainings):
             "the folded chains: convolutions and ReLUs alone.",
             rows,
             seeds=3,
-            picture=Lines(x="depth", series="network", panel="data"),
+            picture=Lines(x="depth", series="network", panels=("data",)),
         )
 
 

@@ -63,6 +63,6 @@ class Init(Trainings):
             "gradient is clipped.",
             rows,
             seeds=3,
-            picture=Lines(x="value", series="network", panel="varied"),
+            picture=Lines(x="value", series="network", panels=("data", "varied")),
             chain=False,
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,8 @@ from diracnets.studies.table import percents, published_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+ACROSS = 3  # panels beside each other
 
 
 def draw(results: Results, path: Path, say: Callable[[str], None]) -> None:
@@ -37,26 +41,28 @@ def draw(results: Results, path: Path, say: Callable[[str], None]) -> None:
     shape = results.picture
     panels = list(dict.fromkeys(_panel(row, shape) for row, _ in rows))
     names = series_names([row for row, _ in rows], shape)
-    height = 4.5 + 0.2 * len(set(names)) / len(panels)  # with the legend below
-    save_picture(
-        path, lambda figure: _lines(figure, results, rows, shape, panels, names), 2 + 5 * len(panels), height, say
-    )
+    across = min(len(panels), ACROSS)
+    height = 4.5 * math.ceil(len(panels) / ACROSS) + 0.2 * len(set(names)) / across  # with the legend below
+    save_picture(path, lambda figure: _lines(figure, results, rows, shape, panels, names), 2 + 5 * across, height, say)
 
 
 def _panel(row: Asked, shape: Lines) -> str:
-    return str(row.place[shape.panel]) if shape.panel else ""
+    return ", ".join(str(row.place[name]) for name in shape.panels)
 
 
 def series_names(rows: Sequence[Asked], shape: Lines) -> list[str]:
-    """To which line each row belongs: its series, and whatever else tells rows apart, such as another budget."""
+    """To which line each row belongs: its series, and whatever else tells a panel's rows apart, such as a budget."""
     told = [
-        [str(value) for name, value in row.place.items() if name not in (shape.x, shape.series, shape.panel)]
+        [str(value) for name, value in row.place.items() if name not in (shape.x, shape.series, *shape.panels)]
         + [f"{row.recipe['epochs']} epochs", f"{row.recipe.get('images') or 'all'} images", row.recipe["precision"]]
         for row in rows
     ]
-    vary = [len(set(texts)) > 1 for texts in zip(*told, strict=True)]
+    beside: dict[str, list[list[str]]] = {}
+    for row, texts in zip(rows, told, strict=True):
+        beside.setdefault(_panel(row, shape), []).append(texts)
+    vary = {panel: [len(set(texts)) > 1 for texts in zip(*rows, strict=True)] for panel, rows in beside.items()}
     return [
-        ", ".join([str(row.place[shape.series]), *(text for text, varies in zip(texts, vary, strict=True) if varies)])
+        ", ".join([str(row.place[shape.series]), *compress(texts, vary[_panel(row, shape)])])
         for row, texts in zip(rows, told, strict=True)
     ]
 
@@ -72,7 +78,11 @@ def _lines(
     """One line a series; crosses at the bottom where every seed diverged, a dotted line for the folded chain."""
     colors = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(names))}
     handles: dict[str, Any] = {}
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    across = min(len(panels), ACROSS)
+    grid = figure.subplots(math.ceil(len(panels) / ACROSS), across, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes, panel in zip(grid.flat, panels, strict=False):
         series: dict[str, list[tuple[float, list[Record]]]] = {}
         for name, (row, records) in zip(names, rows, strict=True):
             if _panel(row, shape) == panel:
@@ -96,7 +106,7 @@ def _lines(
         axes.grid(alpha=0.3)
         lines, labels = axes.get_legend_handles_labels()
         handles |= zip(labels, lines, strict=True)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(panels), fontsize=8)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=across, fontsize=8)
 
 
 def _line(
@@ -130,7 +140,8 @@ def _dots(figure: Figure, results: Results, rows: list[tuple[Asked, list[Record]
         if row.published:
             at = published_value(row.published, results.measure)
             axes.plot([at], [height], "|", color="C1", markersize=16, markeredgewidth=2)
-    axes.plot([], [], "|", color="C1", markersize=10, markeredgewidth=2, label="published")
+    if any(row.published for row, _ in rows):
+        axes.plot([], [], "|", color="C1", markersize=10, markeredgewidth=2, label="published")
     axes.set_yticks(range(len(rows)), [_name(row) for row, _ in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(f"{results.measure}, %")

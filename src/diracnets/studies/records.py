@@ -104,7 +104,8 @@ class Results:
                 for row in content.pop("rows")
             ]
             records = [Record(**record) for record in content.pop("records")]
-            return cls(**content, picture=picture and Lines(**picture), rows=rows, records=records)
+            lines = picture and Lines(**{**picture, "panels": tuple(picture["panels"])})
+            return cls(**content, picture=lines, rows=rows, records=records)
         except (KeyError, TypeError) as error:
             raise FileError(f"{path} does not hold the records of a study's trainings: {error}") from error
 

@@ -43,11 +43,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Lines:
-    """A picture of lines: one for each value of `series`, over `x`, in one panel for each value of `panel`."""
+    """A picture of lines: one for each value of `series`, over `x`, in one panel for each values of `panels`."""
 
     x: str
     series: str
-    panel: str | None = None
+    panels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -127,11 +127,11 @@ def _line(results: Results, line: Told, places: Sequence[str]) -> list[object]:
 def _rate(results: Results, line: Told) -> str:
     """A row's rate, where it was chosen, or where rows by a recipe of that name have different ones."""
     mine = rate_of(line.row)
-    if line.rates:
+    if len(line.rates) > 1:
         return f"{mine:g}, best of {', '.join(f'{rate:g}' for rate in line.rates)}"
     recipe = line.row.place.get("recipe")
     rates = {rate_of(other) for other in results.rows if other.place.get("recipe") == recipe}
-    return f"{mine:g}" if len(rates) > 1 else ""
+    return f"{mine:g}" if line.rates or len(rates) > 1 else ""
 
 
 def _set_otherwise(results: Results, row: Asked) -> str:
