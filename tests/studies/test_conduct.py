@@ -197,6 +197,7 @@ def test_no_jobs_is_refused(options):
 
 def test_a_study_from_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     words = ["study", "depth", "--data", "digits", "--depths", "10", "--width", "0.25", "--rows", "*diracnet*-deep"]
     budget = ["--budget.epochs", "1", "--budget.seeds", "1", "--precision", "float32", "--device", "cpu"]
     assert main([*words, *budget]) == 0
