@@ -15,6 +15,10 @@ def test_all_variants_are_measured_side_by_side(tmp_path):
     rows = {row["variant"]: row for row in measurement["rows"]}
     assert list(rows) == ["plain", *OTHERS, CHAIN]
     assert rows["plain"]["step_ratio"] == rows[CHAIN]["inference_ratio"] == 1
+    for row in rows.values():
+        for kind in ("step", "inference") if "step_ms" in row else ("inference",):
+            low, high = row[f"{kind}_ratio_quartiles"]
+            assert low <= row[f"{kind}_ratio"] <= high
     assert rows["plain"]["saved_beyond_plain_in_weights"] == 0
     assert rows["dbb"]["saved_mb"] > rows["repvgg"]["saved_mb"] > rows["plain"]["saved_mb"]
     assert rows["dbb"]["parameters"] > rows["repvgg"]["parameters"] > rows["plain"]["parameters"]

@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Lines:
-    """A picture of lines: one for each value of `series`, over `x`, in one panel for each values of `panels`."""
+    """A picture of lines: one for each value of `series`, over `x`, a panel for each combination of `panels`."""
 
     x: str
     series: str
