@@ -104,11 +104,11 @@ def deep_start(blocks: int, dirac: bool = True) -> Start:
     add noise, the part beta^2 / (alpha^2 + beta^2) of a block's output, so that the correlation shrinks by the factor
     (1 + (beta / alpha)^2)^(-1/2), and over L blocks by about exp(-L beta^2 / 2) where alpha is 1. That would stay the
     same with beta = c_b / sqrt(L). beta = c_b / L keeps what training adds the same too, as blocks change alike, not at
-    random; 1,000 layers trained best with it, at a higher rate. And a ReLU throws away what is negative, half of the signal behind batch
-    norms of bias 0, again and again. Behind a bias of 1 it is a part in 13 at first; and as the next batch norm puts
-    what is left of a channel to the same mean and deviation, the next ReLU cuts off far less of it, where the filters
-    in between are near to identities. A larger bias keeps more, but leaves the ReLUs too little to do. Filters are
-    drawn Kaiming normal, so that a step turns them as far as those of a plain network.
+    random; 1,000 layers trained best with it, at a higher rate. And a ReLU throws away what is negative, half of the
+    signal behind batch norms of bias 0, again and again. Behind a bias of 1 it is a part in 13 at first; and as the
+    next batch norm puts what is left of a channel to the same mean and deviation, the next ReLU cuts off far less of
+    it, where the filters in between are near to identities. A larger bias keeps more, but leaves the ReLUs too little
+    to do. Filters are drawn Kaiming normal, so that a step turns them as far as those of a plain network.
 
     Args:
         blocks: L, at least 1.
