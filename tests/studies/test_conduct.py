@@ -40,7 +40,8 @@ def test_a_study_is_trained_and_written(small_study, options, fake_runs, said, t
     assert said[-1].startswith("wrote ")
 
 
-def test_parameters_are_written_where_a_study_tells_them(small_study, options, fake_runs, said, tmp_path):
+def test_parameters_are_written_where_a_study_tells_them(small_study, options, fake_runs, said, tmp_path, monkeypatch):
+    monkeypatch.setattr("diracnets.data.load.load_data", lambda data, data_dir: None)  # CIFAR may not be there
     rows = [replace(row, recipe=replace(row.recipe, data="cifar10")) for row in small_study.rows]
     conduct(replace(small_study, rows=rows, sizes=True), options(budget=TWO), said.append, fake_runs(GOOD))
     written = json.loads((tmp_path / "results/small.json").read_text())
@@ -95,6 +96,24 @@ def test_an_interrupted_study_goes_on(small_study, options, fake_runs, said, tmp
     assert "**Partial" not in (tmp_path / "results/small.md").read_text()
 
 
+def test_a_terminated_study_says_how_to_go_on(small_study, options, said):
+    def launch(step, log, environment):
+        raise SystemExit(143)  # what SIGTERM becomes
+
+    with pytest.raises(SystemExit, match="143"):
+        conduct(small_study, options(budget=TWO), said.append, launch)
+    assert said[-1] == "stopped after 0 of 4 trainings, and the rest is saved; the same command goes on"
+
+
+def test_data_that_is_wrong_is_told_once_and_before_any_training(small_study, options, fake_runs, said, tmp_path):
+    rows = [replace(row, recipe=replace(row.recipe, data="cifar100")) for row in small_study.rows]
+    (tmp_path / "cifar-100-python.tar.gz").write_bytes(b"half an archive")
+    runs = fake_runs(GOOD)
+    with pytest.raises(FileError, match=r"cifar-100-python\.tar\.gz"):
+        conduct(replace(small_study, rows=rows), options(budget=TWO, data_dir=tmp_path), said.append, runs)
+    assert runs.steps == []
+
+
 def test_a_training_that_diverges_is_a_result(small_study, options, fake_runs, said, tmp_path):
     conduct(small_study, options(budget=TWO), said.append, fake_runs({**GOOD, (DIRAC, 0): "diverged"}))
     record = json.loads((tmp_path / "results/small.json").read_text())["records"][0]
@@ -117,11 +136,20 @@ def test_records_of_another_machine_are_taken_over(small_study, options, fake_ru
     shutil.move(tmp_path / "results/small.json", tmp_path / "theirs.json")
 
     def adding(file):
-        return Trainings(add=(file,), device="cpu", out=tmp_path / "results")
+        return Trainings(add=(file,), out=tmp_path / "results")
 
-    conduct(small_study, options(budget=TWO, rows=("*diracnet*",)), said.append, fake_runs(GOOD))
+    def written():
+        return json.loads((tmp_path / "results/small.json").read_text())
+
+    theirs = json.loads((tmp_path / "theirs.json").read_text())
     conduct(small_study, adding(tmp_path / "theirs.json"), said.append, fake_runs({}))
-    assert len(json.loads((tmp_path / "results/small.json").read_text())["records"]) == 4
+    assert written() == theirs
+    (tmp_path / "results/small.json").unlink()
+    conduct(small_study, options(budget=TWO, rows=("*diracnet*",)), said.append, fake_runs(GOOD))
+    ours = written()
+    conduct(small_study, adding(tmp_path / "theirs.json"), said.append, fake_runs({}))
+    assert written()["records"] == [*ours["records"], *theirs["records"]]
+    assert written()["circumstances"] == ours["circumstances"]  # of the last call that trained
     with pytest.raises(UsageError, match="there is no file"):
         conduct(small_study, adding(tmp_path / "none.json"), said.append, fake_runs({}))
 
@@ -156,7 +184,7 @@ WRONG = [
     ("cifar --add none.json --plan", "for which --plan would mean nothing"),
     ("cifar --add none.json --recipe fast-cifar --budget.epochs 3", "for which --budget.epochs, --recipe would"),
     ("depth --add none.json --depths 28 --data-dir .", "for which --data-dir, --depths would mean nothing"),
-    ("init --add none.json --width 1 --device cpu --out there", "for which --width would mean nothing"),
+    ("init --add none.json --width 1 --device cpu --out there", "for which --device, --width would mean nothing"),
     ("cifar --device gpu", "gpu"),
 ]
 

@@ -22,7 +22,7 @@ from diracnets.training.recipe import Recipe
 
 Say = Callable[[str], None]
 Launch = Callable[[Step, Path, Mapping[str, str]], Process]
-_WITH_ADD = ("--add", "--device", "--out")
+_WITH_ADD = ("--add", "--out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Trainings:
     """Say what there is and what would be trained, and do nothing."""
     add: Annotated[tuple[Path, ...], arg(metavar="FILE.json")] = ()
     """Take over the records that the same study made on other machines, and train nothing; of the other options, only
-    --device and --out go with it."""
+    --out goes with it."""
     rates: Annotated[tuple[float, ...], arg(metavar="RATE [RATE ...]", help_behavior_hint="")] = ()
     """Train every row with each of these learning rates (the recipe's lr, or with Muon its filter_lr), and tell it by
     the best; by default with the recipe's own."""
@@ -117,7 +117,7 @@ def conduct(study: Study, options: Trainings, say: Say, launch: Launch = launch)
     if options.add and (ignored := [flag for flag in _changed(options) if flag not in _WITH_ADD]):
         raise UsageError(
             f"--add takes over records and trains nothing, for which {', '.join(ignored)} would mean nothing: "
-            f"leave out all but {', '.join(_WITH_ADD)}"
+            f"leave out all but {' and '.join(_WITH_ADD)}"
         )
     rows = [
         replace(each, recipe=options.applied(each.recipe))
@@ -144,12 +144,22 @@ def conduct(study: Study, options: Trainings, say: Say, launch: Launch = launch)
         results.forget_untrained()
         results.ask(asked)
         _save(study, results, path)
-        _train(study, asked, _missing(study, rows, asked, results.records, options), options, say, launch)
+        jobs = _missing(study, rows, asked, results.records, options)
+        _find_data(jobs, options.data_dir)
+        _train(study, asked, jobs, options, say, launch)
         results = _known(study, options)
     picture = path.with_suffix(".png")
     draw(results, picture, say)
-    _write(study, results, path)
+    _tell(results, path)
     say(f"wrote {path}, {path.with_suffix('.md')}" + (f" and {picture}" if picture.exists() else ""))
+
+
+def _find_data(jobs: list[Job], data_dir: Path | None) -> None:
+    """Load the data once before any training, so that what is wrong with it is told once, and none downloads it."""
+    from diracnets.data.load import load_data
+
+    for data in sorted({job.recipe.data for job in jobs}):
+        load_data(data, data_dir=data_dir)
 
 
 def _train(study: Study, asked: list[Asked], jobs: list[Job], options: Trainings, say: Say, launch: Launch) -> None:
@@ -174,7 +184,8 @@ def _train(study: Study, asked: list[Asked], jobs: list[Job], options: Trainings
             results = _known(study, options)  # as another process may have left it meanwhile
             results.ask(row for row in asked if (row.row, row.key) == (job.row, job.key))
             results.add([record])
-            _write(study, results, path)
+            _save(study, results, path)
+            _tell(results, path)
             what = f"{record.accuracy:.2%}" if record.accuracy is not None else f"diverged: {record.message}"
         say(f"{names[job.row, job.key]}, seed {job.recipe.seed}: {what} ({done} of {len(jobs)})")
 
@@ -188,10 +199,12 @@ def _train(study: Study, asked: list[Asked], jobs: list[Job], options: Trainings
             ended=ended,
             launch=launch,
         )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"stopped after {done} of {len(jobs)} trainings, and the rest is saved; the same command goes on"
-        ) from None
+    except (KeyboardInterrupt, SystemExit) as stop:
+        stopped = f"stopped after {done} of {len(jobs)} trainings, and the rest is saved; the same command goes on"
+        if isinstance(stop, KeyboardInterrupt):
+            raise KeyboardInterrupt(stopped) from None
+        say(stopped)  # of an exit, only the code is told
+        raise
     if failed:
         raise DiracNetsError(
             f"{len(failed)} of {len(jobs)} trainings failed, the first of them {failed[0].row}: {reason(failed[0])} "
@@ -200,12 +213,16 @@ def _train(study: Study, asked: list[Asked], jobs: list[Job], options: Trainings
 
 
 def _known(study: Study, options: Trainings) -> Results:
-    """What the study's file holds, told with today's title, question and circumstances."""
+    """What the study's file holds, told with today's title and question, and with the circumstances of a call that
+    trained: taking over records of others is none."""
     from diracnets.training.devices import choose_device
     from diracnets.training.environment import circumstances
 
-    new = Results.of(study, circumstances(choose_device(options.device)))
     old = Results.read(options.out / f"{study.name}.json")
+    if options.add:
+        new = Results.of(study, old.circumstances if old else None)
+    else:
+        new = Results.of(study, circumstances(choose_device(options.device)))
     return new if old is None else replace(new, rows=old.rows, records=old.records)
 
 
@@ -218,6 +235,7 @@ def _take_over(results: Results, file: Path) -> None:
     others.forget_untrained()
     results.ask(others.rows)
     results.add(others.records)
+    results.circumstances = results.circumstances or others.circumstances
 
 
 def _missing(study: Study, rows: list[Row], asked: list[Asked], records: list[Record], options: Trainings) -> list[Job]:
@@ -242,7 +260,7 @@ def _save(study: Study, results: Results, path: Path) -> None:
     results.write(path)
 
 
-def _write(study: Study, results: Results, path: Path) -> None:
-    _save(study, results, path)
+def _tell(results: Results, path: Path) -> None:
+    """Write the table."""
     picture = path.with_suffix(".png")
     write_text(path.with_suffix(".md"), page(results, picture.name if picture.exists() else None))
