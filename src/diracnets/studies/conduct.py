@@ -48,7 +48,8 @@ class Trainings:
     jobs: int = 1
     """Trainings beside each other; they share the processors."""
     precision: Annotated[Literal["auto", "float32", "bfloat16", "float16"] | None, arg(help_behavior_hint="")] = None
-    """Arithmetic of all trainings; by default as the recipes say, most of which take what they find fast."""
+    """Arithmetic of all trainings; by default as the recipes say, most of which take what they find fast, each training
+    for itself: give one to have all rows alike."""
     compile: FlagCreatePairsOff[bool] = False
     """Compile all networks with torch.compile."""
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("results")

@@ -127,7 +127,10 @@ def page(facts: Mapping[str, Any], *, picture: bool) -> str:
 def draw(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> None:
     """Accuracy against the number of convolutions that are left."""
     axes = figure.subplots()
-    axes.plot([row["layers"] for row in rows], [100 * row["accuracy"] for row in rows], marker="o", markersize=3)
+    layers = [row["layers"] for row in rows]
+    for kind, label in (("accuracy", "held-out images"), ("choice_accuracy", "training images, which choose")):
+        axes.plot(layers, [100 * row[kind] for row in rows], marker="o", markersize=3, label=label)
+    axes.legend(fontsize=8)
     axes.invert_xaxis()
     axes.set_xlabel("convolutions left")
     axes.set_ylabel("accuracy, %")

@@ -206,10 +206,9 @@ def draw(figure: Figure, rows: Sequence[dict[str, Any]]) -> None:
         for row in (row for row in rows if (row["family"], row["start"]) == kind):
             curve = row["curve"]
             parts = [number / curve["layer"][-1] for number in curve["layer"]]
-            shade = 0.25 + 0.75 * (depths.index(row["depth"]) + 1) / len(depths)
-            style: dict[str, Any] = {"color": (0.1, 0.3, 0.6), "alpha": shade, "label": f"{row['depth']} layers"}
-            column[0].plot(parts, curve["arrived"], **style)
-            column[1].plot(parts, [value or math.nan for value in curve["gradient"]], **style)
+            color = f"C{depths.index(row['depth'])}"
+            column[0].plot(parts, curve["arrived"], color=color, label=f"{row['depth']} layers")
+            column[1].plot(parts, [value or math.nan for value in curve["gradient"]], color=color)
         column[0].set_title(f"{kind[0]}, {kind[1]} start", fontsize=10)
         column[1].set_yscale("log")
         column[1].set_xlabel("part of the depth")
@@ -218,7 +217,8 @@ def draw(figure: Figure, rows: Sequence[dict[str, Any]]) -> None:
     grid[0][0].set_ylabel("signal left")
     grid[0][0].set_ylim(-0.05, 1.05)
     grid[1][0].set_ylabel("gradient on the output")
-    grid[0][-1].legend(fontsize=8)
+    lines, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=len(depths), fontsize=8)
 
 
 def _line(row: dict[str, Any]) -> list[str]:
