@@ -117,11 +117,13 @@ def _show(evaluation: Evaluation, data: ImageData, views: str) -> None:
         shown = ranked[:_CLASSES_SHOWN]
         title = f"The {_CLASSES_SHOWN} hardest of {len(ranked)} classes (--json has all)"
     rows = [[classes[row.label], row.count, row.correct, f"{row.accuracy:.2%}"] for row in shown]
-    console.print(table(["class", "images", "correct", "accuracy"], rows, title))
+    console.print(title, style="bold")
+    console.print(table(["class", "images", "correct", "accuracy"], rows))
     if evaluation.worst:
         mistakes = [
             [mistake.name, classes[mistake.true], classes[mistake.predicted], f"{mistake.probability:.1%}"]
             for mistake in evaluation.worst
         ]
         console.print()
-        console.print(table(["image", "is", "taken for", "with"], mistakes, "The worst mistakes, the surest first"))
+        console.print("The worst mistakes, the surest first", style="bold")
+        console.print(table(["image", "is", "taken for", "with"], mistakes))

@@ -26,7 +26,7 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> Table:
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     """A table whose columns of numbers stand right and whose floats have three decimals.
 
     >>> stdout().print(table(["name", "parameters"], [["diracnet-16-1", 173402]]))
@@ -37,7 +37,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    made = Table(box=SIMPLE_HEAD, title=title, title_style="bold", title_justify="left", pad_edge=False)
+    made = Table(box=SIMPLE_HEAD, pad_edge=False)
     made.show_edge = False
     rows = list(rows)
     for index, column in enumerate(columns):
