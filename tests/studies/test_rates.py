@@ -46,8 +46,9 @@ def conducted(study, options, runs):
     return Results.read(options.out / "small.json"), (options.out / "small.md").read_text(), said
 
 
-def line(page, network):
-    header, _, *lines = [text[2:-2].split(" | ") for text in page.splitlines() if text.startswith("|")]
+def line(page, network, table=0):
+    tables = [block for block in page.split("\n\n") if block.startswith("|")]
+    header, _, *lines = [text[2:-2].split(" | ") for text in tables[table].splitlines()]
     (found,) = [cells for cells in lines if cells[0] == network]
     return dict(zip(header, found, strict=True))
 
@@ -63,6 +64,9 @@ def test_each_row_is_trained_with_every_rate_and_told_by_the_best(small_study, o
     assert (best["rate"], best["accuracy, %"]) == ("0.2, best of 0.05, 0.2, 0.8", "75.00 ± 7.07")
     assert best["folded chain, accuracy, %"] == "75.00 ± 7.07"
     assert (line(page, WRN)["rate"], line(page, WRN)["accuracy, %"]) == ("0.05, best of 0.05, 0.2, 0.8", "70.00 ± 0.00")
+    each = line(page, DIRAC, table=1)
+    assert [each[f"{rate:g}"] for rate in RATES] == ["70.00 ± 28.28", "75.00 ± 7.07", "99.00, 1 of 2 diverged"]
+    assert line(page, WRN, table=1)["0.8"] == "2 of 2 diverged"
     assert "its line is that of the best, which was chosen by the images that are reported" in page
     assert "Scaled down to a budget: 2 rows at" in page
     assert "set otherwise" not in page
@@ -81,6 +85,7 @@ def test_none_or_one_rate_leaves_the_table_as_it_is(rates, small_study, options,
     assert [row.rate for row in results.rows] == [None, None]
     assert "| rate |" not in page
     assert "Where rates are told" not in page
+    assert "at each rate" not in page
     assert not any("at rate" in text for text in said)
 
 

@@ -21,8 +21,9 @@ class Told:
 
     row: Asked
     """With the best of its rates, where several were tried."""
-    rates: tuple[float, ...] = ()
-    """Those of which something has been trained; none where no several were asked for."""
+    tried: tuple[Asked, ...] = ()
+    """The row with each rate of which something has been trained, the lowest first; none where no several were asked
+    for."""
 
 
 def at_rates(row: Row, rates: Sequence[float]) -> list[Row]:
@@ -71,7 +72,7 @@ def told_rows(results: Results) -> list[Told]:
     return [
         Told(
             max(rows, key=lambda row: _merit(results, row)),
-            tuple(sorted(row.rate for row in rows if row.rate is not None and results.of_row(row))),
+            tuple(sorted((row for row in rows if row.rate is not None and results.of_row(row)), key=rate_of)),
         )
         for rows in groups.values()
     ]

@@ -25,6 +25,8 @@ def page(results: Results, picture: str | None) -> str:
     if picture:
         parts.append(f"![{results.title}]({picture})")
     parts.append(_table(results))
+    if several := [line for line in told_rows(results) if len(line.tried) > 1]:
+        parts += [f"{results.measure.capitalize()} at each rate, %:", _by_rate(results, several)]
     if results.circumstances is not None:
         parts.append(f"Last call: {told(results.circumstances)}")
     return "\n\n".join(parts)
@@ -57,10 +59,10 @@ def _notes(results: Results) -> list[str]:
         f"{results.measure.capitalize()} is that of the last epoch, on all held-out images: mean and standard "
         "deviation over the seeds that did not diverge. Minutes are those of one seed's training, without evaluation."
     )
-    if any(line.rates for line in lines):
+    if any(line.tried for line in lines):
         notes.append(
             "Where rates are told, the row was trained with each of them, and its line is that of the best, which was "
-            "chosen by the images that are reported: a little of it may be luck. The JSON file has all."
+            "chosen by the images that are reported: a little of it may be luck."
         )
     return notes
 
@@ -127,11 +129,29 @@ def _line(results: Results, line: Told, places: Sequence[str]) -> list[object]:
 def _rate(results: Results, line: Told) -> str:
     """A row's rate, where it was chosen, or where rows by a recipe of that name have different ones."""
     mine = rate_of(line.row)
-    if len(line.rates) > 1:
-        return f"{mine:g}, best of {', '.join(f'{rate:g}' for rate in line.rates)}"
+    if len(line.tried) > 1:
+        return f"{mine:g}, best of {', '.join(f'{rate_of(row):g}' for row in line.tried)}"
     recipe = line.row.place.get("recipe")
     rates = {rate_of(other) for other in results.rows if other.place.get("recipe") == recipe}
-    return f"{mine:g}" if line.rates or len(rates) > 1 else ""
+    return f"{mine:g}" if line.tried or len(rates) > 1 else ""
+
+
+def _by_rate(results: Results, lines: Sequence[Told]) -> str:
+    """What each of several rates gave."""
+    places = list(dict.fromkeys(name for line in lines for name in line.row.place))
+    rates = sorted({rate_of(row) for line in lines for row in line.tried})
+    rows = []
+    for line in lines:
+        gave = {rate_of(row): _gave(results, results.of_row(row)) for row in line.tried}
+        place = [_cell(line.row.place.get(name, "")) for name in places]
+        rows.append([*place, *(gave.get(rate, "") for rate in rates), _set_otherwise(results, line.row)])
+    return markdown_table([*places, *(f"{rate:g}" for rate in rates), "set otherwise"], rows)
+
+
+def _gave(results: Results, records: Sequence[Record]) -> str:
+    values = percents(results, records)
+    lost = len(records) - len(values)
+    return ", ".join([mean_and_spread(values)] * bool(values) + [f"{lost} of {len(records)} diverged"] * bool(lost))
 
 
 def _set_otherwise(results: Results, row: Asked) -> str:
