@@ -96,6 +96,21 @@ def deep_start_search(result: Row) -> str:
     )
 
 
+def random_part(result: Row) -> str:
+    return table(
+        {
+            "network": lambda row: row["model"],
+            "rate": lambda row: f"{row['rate']:g}",
+            "accuracy": lambda row: f"{row['accuracy']:.2%}",
+            "at the start": lambda row: row["random_part_at_start"],
+            "trained, the median layer": lambda row: f"{row['random_part_median']:.3f}",
+            "the least": lambda row: f"{row['random_part_least']:.3f}",
+            "the most": lambda row: f"{row['random_part_most']:.3f}",
+        },
+        result["rows"],
+    )
+
+
 def race(result: Row) -> str:
     return table(
         {
@@ -144,7 +159,12 @@ CIFAR-10 at 16x16 pixels, width 0.5, batches of 128, the rate falling to zero at
 steps, which was broken off from 63). Loss is that of training with label smoothing 0.1, over the last third of the
 steps or less; two seeds differed by 0.04."""
 
+FROM_LENS = """The part of a layer's filters that is no identity, against that which is: the root of 1 / identity - 1,
+with the identity that `diracnets study lens` tells of each layer. The runs are those of the study of depth with the
+deep start (the plain networks with the Dirac network's filters), seed 0."""
+
 SECTIONS = {
+    "random_part.json": ("How far training takes filters from the identity, by rate", random_part),
     "airbench.json": ("The fastest chain beside cifar10-airbench's, one after the other on one machine", race),
     "fold_time.json": ("How long a fold takes, its check included, and how exact it is", fold_time),
     "chain_agreement.json": ("The folded chain against its network, on all test images", agreement),
@@ -173,6 +193,7 @@ def page() -> str:
         if (RESULTS / name).exists():
             result = json.loads((RESULTS / name).read_text())
             parts += [f"## {title}", told(result["circumstances"]), render(result)]
+            parts += [FROM_LENS] * (name == "random_part.json")
             parts += [SEARCHED] * (name == "recipe_search.json")
             parts += [STARTED] * (name == "deep_start_search.json")
     return "\n\n".join([*parts, "## Single trainings", TRAININGS, runs()])
