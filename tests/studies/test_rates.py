@@ -6,11 +6,13 @@ import pytest
 
 from diracnets.cli import main
 from diracnets.errors import UsageError
+from diracnets.studies import lines
 from diracnets.studies.conduct import conduct
 from diracnets.studies.rates import at_rates, told_rows
 from diracnets.studies.records import Results
 from diracnets.studies.study import Budget
 from diracnets.studies.targets import Lead
+from diracnets.training.plots import new_figure
 from diracnets.training.recipe import Recipe
 
 DIRAC, WRN = "diracnet-10-0.25", "wrn-16-0.25"
@@ -71,6 +73,27 @@ def test_each_row_is_trained_with_every_rate_and_told_by_the_best(small_study, o
     assert "Scaled down to a budget: 2 rows at" in page
     assert "set otherwise" not in page
     assert f"digits-{WRN} at rate 0.8, seed 1: diverged: the loss became NaN in epoch 2 (12 of 12)" in said
+
+
+def test_the_picture_has_a_panel_over_the_rates_for_each_depth(small_study, options, runs, monkeypatch):
+    results, _, _ = conducted(small_study, options(budget=TWO, rates=RATES), runs)
+    figure = new_figure(5, 5)
+    monkeypatch.setattr(lines, "save_picture", lambda path, draw, width, height, say: draw(figure))
+    lines.draw(results, Path("small.png"), print)
+    by_depth, dirac, wrn = figure.axes
+    assert (by_depth.get_xlabel(), dirac.get_xlabel(), wrn.get_xlabel()) == ("depth", "rate", "rate")
+    assert (dirac.get_title(), wrn.get_title()) == ("depth 10", "depth 16")
+    found = [list(zip(*each.get_data(), strict=True)) for each in wrn.lines]
+    assert [(0.05, 70.0), (0.2, 60.0)] in found
+    assert [(0.8, 0)] in found  # where all diverged
+
+
+def test_no_rates_are_no_panels(small_study, options, runs, monkeypatch):
+    results, _, _ = conducted(small_study, options(budget=TWO), runs)
+    figure = new_figure(5, 5)
+    monkeypatch.setattr(lines, "save_picture", lambda path, draw, width, height, say: draw(figure))
+    lines.draw(results, Path("small.png"), print)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["depth"]
 
 
 def test_the_best_is_that_of_the_lowest_error(small_study, options, runs):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diracnets.studies.picture import save_picture
-from diracnets.studies.rates import told_rows
+from diracnets.studies.rates import rate_of, told_rows
 from diracnets.studies.records import Asked, Record, Results
 from diracnets.studies.study import Lines
 from diracnets.studies.table import percents, published_value
@@ -38,16 +39,51 @@ def draw(results: Results, path: Path, say: Callable[[str], None]) -> None:
     if results.picture is None:
         save_picture(path, lambda figure: _dots(figure, results, rows), 9, 1.5 + 0.3 * len(rows), say)
         return
-    shape = results.picture
-    panels = list(dict.fromkeys(_panel(row, shape) for row, _ in rows))
-    names = series_names([row for row, _ in rows], shape)
+    points = [*_points(rows, results.picture), *_points_by_rate(results, results.picture)]
+    panels = list(dict.fromkeys(point.panel for point in points))
     across = min(len(panels), ACROSS)
-    height = 4.5 * math.ceil(len(panels) / ACROSS) + 0.2 * len(set(names)) / across  # with the legend below
-    save_picture(path, lambda figure: _lines(figure, results, rows, shape, panels, names), 2 + 5 * across, height, say)
+    below = 0.2 * len({point.name for point in points}) / across  # for the legend
+    height = 4.5 * math.ceil(len(panels) / ACROSS) + below
+    save_picture(path, lambda figure: _lines(figure, results, points, panels), 2 + 5 * across, height, say)
+
+
+@dataclass(frozen=True)
+class _Point:
+    """What a row's trainings gave, at its place in the picture."""
+
+    panel: str
+    x_name: str
+    x: float
+    name: str
+    """Of its line."""
+    records: list[Record]
+
+
+def _points(rows: Sequence[tuple[Asked, list[Record]]], shape: Lines) -> list[_Point]:
+    names = series_names([row for row, _ in rows], shape)
+    return [
+        _Point(_panel(row, shape), shape.x, float(row.place[shape.x]), name, records)
+        for name, (row, records) in zip(names, rows, strict=True)
+    ]
+
+
+def _points_by_rate(results: Results, shape: Lines) -> list[_Point]:
+    """The rows that have rates over these, a panel for each place on the other axis where one has several."""
+    several = Lines("rate", shape.series, (*shape.panels, shape.x))
+    lines = [line for line in told_rows(results) if line.tried]
+    shown = {_panel(line.row, several) for line in lines if len(line.tried) > 1}
+    rows = [
+        (replace(row, place={**row.place, "rate": rate_of(row)}), results.of_row(row))
+        for line in lines
+        for row in line.tried
+        if _panel(row, several) in shown
+    ]
+    return _points(rows, several)
 
 
 def _panel(row: Asked, shape: Lines) -> str:
-    return ", ".join(str(row.place[name]) for name in shape.panels)
+    values = [(name, row.place[name]) for name in shape.panels]
+    return ", ".join(value if isinstance(value, str) else f"{name} {value:g}" for name, value in values)
 
 
 def series_names(rows: Sequence[Asked], shape: Lines) -> list[str]:
@@ -67,40 +103,29 @@ def series_names(rows: Sequence[Asked], shape: Lines) -> list[str]:
     ]
 
 
-def _lines(
-    figure: Figure,
-    results: Results,
-    rows: list[tuple[Asked, list[Record]]],
-    shape: Lines,
-    panels: list[str],
-    names: list[str],
-) -> None:
+def _lines(figure: Figure, results: Results, points: Sequence[_Point], panels: Sequence[str]) -> None:
     """One line a series; crosses at the bottom where every seed diverged, a dotted line for the folded chain."""
-    colors = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(names))}
+    colors = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(point.name for point in points))}
     handles: dict[str, Any] = {}
     across = min(len(panels), ACROSS)
     grid = figure.subplots(math.ceil(len(panels) / ACROSS), across, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     for axes, panel in zip(grid.flat, panels, strict=False):
-        series: dict[str, list[tuple[float, list[Record]]]] = {}
-        for name, (row, records) in zip(names, rows, strict=True):
-            if _panel(row, shape) == panel:
-                series.setdefault(name, []).append((float(row.place[shape.x]), records))
-        for name, points in series.items():
-            points.sort(key=lambda point: point[0])
-            color = colors[name]
-            _line(axes, results, points, color, label=name)
-            _line(axes, results, points, color, chain=True)
-            if lost := [x for x, records in points if not percents(results, records)]:  # an empty line spoils it
-                axes.plot(lost, [0] * len(lost), "x", color=color, clip_on=False)
-        values = sorted({x for points in series.values() for x, _ in points})
+        mine = sorted((point for point in points if point.panel == panel), key=lambda point: point.x)
+        for name in dict.fromkeys(point.name for point in points if point.panel == panel):
+            line = [(point.x, point.records) for point in mine if point.name == name]
+            _line(axes, results, line, colors[name], label=name)
+            _line(axes, results, line, colors[name], chain=True)
+            if lost := [x for x, records in line if not percents(results, records)]:  # an empty line spoils it
+                axes.plot(lost, [0] * len(lost), "x", color=colors[name], clip_on=False)
+        values = sorted({point.x for point in mine})
         if values[0] > 0:
             axes.set_xscale("log")
         axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.minorticks_off()
         axes.set_title(panel, fontsize=10)
-        axes.set_xlabel(shape.x)
+        axes.set_xlabel(mine[0].x_name)
         axes.set_ylabel(f"{results.measure}, % (crosses: diverged)")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
