@@ -62,6 +62,7 @@ def test_what_is_trained_is_not_trained_again(small_study, options, fake_runs, s
     again = fake_runs(GOOD)
     conduct(small_study, options(budget=TWO), said.append, again)
     assert sum(words[0] == "train" for words in again.steps) == 3
+    assert [line.split("(")[1] for line in said if "% (" in line] == ["1 of 1)", "2 of 4)", "3 of 4)", "4 of 4)"]
     none = fake_runs({})
     conduct(small_study, options(budget=TWO), said.append, none)
     assert none.steps == []
@@ -89,6 +90,7 @@ def test_an_interrupted_study_goes_on(small_study, options, fake_runs, said, tmp
         conduct(small_study, options(budget=TWO, jobs=2), said.append, launch)
     assert sum(len(process.signals) for process in runs.processes) >= 1
     assert "**Partial: " in (tmp_path / "results/small.md").read_text()
+    assert (tmp_path / "results/small.png").exists()
     after = fake_runs(GOOD)
     conduct(small_study, options(budget=TWO, jobs=2), said.append, after)
     how = [words[1] for words in after.steps if words[0] == "train"]
@@ -96,13 +98,14 @@ def test_an_interrupted_study_goes_on(small_study, options, fake_runs, said, tmp
     assert "**Partial" not in (tmp_path / "results/small.md").read_text()
 
 
-def test_a_terminated_study_says_how_to_go_on(small_study, options, said):
+def test_a_terminated_study_says_how_to_go_on(small_study, options, said, capsys):
     def launch(step, log, environment):
         raise SystemExit(143)  # what SIGTERM becomes
 
     with pytest.raises(SystemExit, match="143"):
         conduct(small_study, options(budget=TWO), said.append, launch)
-    assert said[-1] == "stopped after 0 of 4 trainings, and the rest is saved; the same command goes on"
+    told = "stopped after 0 of 4 trainings, and the rest is saved; the same command goes on"
+    assert f"diracnets: {told}\n" in capsys.readouterr().err
 
 
 def test_data_that_is_wrong_is_told_once_and_before_any_training(small_study, options, fake_runs, said, tmp_path):
@@ -112,6 +115,7 @@ def test_data_that_is_wrong_is_told_once_and_before_any_training(small_study, op
     with pytest.raises(FileError, match=r"cifar-100-python\.tar\.gz"):
         conduct(replace(small_study, rows=rows), options(budget=TWO, data_dir=tmp_path), said.append, runs)
     assert runs.steps == []
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_training_that_diverges_is_a_result(small_study, options, fake_runs, said, tmp_path):

@@ -87,7 +87,8 @@ def _tree(console: Console, title: str, facts: Mapping[str, Any], indent: int = 
         if isinstance(value, Mapping):
             _tree(console, key, value, indent + 2)
         else:
-            console.print(f"{' ' * (indent + 2)}{key:<{max(14 - indent, 1)}} {value}", soft_wrap=True)
+            told = f"{value:.6g}" if isinstance(value, float) else value
+            console.print(f"{' ' * (indent + 2)}{key:<{max(18 - indent, 1)}} {told}", soft_wrap=True)
 
 
 def _size(numbers: tuple[int, ...]) -> str:

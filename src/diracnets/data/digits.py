@@ -22,7 +22,9 @@ def load_digits(device: torch.device | str = "cpu") -> ImageData:
     """
     try:
         from sklearn import datasets
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name != "sklearn":
+            raise
         raise MissingExtraError(
             "the digits come with scikit-learn, which is not installed: run pip install 'diracnets[demo]'"
         ) from error

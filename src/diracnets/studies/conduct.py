@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -141,18 +142,17 @@ def conduct(study: Study, options: Trainings, say: Say, launch: Launch = launch)
         for file in options.add:
             _take_over(results, file)
         _save(study, results, path)
-    else:
-        results.forget_untrained()
-        results.ask(asked)
-        _save(study, results, path)
-        jobs = _missing(study, rows, asked, results.records, options)
-        _find_data(jobs, options.data_dir)
+        _show(study, options, path, say)
+        return
+    jobs = _missing(study, rows, asked, results.records, options)
+    _find_data(jobs, options.data_dir)
+    results.forget_untrained()
+    results.ask(asked)
+    _save(study, results, path)
+    try:
         _train(study, asked, jobs, options, say, launch)
-        results = _known(study, options)
-    picture = path.with_suffix(".png")
-    draw(results, picture, say)
-    _tell(results, path)
-    say(f"wrote {path}, {path.with_suffix('.md')}" + (f" and {picture}" if picture.exists() else ""))
+    finally:  # also where some have failed, or were stopped
+        _show(study, options, path, say)
 
 
 def _find_data(jobs: list[Job], data_dir: Path | None) -> None:
@@ -168,7 +168,8 @@ def _train(study: Study, asked: list[Asked], jobs: list[Job], options: Trainings
     threads = max(1, processors() // options.jobs)
     names = {(row.row, row.key): called(row) for row in asked}
     failed: list[Job] = []
-    done = 0
+    total = sum(row.seeds for row in asked)
+    done = total - len(jobs)
 
     def started(job: Job) -> None:
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -188,7 +189,7 @@ def _train(study: Study, asked: list[Asked], jobs: list[Job], options: Trainings
             _save(study, results, path)
             _tell(results, path)
             what = f"{record.accuracy:.2%}" if record.accuracy is not None else f"diverged: {record.message}"
-        say(f"{names[job.row, job.key]}, seed {job.recipe.seed}: {what} ({done} of {len(jobs)})")
+        say(f"{names[job.row, job.key]}, seed {job.recipe.seed}: {what} ({done} of {total})")
 
     try:
         run_jobs(
@@ -201,10 +202,10 @@ def _train(study: Study, asked: list[Asked], jobs: list[Job], options: Trainings
             launch=launch,
         )
     except (KeyboardInterrupt, SystemExit) as stop:
-        stopped = f"stopped after {done} of {len(jobs)} trainings, and the rest is saved; the same command goes on"
+        stopped = f"stopped after {done} of {total} trainings, and the rest is saved; the same command goes on"
         if isinstance(stop, KeyboardInterrupt):
             raise KeyboardInterrupt(stopped) from None
-        say(stopped)  # of an exit, only the code is told
+        print(f"diracnets: {stopped}", file=sys.stderr, flush=True)  # of an exit, only the code is told
         raise
     if failed:
         raise DiracNetsError(
@@ -259,6 +260,14 @@ def _save(study: Study, results: Results, path: Path) -> None:
     if study.sizes:
         results.count_parameters()
     results.write(path)
+
+
+def _show(study: Study, options: Trainings, path: Path, say: Say) -> None:
+    """Draw the picture of what is known, and write the table."""
+    results, picture = _known(study, options), path.with_suffix(".png")
+    draw(results, picture, say)
+    _tell(results, path)
+    say(f"wrote {path}, {path.with_suffix('.md')}" + (f" and {picture}" if picture.exists() else ""))
 
 
 def _tell(results: Results, path: Path) -> None:

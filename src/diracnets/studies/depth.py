@@ -71,8 +71,8 @@ class Depth(Trainings):
             "depth",
             "Accuracy against depth",
             "How does accuracy change with depth, at equal width and by one recipe? The deep start shifts the ReLUs so "
-            "that most of the signal passes them; the plain network is trained with it too. The dotted black lines are "
-            "the folded chains: convolutions and ReLUs alone.",
+            "that most of the signal passes them; the plain network is trained with it too. The white dots on the "
+            "lines are the folded chains: convolutions and ReLUs alone.",
             rows,
             seeds=3,
             picture=Lines(x="depth", series="network", panels=("data",)),

@@ -147,7 +147,7 @@ def _line(
     means = [statistics.fmean(values) for _, values in found]
     spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in found]
     if chain:  # on top of its network's line, from which it should not differ
-        axes.plot([x for x, _ in found], means, ":", color="black", linewidth=1, zorder=3)
+        axes.plot([x for x, _ in found], means, ":", color="white", linewidth=1, zorder=3)
     else:
         axes.errorbar(
             [x for x, _ in found], means, spreads, color=color, label=label, marker="o", markersize=4, capsize=3

@@ -75,7 +75,7 @@ class Lead:
         reached = _gain(results, _mean(results, row), _mean(results, other)) >= self.margin - _ROUNDING
         told = f"{_told(results, row)}, against {_told(results, other)}"
         if absent := self._absent(others):
-            told += f"; not trained beside it: {', '.join(absent)}"
+            told += f"; not trained beside it: {'; '.join(absent)}"
         return Verdict("reached" if reached else "not reached", told)
 
     def _alike(self, row: Asked, other: Asked) -> bool:
