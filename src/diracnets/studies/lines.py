@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diracnets.studies.picture import save_picture
-from diracnets.studies.rates import rate_of, told_rows
+from diracnets.studies.rates import Told, rate_of, told_rows
 from diracnets.studies.records import Asked, Record, Results
 from diracnets.studies.study import Lines
 from diracnets.studies.table import percents, published_value
@@ -33,13 +33,14 @@ def draw(results: Results, path: Path, say: Callable[[str], None]) -> None:
     Raises:
         FileError: the file cannot be written.
     """
-    rows = [(told.row, records) for told in told_rows(results) if (records := results.of_row(told.row))]
-    if not rows:
+    lines = [line for line in told_rows(results) if results.of_row(line.row)]
+    if not lines:
         return
+    rows = [(line.row, results.of_row(line.row)) for line in lines]
     if results.picture is None:
         save_picture(path, lambda figure: _dots(figure, results, rows), 9, 1.5 + 0.3 * len(rows), say)
         return
-    points = [*_points(rows, results.picture), *_points_by_rate(results, results.picture)]
+    points = _points(results, lines, results.picture)
     panels = list(dict.fromkeys(point.panel for point in points))
     across = min(len(panels), ACROSS)
     below = 0.2 * len({point.name for point in points}) / across  # for the legend
@@ -59,26 +60,22 @@ class _Point:
     records: list[Record]
 
 
-def _points(rows: Sequence[tuple[Asked, list[Record]]], shape: Lines) -> list[_Point]:
-    names = series_names([row for row, _ in rows], shape)
-    return [
-        _Point(_panel(row, shape), shape.x, float(row.place[shape.x]), name, records)
-        for name, (row, records) in zip(names, rows, strict=True)
-    ]
-
-
-def _points_by_rate(results: Results, shape: Lines) -> list[_Point]:
-    """The rows that have rates over these, a panel for each place on the other axis where one has several."""
+def _points(results: Results, lines: Sequence[Told], shape: Lines) -> list[_Point]:
+    """Each row's best, and behind those a panel over the rates for each place where a row was trained with several."""
     several = Lines("rate", shape.series, (*shape.panels, shape.x))
-    lines = [line for line in told_rows(results) if line.tried]
+    names = series_names([line.row for line in lines], shape)
     shown = {_panel(line.row, several) for line in lines if len(line.tried) > 1}
-    rows = [
-        (replace(row, place={**row.place, "rate": rate_of(row)}), results.of_row(row))
-        for line in lines
+    best = [
+        _Point(_panel(line.row, shape), shape.x, float(line.row.place[shape.x]), name, results.of_row(line.row))
+        for name, line in zip(names, lines, strict=True)
+    ]
+    each = [
+        _Point(_panel(row, several), "rate", rate_of(row), name, results.of_row(row))
+        for name, line in zip(names, lines, strict=True)
         for row in line.tried
         if _panel(row, several) in shown
     ]
-    return _points(rows, several)
+    return best + each
 
 
 def _panel(row: Asked, shape: Lines) -> str:
