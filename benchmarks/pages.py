@@ -102,7 +102,7 @@ def random_part(result: Row) -> str:
             "network": lambda row: row["model"],
             "rate": lambda row: f"{row['rate']:g}",
             "accuracy": lambda row: f"{row['accuracy']:.2%}",
-            "at the start": lambda row: row["random_part_at_start"],
+            "beta at the start, by the rule": lambda row: row["random_part_at_start"],
             "trained, the median layer": lambda row: f"{row['random_part_median']:.3f}",
             "the least": lambda row: f"{row['random_part_least']:.3f}",
             "the most": lambda row: f"{row['random_part_most']:.3f}",
@@ -161,7 +161,8 @@ steps or less; two seeds differed by 0.04."""
 
 FROM_LENS = """The part of a layer's filters that is no identity, against that which is: the root of 1 / identity - 1,
 with the identity that `diracnets study lens` tells of each layer. The runs are those of the study of depth with the
-deep start (the plain networks with the Dirac network's filters), seed 0."""
+deep start (the plain networks with the Dirac network's filters), seed 0; RUN stands for each of them in turn, and what
+was made of their lens.json, by a script that is not kept, is medians and extremes alone."""
 
 SECTIONS = {
     "random_part.json": ("How far training takes filters from the identity, by rate", random_part),

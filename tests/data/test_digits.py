@@ -1,4 +1,5 @@
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -37,3 +38,11 @@ def test_without_scikit_learn_the_command_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'diracnets\[demo\]'"):
         load_digits()
+
+
+def test_an_import_that_fails_for_another_reason_is_not_called_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", ModuleType("sklearn"))  # it is there, but its digits cannot be had
+    monkeypatch.delitem(sys.modules, "sklearn.datasets", raising=False)
+    with pytest.raises(ImportError) as caught:
+        load_digits()
+    assert caught.type is ImportError
