@@ -101,7 +101,7 @@ def series_names(rows: Sequence[Asked], shape: Lines) -> list[str]:
 
 
 def _lines(figure: Figure, results: Results, points: Sequence[_Point], panels: Sequence[str]) -> None:
-    """One line a series; crosses at the bottom where every seed diverged, a dotted line for the folded chain."""
+    """One line a series; crosses at the bottom where every seed diverged, white dots for the folded chain."""
     colors = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(point.name for point in points))}
     handles: dict[str, Any] = {}
     across = min(len(panels), ACROSS)
