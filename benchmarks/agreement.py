@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from diracnets import Recipe, load, load_data
-from diracnets.training.environment import circumstances
+from diracnets.runtime.environment import circumstances
 
 
 def logits(net: nn.Module, images: Tensor) -> Tensor:

@@ -27,9 +27,9 @@ import torch
 
 from diracnets import Recipe, evaluate, load_data, train
 from diracnets.data.images import ImageData
+from diracnets.runtime.device import keep_memory
+from diracnets.runtime.environment import circumstances
 from diracnets.studies.report import write_json
-from diracnets.training.devices import keep_memory
-from diracnets.training.environment import circumstances
 
 PROGRAM = "airbench94_muon.py"
 WORDS = {  # of that program, and what stands for them on any device; each must be there

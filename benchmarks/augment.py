@@ -18,7 +18,7 @@ import torch
 
 from diracnets.data.augmentation import Augmentation
 from diracnets.data.memory import MemoryImages
-from diracnets.training.environment import circumstances
+from diracnets.runtime.environment import circumstances
 
 IMAGES = 50_000
 AUGMENTATION = Augmentation(crop="pad", pad=4, flip=True, cutout=8)

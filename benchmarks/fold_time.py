@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from diracnets import create_model, fold
-from diracnets.training.environment import circumstances
+from diracnets.runtime.environment import circumstances
 
 
 def measure(name: str, rounds: int) -> dict[str, object]:

@@ -4,8 +4,8 @@
     python benchmarks/ship.py RUN NAME --data-dir DIR --url https://... --out FOLDER
 
 Filters are rounded to float16; the scales, shifts and statistics of each channel stay float32. The rounded network is
-evaluated on all held-out images. `src/diracnets/models/weights/` gets NAME.json, the facts that
-`diracnets.models.pretrained.Weights` names, and NAME.safetensors, which goes to --out if it is to be downloaded.
+evaluated on all held-out images. `src/diracnets/artifacts/weights/` gets NAME.json, the facts that
+`diracnets.artifacts.pretrained.Weights` names, and NAME.safetensors, which goes to --out if it is to be downloaded.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diracnets import Recipe, evaluate, load, load_data
+from diracnets.artifacts.card import facts_of
+from diracnets.artifacts.pretrained import FOLDER, Weights
 from diracnets.download import hash_of
 from diracnets.errors import DiracNetsError, UsageError
 from diracnets.files import written_whole
-from diracnets.models.facts import facts_of
-from diracnets.models.pretrained import FOLDER, Weights
 from diracnets.training.folder import RunFolder
 from diracnets.training.interruption import command_to_resume
 from diracnets.training.recipe import recipe_names

@@ -17,10 +17,11 @@ import torch
 from PIL import Image
 
 import diracnets
+from diracnets.artifacts.card import ModelFacts
 from diracnets.cli import COMMANDS, main, parse
 from diracnets.commands.demo import demonstrate
+from diracnets.data.images import CIFAR_MEAN, CIFAR_STD
 from diracnets.errors import TrainingError
-from diracnets.models.facts import CIFAR_MEAN, CIFAR_STD, ModelFacts
 from diracnets.training.recipe import Recipe, recipe_names
 
 TINY = ["--data", "digits", "--model", "diracnet-10-0.25", "--epochs", "2", "--precision", "float32", "--device", "cpu"]

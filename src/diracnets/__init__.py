@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from diracnets._version import __version__ as __version__
 
 _HOME = {
     "DiracConv1d": "nn.dirac",
@@ -18,45 +18,45 @@ _HOME = {
     "diracify": "nn.diracify",
     "undo": "nn.diracify",
     "parameter_groups": "nn.parameters",
-    "fold": "nn.fold",
-    "create_model": "models.registry",
-    "list_models": "models.registry",
-    "list_weights": "models.pretrained",
+    "fold": "folding.fold",
+    "create_model": "artifacts.create",
+    "list_models": "models.build",
+    "list_weights": "artifacts.pretrained",
     "DiracNet": "models.diracnet",
     "Network": "models.network",
-    "load": "models.load",
-    "save": "models.file",
-    "verify": "models.file",
+    "load": "artifacts.load",
+    "save": "artifacts.model_file",
+    "verify": "artifacts.model_file",
     "load_data": "data.load",
     "Recipe": "training.recipe",
     "train": "training.loop",
-    "evaluate": "training.metrics",
-    "predict": "deploy.predict",
+    "evaluate": "evaluation.metrics",
+    "predict": "evaluation.predict",
 }
 
 __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
+    from diracnets.artifacts.create import create_model as create_model
+    from diracnets.artifacts.load import load as load
+    from diracnets.artifacts.model_file import save as save
+    from diracnets.artifacts.model_file import verify as verify
+    from diracnets.artifacts.pretrained import list_weights as list_weights
     from diracnets.data.load import load_data as load_data
-    from diracnets.deploy.predict import predict as predict
+    from diracnets.evaluation.metrics import evaluate as evaluate
+    from diracnets.evaluation.predict import predict as predict
+    from diracnets.folding.fold import fold as fold
+    from diracnets.models.build import list_models as list_models
     from diracnets.models.diracnet import DiracNet as DiracNet
-    from diracnets.models.file import save as save
-    from diracnets.models.file import verify as verify
-    from diracnets.models.load import load as load
     from diracnets.models.network import Network as Network
-    from diracnets.models.pretrained import list_weights as list_weights
-    from diracnets.models.registry import create_model as create_model
-    from diracnets.models.registry import list_models as list_models
     from diracnets.nn.dirac import DiracConv1d as DiracConv1d
     from diracnets.nn.dirac import DiracConv2d as DiracConv2d
     from diracnets.nn.dirac import DiracConv3d as DiracConv3d
     from diracnets.nn.dirac import dirac_weight as dirac_weight
     from diracnets.nn.diracify import diracify as diracify
     from diracnets.nn.diracify import undo as undo
-    from diracnets.nn.fold import fold as fold
     from diracnets.nn.parameters import parameter_groups as parameter_groups
     from diracnets.training.loop import train as train
-    from diracnets.training.metrics import evaluate as evaluate
     from diracnets.training.recipe import Recipe as Recipe
 
 

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from types import FrameType
 from typing import Protocol
 
-import diracnets
+from diracnets._version import __version__
 from diracnets.errors import DiracNetsError, UsageError
 
 COMMANDS = {  # in the order in which a user meets them
@@ -92,7 +92,7 @@ def _run(words: list[str]) -> None:
         if not words:
             raise SystemExit(UsageError.exit_code)
     elif words[0] == "--version":
-        print(f"diracnets {diracnets.__version__}")
+        print(f"diracnets {__version__}")
     else:
         parse(words).execute()
 

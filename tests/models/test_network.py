@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from diracnets import create_model, fold
-from diracnets.deploy.info import describe
-from diracnets.models.load import CHECKPOINT_FORMAT, load
+from diracnets.artifacts.load import CHECKPOINT_FORMAT, load
+from diracnets.evaluation.info import describe
 from diracnets.nn.dirac import DiracConv2d
 
 SMALL = [

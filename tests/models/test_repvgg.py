@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from diracnets import create_model
+from diracnets.models.init import paper_start
 from diracnets.models.repvgg import RepBlock
-from diracnets.models.start import paper_start
 
 
 @pytest.mark.parametrize("channels", [(4, 4), (4, 6)])

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from diracnets import create_model, fold
+from diracnets.models.init import deep_start, paper_start
 from diracnets.models.resnet import PostActivation, PreActivation
-from diracnets.models.start import deep_start, paper_start
 from diracnets.nn.dirac import DiracConv2d
 
 EXACT = {  # as in other implementations of the same layouts

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from diracnets import create_model, fold
+from diracnets.artifacts.recognize import chain_layers
 from diracnets.errors import UsageError
-from diracnets.models.recognize import chain_layers, on_meta
+from diracnets.models.build import on_meta
 
 
 def test_the_maps_have_the_sizes_that_the_shape_is_chosen_for():

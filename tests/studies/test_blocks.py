@@ -5,8 +5,8 @@ from torch import nn
 from diracnets import DiracConv2d
 from diracnets.errors import UsageError
 from diracnets.models.diracnet import DiracNet
+from diracnets.models.init import paper_start
 from diracnets.models.repvgg import RepBlock
-from diracnets.models.start import paper_start
 from diracnets.studies.blocks import (
     ComposedDiracConv2d,
     DiverseBlock,

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from diracnets.artifacts.create import create_model
 from diracnets.data.images import ImageData
 from diracnets.data.memory import MemoryImages
-from diracnets.models.registry import create_model
 
 
 def striped_images(count, name, seed, classes=3, size=8):

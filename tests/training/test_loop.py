@@ -13,19 +13,19 @@ import pytest
 import torch
 from torch import nn
 
+from diracnets.artifacts.checkpoint import read_checkpoint, save_checkpoint
+from diracnets.artifacts.create import create_model
+from diracnets.artifacts.load import load
 from diracnets.data.augmentation import Augmentation
 from diracnets.data.memory import MemoryImages
 from diracnets.errors import DataError, FileError, FoldError, TrainingError, UsageError
-from diracnets.models.load import load
-from diracnets.models.registry import create_model
+from diracnets.evaluation.metrics import evaluate
+from diracnets.runtime.precision import Precision
 from diracnets.training.averaging import estimate_statistics
-from diracnets.training.checkpoint import read_checkpoint, save_checkpoint
 from diracnets.training.finish import write_model_file
 from diracnets.training.interruption import Interrupted
 from diracnets.training.loop import train
-from diracnets.training.metrics import evaluate
 from diracnets.training.muon import Muon
-from diracnets.training.precision import Precision
 from diracnets.training.recipe import Recipe
 from diracnets.training.resizing import resized
 from diracnets.training.schedule import factor

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from diracnets.models.registry import create_model
+from diracnets.artifacts.create import create_model
 from diracnets.nn.dirac import DiracConv2d
 from diracnets.training.muon import Muon, _by_steps, orthogonalized
 from diracnets.training.optimizer import filters_of, make_optimizer

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from diracnets.artifacts.create import create_model
 from diracnets.errors import UsageError
-from diracnets.models.registry import create_model
 from diracnets.nn.dirac import DiracConv2d
 from diracnets.training.muon import Muon
 from diracnets.training.optimizer import filters_of, make_optimizer

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from diracnets.artifacts.card import ModelFacts, attach_facts
+from diracnets.artifacts.create import create_model
+from diracnets.artifacts.model_file import save
 from diracnets.errors import FileError, UsageError
-from diracnets.models.facts import ModelFacts, attach_facts
-from diracnets.models.file import save
-from diracnets.models.registry import create_model
-from diracnets.nn.fold import fold
+from diracnets.folding.fold import fold
 from diracnets.training.loop import train
 from diracnets.training.recipe import Recipe
 from diracnets.training.start import starting_network

@@ -58,9 +58,9 @@ def demonstrate(recipe: Recipe, out: Path, device: str, goal: float = GOAL) -> N
     import torch
 
     from diracnets.data.load import load_data
-    from diracnets.training.devices import choose_device
+    from diracnets.evaluation.metrics import evaluate
+    from diracnets.runtime.device import choose_device
     from diracnets.training.loop import train
-    from diracnets.training.metrics import evaluate
 
     torch.set_num_threads(1)  # as fast as two for images of 8x8, and many times faster beside another busy program
     console = stdout()
@@ -115,7 +115,7 @@ def _prepare(out: Path) -> None:
 
 def _classify(model_file: Path, data: ImageData, folder: Path) -> str:
     """Write a few held-out digits as pictures, and show what the model file says to them."""
-    from diracnets.deploy.predict import predict
+    from diracnets.evaluation.predict import predict
 
     truths = [data.classes[int(data.val.labels[index])] for index in range(_SHOWN)]
     paths = [folder / f"{data.val.name(index).replace(' ', '-')}.png" for index in range(_SHOWN)]

@@ -17,7 +17,7 @@ from diracnets.files import written_whole
 
 if TYPE_CHECKING:
     from diracnets.data.images import ImageData
-    from diracnets.training.metrics import Evaluation
+    from diracnets.evaluation.metrics import Evaluation
 
 _CLASSES_SHOWN = 20
 
@@ -53,11 +53,11 @@ class Evaluate:
         """Evaluate, print, and write what `out` asks for."""
         if self.worst < 0:
             raise UsageError(f"--worst is {self.worst}; it must be 0 or more")
-        from diracnets.models.facts import facts_of
-        from diracnets.models.load import load
-        from diracnets.training.devices import choose_device
-        from diracnets.training.metrics import evaluate
-        from diracnets.training.own_data import own_data
+        from diracnets.artifacts.card import facts_of
+        from diracnets.artifacts.load import load
+        from diracnets.evaluation.metrics import evaluate
+        from diracnets.evaluation.own_data import own_data
+        from diracnets.runtime.device import choose_device
 
         device = choose_device(self.device)
         file = network_file(self.file)

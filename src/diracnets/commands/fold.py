@@ -27,8 +27,8 @@ class Fold:
 
     def execute(self) -> None:
         """Fold, write, and print the proof."""
-        from diracnets.models.facts import facts_of
-        from diracnets.models.load import is_weights, load
+        from diracnets.artifacts.card import facts_of
+        from diracnets.artifacts.load import is_weights, load
         from diracnets.models.network import Network
         from diracnets.training.finish import write_model_file
 

@@ -16,7 +16,7 @@ from diracnets.commands.output import stdout, table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from diracnets.deploy.info import Info as Description
+    from diracnets.evaluation.info import Info as Description
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Info:
 
     def execute(self) -> None:
         """Print what there is to say."""
-        from diracnets.deploy.info import describe
+        from diracnets.evaluation.info import describe
 
         info = describe(str(network_file(Path(self.model))))
         if self.json:

@@ -30,7 +30,7 @@ class Models:
             return
         import torch
 
-        from diracnets.models.registry import create_model, list_models
+        from diracnets.models.build import build_model, list_models
 
         names = list_models(self.pattern)
         if not names:
@@ -38,13 +38,13 @@ class Models:
         rows = []
         for name in names:
             with torch.device("meta"):  # shapes alone: nothing is allocated or drawn
-                net = create_model(name)
+                net = build_model(name)
             size = "x".join(map(str, net.input_size))
             rows.append([name, sum(weight.numel() for weight in net.parameters()), size, net.num_classes])
         stdout().print(table(["name", "parameters", "input", "classes"], rows))
 
     def _show_trained(self) -> None:
-        from diracnets.models.pretrained import find_weights, list_weights
+        from diracnets.artifacts.pretrained import find_weights, list_weights
 
         rows = []
         for name in list_weights(self.pattern):

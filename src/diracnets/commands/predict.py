@@ -16,7 +16,7 @@ from diracnets.commands.output import note, stdout, table
 from diracnets.errors import DataError, FileError, UsageError
 
 if TYPE_CHECKING:
-    from diracnets.deploy.predict import Prediction
+    from diracnets.evaluation.predict import Prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Predict:
             raise UsageError("predict needs images behind the model file: files, folders or patterns")
         if self.json and self.csv:
             raise UsageError("--json and --csv exclude each other; leave one out")
-        from diracnets.deploy.predict import predict
+        from diracnets.evaluation.predict import predict
 
         unreadable: list[DataError | FileError] = []
         found = predict(

@@ -7,12 +7,12 @@ from typing import Annotated
 
 from tyro.conf import arg, subcommand
 
+from diracnets.analysis.lens import Lens
+from diracnets.analysis.prune import Prune
 from diracnets.studies.cifar import Cifar
 from diracnets.studies.cost import Cost
 from diracnets.studies.depth import Depth
 from diracnets.studies.init import Init
-from diracnets.studies.lens import Lens
-from diracnets.studies.prune import Prune
 from diracnets.studies.signal import Signal
 
 

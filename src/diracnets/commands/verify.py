@@ -20,8 +20,8 @@ class Verify:
 
     def execute(self) -> None:
         """Print what was found; an error where something is wrong."""
-        from diracnets.models.file import verify
-        from diracnets.models.load import is_checkpoint
+        from diracnets.artifacts.load import is_checkpoint
+        from diracnets.artifacts.model_file import verify
 
         if is_checkpoint(self.file):
             raise FileError(

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from diracnets.data.archive import unpack
-from diracnets.data.images import ImageData
+from diracnets.data.images import CIFAR_MEAN, CIFAR_STD, ImageData
 from diracnets.data.memory import MemoryImages
 from diracnets.data.unpickle import read_pickle
 from diracnets.download import Checksum, download
 from diracnets.errors import DataError, FileError
-from diracnets.models.facts import CIFAR_MEAN, CIFAR_STD
 
 
 @dataclass(frozen=True)

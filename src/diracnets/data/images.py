@@ -16,6 +16,8 @@ from diracnets.data.split import some_of_each
 from diracnets.errors import UsageError
 
 Batch = tuple[Tensor, Tensor, Tensor]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR_MEAN, CIFAR_STD = (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)
 
 
 class Images(Protocol):

@@ -11,12 +11,11 @@ from diracnets.data.cifar import CIFAR10, CIFAR100, load_cifar
 from diracnets.data.dataset import load_dataset
 from diracnets.data.digits import load_digits
 from diracnets.data.folder import FolderSource, Listing, find_images
-from diracnets.data.images import ImageData
+from diracnets.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageData
 from diracnets.data.items import MapStyle
 from diracnets.data.names import data_names
 from diracnets.data.stream import StreamedImages
 from diracnets.errors import UsageError
-from diracnets.models.facts import IMAGENET_MEAN, IMAGENET_STD
 
 _FOLDER_SIZE = 224
 

@@ -13,8 +13,8 @@ from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
+from diracnets.models.init import Start
 from diracnets.models.network import Network, Spec, stem_conv
-from diracnets.models.start import Start
 from diracnets.nn.dirac import DiracConv2d, effective_weights
 
 IMAGENET_DEPTHS = {18: (4, 4, 4, 4), 34: (6, 8, 12, 6)}  # blocks of each group
@@ -47,7 +47,7 @@ class Block(nn.Module):
 class DiracNet(Network):
     """A stem, groups of blocks with 2x2 max-pooling between them, ReLU, global average pooling and a linear classifier.
 
-    Made by `create_model`, which knows the sizes.
+    Made by `build_model`, which knows the sizes.
 
     Args:
         stem: from images to the first group's input.
@@ -64,8 +64,8 @@ class DiracNet(Network):
         UsageError: images smaller than `min_image_size`, or a negative number of classes.
 
     >>> import torch
-    >>> from diracnets.models.registry import create_model
-    >>> net = create_model("diracnet-16-0.25", num_classes=10)
+    >>> from diracnets.models.build import build_model
+    >>> net = build_model("diracnet-16-0.25", num_classes=10)
     >>> net(torch.randn(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     >>> [list(features.shape) for features in net.feature_maps(torch.randn(2, 3, 32, 32))]

@@ -19,7 +19,7 @@ class Spec:
     Args:
         num_classes: outputs of the classifier, or 0 for none.
         input_size: (channels, height, width) of the images.
-        config: the arguments of `create_model` that make this network again.
+        config: the arguments of `build_model` that make this network again.
     """
 
     num_classes: int
@@ -30,7 +30,7 @@ class Spec:
 class Network(nn.Module):
     """A stem, groups of blocks, what comes behind them, global average pooling and a linear classifier.
 
-    Made by `create_model`, which knows the sizes. Its classes differ in their blocks.
+    Made by `build_model`, which knows the sizes. Its classes differ in their blocks.
 
     Args:
         stem: from images to the first group's input.
@@ -48,8 +48,8 @@ class Network(nn.Module):
         UsageError: images smaller than `min_image_size`, or a negative number of classes.
 
     >>> import torch
-    >>> from diracnets.models.registry import create_model
-    >>> net = create_model("plain-10-0.25", num_classes=5)
+    >>> from diracnets.models.build import build_model
+    >>> net = build_model("plain-10-0.25", num_classes=5)
     >>> net(torch.randn(2, 3, 32, 32)).shape, net.num_classes, net.is_chain
     (torch.Size([2, 5]), 5, True)
     >>> net.reset_classifier(0)

@@ -12,8 +12,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from diracnets.models.diracnet import cifar_stem
+from diracnets.models.init import Start
 from diracnets.models.network import Network, Spec
-from diracnets.models.start import Start
 
 
 class RepBlock(nn.Module):
@@ -42,10 +42,10 @@ class RepBlock(nn.Module):
 class RepVGG(Network):
     """A DiracNet with `RepBlock`s for its blocks.
 
-    Made by `create_model`, which knows the sizes.
+    Made by `build_model`, which knows the sizes.
 
-    >>> from diracnets.models.registry import create_model
-    >>> sum(p.numel() for p in create_model("repvgg-16-1").parameters())
+    >>> from diracnets.models.build import build_model
+    >>> sum(p.numel() for p in build_model("repvgg-16-1").parameters())
     193050
     """
 

@@ -13,8 +13,8 @@ from functools import partial
 from torch import Tensor, nn
 
 from diracnets.models.diracnet import imagenet_stem
+from diracnets.models.init import Start
 from diracnets.models.network import Network, Spec, stem_conv
-from diracnets.models.start import Start
 
 BOTTLENECK = 4  # times as many channels come out of a bottleneck as its 3x3 convolution has
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # blocks of each group of ResNet-18 and -34
@@ -80,10 +80,10 @@ class PostActivation(nn.Module):
 class ResNet(Network):
     """A stem, groups of residual blocks, global average pooling and a linear classifier.
 
-    The first block of each group but the first halves height and width. Made by `create_model`, which knows the sizes.
+    The first block of each group but the first halves height and width. Made by `build_model`, which knows the sizes.
 
-    >>> from diracnets.models.registry import create_model
-    >>> sum(p.numel() for p in create_model("wrn-16-1").parameters())
+    >>> from diracnets.models.build import build_model
+    >>> sum(p.numel() for p in build_model("wrn-16-1").parameters())
     175066
     """
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from diracnets.models.diracnet import DiracNet
+from diracnets.models.init import Start
 from diracnets.models.network import Spec, stem_conv
-from diracnets.models.start import Start
 
 WIDTHS = (24, 64, 64, 256, 256, 256, 256, 256)  # channels of the stem and of each block at width 1
 DEPTHS = (1, 2, 2, 2)  # blocks of each group
@@ -30,8 +30,8 @@ class Sprint(DiracNet):
     `beta` scale each filter already, where the convolutions are Dirac ones, and shifts alone learn at rates that scales
     would not stand.
 
-    >>> from diracnets.models.registry import create_model
-    >>> sum(p.numel() for p in create_model("diracnet-sprint").parameters())
+    >>> from diracnets.models.build import build_model
+    >>> sum(p.numel() for p in build_model("diracnet-sprint").parameters())
     2565978
     """
 

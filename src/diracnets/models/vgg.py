@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from torch import nn
 
 from diracnets.models.diracnet import DiracNet, cifar_stem
+from diracnets.models.init import Start
 from diracnets.models.network import Spec
-from diracnets.models.start import Start
 
 WIDTHS = (64, 128, 256, 512, 512)  # channels of each group at width 1
 DEPTHS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # convolutions of each group, the stem's among them
@@ -25,8 +25,8 @@ class VGG(DiracNet):
     VGG-16 has 14,724,042 parameters for 10 classes, VGG-19 20,035,018. The paper's table says VGG-16 and 20M: no head
     on 13 convolutions that is usual for CIFAR has as many, VGG-19 has. Which of them was meant cannot be known.
 
-    >>> from diracnets.models.registry import create_model
-    >>> sum(p.numel() for p in create_model("vgg-16").parameters())
+    >>> from diracnets.models.build import build_model
+    >>> sum(p.numel() for p in build_model("vgg-16").parameters())
     14724042
     """
 

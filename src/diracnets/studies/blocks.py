@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diracnets.errors import UsageError
+from diracnets.models.build import build_model
 from diracnets.models.diracnet import Block
+from diracnets.models.init import paper_start
 from diracnets.models.network import Network, Spec
-from diracnets.models.registry import create_model
-from diracnets.models.start import paper_start
 from diracnets.nn.dirac import EPS, DiracConv2d
 
 
@@ -132,7 +132,7 @@ def network_of(block: Callable[[int, int], nn.Module], size: str) -> Network:
     >>> network_of(PairedBlock, "16-0.25")(torch.randn(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
-    shape = create_model(f"plain-{size}")
+    shape = build_model(f"plain-{size}")
     groups = [
         [block(each.conv.in_channels, each.conv.out_channels) for each in group if isinstance(each, Block)]
         for group in shape.groups

@@ -56,8 +56,8 @@ class Cifar(Trainings):
 
 def _other_starts(row: Row) -> list[Row]:
     """The row of a plain network, from starts that its recipe may not be made for, but that network."""
+    from diracnets.models.init import resolve_start
     from diracnets.models.names import parse
-    from diracnets.models.start import resolve_start
 
     of_dirac = resolve_start(
         row.recipe.start,

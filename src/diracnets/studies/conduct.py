@@ -217,8 +217,8 @@ def _train(study: Study, asked: list[Asked], jobs: list[Job], options: Trainings
 def _known(study: Study, options: Trainings) -> Results:
     """What the study's file holds, told with today's title and question, and with the circumstances of a call that
     trained: taking over records of others is none."""
-    from diracnets.training.devices import choose_device
-    from diracnets.training.environment import circumstances
+    from diracnets.runtime.device import choose_device
+    from diracnets.runtime.environment import circumstances
 
     old = Results.read(options.out / f"{study.name}.json")
     if options.add:

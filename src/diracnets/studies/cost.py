@@ -57,8 +57,8 @@ class Cost:
         if not (self.networks and self.precisions):
             raise UsageError("nothing is asked for: give at least one of --networks and of --precisions")
         sizes = [_size(network) for network in self.networks]
-        from diracnets.training.devices import choose_device
-        from diracnets.training.environment import circumstances
+        from diracnets.runtime.device import choose_device
+        from diracnets.runtime.environment import circumstances
 
         device = choose_device(self.device)
         around = circumstances(device)
@@ -81,8 +81,8 @@ class Cost:
     ) -> list[dict[str, Any]]:
         import torch
 
+        from diracnets.folding.fold import fold
         from diracnets.models.names import parse
-        from diracnets.nn.fold import fold
         from diracnets.studies.timing import Work, interleaved
 
         torch.manual_seed(0)
@@ -124,14 +124,14 @@ class Cost:
 
 
 def _network(variant: str, size: str) -> Network:
+    from diracnets.models.build import build_model
     from diracnets.models.names import parse
-    from diracnets.models.registry import create_model
     from diracnets.studies import blocks
 
     families = {"plain": "plain", "dirac": "diracnet", "repvgg": "repvgg"}
     families["residual"] = "resnet" if parse(f"plain-{size}").imagenet else "wrn"
     if variant in families:
-        return create_model(f"{families[variant]}-{size}")
+        return build_model(f"{families[variant]}-{size}")
     made: dict[str, Callable[[int, int], nn.Module]] = {
         "layer by layer": blocks.dirac_block,
         "composed": blocks.composed_block,

@@ -45,8 +45,8 @@ class Depth(Trainings):
 
     def study(self) -> Study:
         """Each family at each depth; names are DATA-FAMILY-DEPTH-WIDTH, with the start behind it, such as "-deep"."""
+        from diracnets.models.init import deep_start
         from diracnets.models.names import parse
-        from diracnets.models.start import deep_start
 
         name = self.recipe or short_recipe(self.data)
         base = replace(base_recipe(name, self.data), clip=CLIP, fresh_statistics=True)

@@ -61,7 +61,7 @@ def told(circumstances: Mapping[str, Any]) -> str:
     """The circumstances of a measurement in one line of Markdown.
 
     Args:
-        circumstances: what `diracnets.training.environment.circumstances` gives.
+        circumstances: what `diracnets.runtime.environment.circumstances` gives.
     """
     versions = circumstances["versions"]
     sets = f" ({', '.join(circumstances['instructions'])})" if circumstances["instructions"] else ""

@@ -16,7 +16,7 @@ from diracnets.studies.report import markdown_table, told, write_study
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from diracnets.studies.layer_signal import LayerSignal
+    from diracnets.analysis.layer_signal import LayerSignal
 
 POINTS = 100  # of a network's curves that are kept
 TITLE = "The signal at the start, layer by layer"
@@ -72,8 +72,8 @@ class Signal:
         if not (self.depths and self.families and self.starts):
             raise UsageError("nothing is asked for: give at least one of --depths, --families and --starts")
         from diracnets.data.load import load_data
-        from diracnets.training.devices import choose_device
-        from diracnets.training.environment import circumstances
+        from diracnets.runtime.device import choose_device
+        from diracnets.runtime.environment import circumstances
 
         device = choose_device(self.device)
         data = load_data(self.data, data_dir=self.data_dir, device=device)
@@ -101,12 +101,12 @@ class Signal:
     def _measure(self, model: str, start: str, images: Any, labels: Any) -> dict[str, Any]:  # noqa: ANN401
         import torch
 
-        from diracnets.models.registry import create_model
-        from diracnets.studies.layer_signal import signal
+        from diracnets.analysis.layer_signal import signal
+        from diracnets.models.build import build_model
 
         torch.manual_seed(self.seed)
         channels, *size = images.shape[1:]
-        net = create_model(model, start=start, in_channels=channels, image_size=tuple(size), device=images.device)  # type: ignore[arg-type]
+        net = build_model(model, start=start, in_channels=channels, image_size=tuple(size), device=images.device)  # type: ignore[arg-type]
         block = net.groups[0][1]  # type: ignore[index]
         scales = {
             name: getattr(block.conv, name).mean().item() for name in ("alpha", "beta") if hasattr(block.conv, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from diracnets.data.cifar import CIFAR10, CIFAR100
-from diracnets.models.recognize import on_meta
+from diracnets.models.build import on_meta
 
 _CLASSES = {data.name: data.classes for data in (CIFAR10, CIFAR100)}
 

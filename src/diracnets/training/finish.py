@@ -10,14 +10,14 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from diracnets.artifacts.card import ModelFacts
+from diracnets.artifacts.model_file import save
 from diracnets.data.images import ImageData
 from diracnets.errors import FoldError
-from diracnets.models.facts import ModelFacts
-from diracnets.models.file import save
+from diracnets.folding.fold import FoldReport, fold
 from diracnets.models.network import Network
-from diracnets.nn.fold import FoldReport, fold
-from diracnets.training.environment import device_name, versions
-from diracnets.training.precision import Precision
+from diracnets.runtime.environment import device_name, versions
+from diracnets.runtime.precision import Precision
 from diracnets.training.recipe import Recipe
 
 

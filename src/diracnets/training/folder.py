@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from diracnets.artifacts.checkpoint import read_checkpoint
 from diracnets.errors import MissingExtraError, UsageError
 from diracnets.files import append_json, written_whole
-from diracnets.training.checkpoint import read_checkpoint
 from diracnets.training.plots import draw_curve
 from diracnets.training.recipe import Recipe
 

@@ -19,13 +19,13 @@ from diracnets.data.items import MapStyle
 from diracnets.data.load import load_data
 from diracnets.data.names import DATASET
 from diracnets.errors import UsageError
-from diracnets.training.devices import choose_device, keep_memory, memory_format, repeatable, synchronize
-from diracnets.training.environment import recorded_data_dir
+from diracnets.runtime.device import choose_device, keep_memory, memory_format, repeatable, synchronize
+from diracnets.runtime.environment import recorded_data_dir
+from diracnets.runtime.precision import Precision, choose_precision
 from diracnets.training.events import Events
 from diracnets.training.folder import RunFolder, new_folder
 from diracnets.training.interruption import Interruption, command_to_resume
 from diracnets.training.mixup import mixed, mixed_in, mixup_share
-from diracnets.training.precision import Precision, choose_precision
 from diracnets.training.recipe import Recipe
 from diracnets.training.reporter import Reporter
 from diracnets.training.resizing import require_smaller, resized

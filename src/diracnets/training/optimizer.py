@@ -67,8 +67,8 @@ def make_optimizer(recipe: Recipe, net: nn.Module, *, scaled: bool = False) -> t
 def filters_of(net: nn.Module) -> list[Tensor]:
     """The filters that Muon turns: those of all convolutions with a kernel larger than 1, but for the stem's.
 
-    >>> from diracnets.models.registry import create_model
-    >>> len(filters_of(create_model("diracnet-16-1")))
+    >>> from diracnets.models.build import build_model
+    >>> len(filters_of(build_model("diracnet-16-1")))
     12
     """
     found = {

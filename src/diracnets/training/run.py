@@ -10,18 +10,18 @@ from typing import Any
 
 from torch import nn
 
+from diracnets.artifacts.card import ModelFacts, attach_facts
+from diracnets.artifacts.checkpoint import save_checkpoint
 from diracnets.data.images import ImageData
 from diracnets.errors import DataError, TrainingError
-from diracnets.models.facts import ModelFacts, attach_facts
+from diracnets.evaluation.metrics import evaluate
 from diracnets.models.network import Network
+from diracnets.runtime.device import memory_format, synchronize
+from diracnets.runtime.environment import device_name, record_environment
 from diracnets.training.averaging import estimate_statistics
-from diracnets.training.checkpoint import save_checkpoint
-from diracnets.training.devices import memory_format, synchronize
-from diracnets.training.environment import device_name, record_environment
 from diracnets.training.finish import facts_of_run, write_model_file
 from diracnets.training.folder import RunFolder
 from diracnets.training.interruption import Interrupted, Interruption
-from diracnets.training.metrics import evaluate
 from diracnets.training.recipe import Recipe
 from diracnets.training.reporter import Reporter
 from diracnets.training.scales import record_scales

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diracnets.artifacts.card import ModelFacts, facts_of
+from diracnets.artifacts.load import load
+from diracnets.artifacts.unfold import unfold
 from diracnets.data.images import ImageData
 from diracnets.errors import UsageError
-from diracnets.models.facts import ModelFacts, facts_of
-from diracnets.models.load import load
+from diracnets.models.build import build_model, on_meta
 from diracnets.models.network import Network
-from diracnets.models.recognize import on_meta
-from diracnets.models.registry import create_model
-from diracnets.models.unfold import unfold
 from diracnets.training.recipe import Recipe
 
 UNFOLD_IMAGES = 256  # whose statistics a chain's batch norms get back
@@ -28,7 +27,7 @@ def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | P
         recipe: its `model`, `width` and `freeze` decide, and where weights are fresh, `start`, `init`, `alpha`, `beta`
             and `bias`.
         data: its image size, channels and classes decide.
-        start: trained weights to begin with: a network of `create_model`, a chain that a DiracNet was
+        start: trained weights to begin with: a network of `build_model`, a chain that a DiracNet was
             folded to, or a file that `load` reads.
             The classifier is made anew where the classes are others.
 
@@ -43,7 +42,7 @@ def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | P
     if start is None:
         if recipe.freeze:
             raise UsageError("freeze trains the classifier on trained features; give the weights to start from")
-        net = create_model(**_arguments(recipe, len(data.classes), data.input_size))
+        net = build_model(**_arguments(recipe, len(data.classes), data.input_size))
         _freeze(net, recipe)
         return net
     trained = load(start) if isinstance(start, str | Path) else start
@@ -62,7 +61,7 @@ def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | P
         raise UsageError(
             f"the weights are for images of {config['in_channels']} channels, but those of {data.name} have {channels}"
         )
-    net = create_model(**wanted.config)
+    net = build_model(**wanted.config)
     net.load_state_dict(trained.state_dict())
     facts = facts_of(trained)
     other_classes = facts is not None and facts.classes and facts.classes != data.classes
@@ -96,13 +95,13 @@ def network_to_resume(checkpoint: dict[str, Any], recipe: Recipe, data: ImageDat
             f"these are not the images that the run began with: {counts}, of {data.input_size} in {len(data.classes)} "
             f"classes, instead of {facts.provenance['data']}, of {facts.input_size} in {len(facts.classes)} classes"
         )
-    net = create_model(**checkpoint["model"])
+    net = build_model(**checkpoint["model"])
     _freeze(net, recipe)
     return net
 
 
 def _arguments(recipe: Recipe, num_classes: int, input_size: tuple[int, int, int]) -> dict[str, Any]:
-    """The arguments of `create_model` for the recipe's network."""
+    """The arguments of `build_model` for the recipe's network."""
     return {
         "name": recipe.model,
         "num_classes": num_classes,

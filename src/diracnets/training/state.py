@@ -9,9 +9,9 @@ from torch import Tensor
 
 from diracnets.errors import UsageError
 from diracnets.models.network import Network
+from diracnets.runtime.precision import Precision
 from diracnets.training.averaging import Average
 from diracnets.training.optimizer import make_optimizer
-from diracnets.training.precision import Precision
 from diracnets.training.recipe import Recipe
 
 

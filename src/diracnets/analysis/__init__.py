@@ -1,0 +1,1 @@
+"""One look into one network: signal by layer, scales by epoch, pruning."""

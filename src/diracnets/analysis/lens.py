@@ -1,0 +1,177 @@
+"""A look into one network, layer by layer: its scales through the epochs, its identities, its signal and gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from diracnets.studies.report import markdown_table, told, write_study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from diracnets.training.scales import LayerScales
+
+ROWS = 60  # layers in a table of the page; the JSON has all
+EPOCHS = 20  # through which the scales are followed, evenly over the run
+QUESTION = "What has each layer become: how much of it is the identity, and what does it leave of signal and gradient?"
+SCALES = {  # columns of the table of scales: what LayerScales calls it, what the page does
+    "alpha": "alpha",
+    "beta": "beta",
+    "ratio": "alpha / beta",
+    "norm": "norm of W",
+    "ratio_by_norm": "alpha / (beta norm)",
+    "identity": "identity",
+}
+KINDS = ("alpha", "beta", "ratio", "ratio_by_norm")  # of scales that are followed through the epochs
+SIGNAL = {
+    "identity": "identity",
+    "passed": "ReLU passes",
+    "relu_keeps": "ReLU keeps",
+    "kept": "layer keeps",
+    "arrived": "signal left",
+    "dimensions": "directions",
+    "std": "deviation",
+    "gradient": "gradient",
+    "filter_gradient": "gradient of filters",
+}
+EXPLANATION = """- *alpha / beta*: how much longer the identity is than the normalized filter, in root mean squares;
+  *identity*: the part of the effective filters' squared norm that lies where the identity has its 1. *alpha / (beta
+  norm)* is the same with the length of W in it; since W is normalized, beta alone is the length of what is added to the
+  identity, so that alpha / beta, not this, says how near to an identity a layer is.
+- *ReLU passes*: the part of the layer's input above 0. *ReLU keeps*, *layer keeps*: correlation of the input with its
+  own ReLU, and with the layer's output. *signal left*: how alike the differences between images still are to those
+  behind the stem, 1 for the same, 0 for unrelated. *directions*: in how many the images differ, counted evenly.
+- *gradient*: norm of an image's gradient on the layer's output. *gradient of filters*: norm of the batch's on W."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lens:
+    """What has each layer of one network become: identity, signal, gradient, and the scales through the epochs?"""
+
+    net: Positional[str]
+    """A run's folder, a model file or checkpoint, the name of trained weights, or that of a network, fresh."""
+    data: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """digits, cifar10, cifar100 or folder; by default what the network was trained on, cifar10 for a fresh one."""
+    data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """Where the images are."""
+    images: int = 64
+    """Training images to send through, unchanged."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto for the best that there is."""
+    out: Annotated[Path, arg(metavar="FOLDER")] = Path("results")
+    """Where lens.json, lens.md and lens.png go."""
+
+    def run(self, say: Callable[[str], None]) -> None:
+        """Measure, and write lens.json, lens.md and lens.png.
+
+        Raises:
+            UsageError: no such network, or data that it is not for.
+            FileError, DataError: files or images that cannot be read.
+            TrainingError: activations that are infinite or NaN.
+        """
+        from diracnets.analysis.layer_signal import signal
+        from diracnets.analysis.subject import find_subject
+        from diracnets.runtime.environment import circumstances
+        from diracnets.training.scales import layer_scales, read_scales
+
+        subject = find_subject(self.net, self.data, self.data_dir, self.device)
+        images, labels = subject.images(self.images)
+        history = read_scales(subject.run.scales) if subject.run and subject.run.scales.exists() else {}
+        layers = [_plain(asdict(layer)) for layer in signal(subject.net, images, labels)]
+        facts = {
+            "study": "lens",
+            "title": f"The layers of {subject.name}",
+            "question": QUESTION,
+            "circumstances": circumstances(images.device),
+            "network": subject.name,
+            "mode": "training" if subject.net.training else "evaluation",
+            "data": subject.data.name,
+            "images": len(images),
+            "scales": [
+                _plain({**asdict(layer), "ratio_by_norm": layer.ratio_by_norm}) for layer in layer_scales(subject.net)
+            ],
+            "signal": layers,
+            "history": followed(history),
+        }
+        say(page(facts, picture=False))
+        write_study(self.out, facts, page, lambda figure: draw(figure, facts), (12, 7), say)
+
+
+def followed(history: Mapping[int, Sequence[LayerScales]]) -> dict[str, Any]:
+    """The scales of some epochs, the first and last among them: a list of layers for each epoch and kind."""
+    epochs = list(history)
+    step = max(1, math.ceil((len(epochs) - 1) / (EPOCHS - 1)))
+    some = sorted({*epochs[::step], *epochs[-1:]})
+    return {
+        "epochs": some,
+        **{kind: [[getattr(layer, kind) for layer in history[epoch]] for epoch in some] for kind in KINDS},
+    }
+
+
+def page(facts: Mapping[str, Any], *, picture: bool) -> str:
+    """The study in Markdown."""
+    parts = [f"# {facts['title']}", QUESTION]
+    if picture:
+        parts.append("![Scales, identity, signal and gradient by layer](lens.png)")
+    parts.append(EXPLANATION)
+    for title, columns, rows in (("Scales", SCALES, facts["scales"]), ("Signal", SIGNAL, facts["signal"])):
+        if rows:
+            parts.append(f"## {title}\n\n{_table(columns, rows)}")
+    parts.append(
+        f"{facts['images']} training images of {facts['data']}, in {facts['mode']} mode; {told(facts['circumstances'])}"
+    )
+    return "\n\n".join(parts)
+
+
+def draw(figure: Figure, facts: Mapping[str, Any]) -> None:
+    """Above the scales by layer, a line an epoch, where there are scales; below what becomes of signal and gradient."""
+    scales, layers, history = facts["scales"], facts["signal"], facts["history"]
+    grid = figure.subplots(2 if scales else 1, 3, squeeze=False)
+    if scales:
+        epochs = history["epochs"] or [0]
+        for axes, kind, style in zip((*grid[0], grid[0][2]), KINDS, ("-", "-", "-", "--"), strict=True):
+            lines = history[kind] or [[layer[kind] for layer in scales]]
+            for number, (epoch, line) in enumerate(zip(epochs, lines, strict=True), start=1):
+                named = history["epochs"] and style == "-" and epoch in (epochs[0], epochs[-1])
+                look: dict[str, Any] = {"color": (0.1, 0.3, 0.6), "alpha": number / len(epochs), "linestyle": style}
+                axes.plot(range(1, len(line) + 1), line, label=f"epoch {epoch}" if named else None, **look)
+            axes.set_title(SCALES[kind], fontsize=10)
+            if history["epochs"]:
+                axes.legend(fontsize=8)
+        grid[0][2].set_title(f"{SCALES['ratio']}, dashed {SCALES['ratio_by_norm']}", fontsize=10)
+        grid[0][2].set_yscale("log")
+    panels = (("identity", "kept", "arrived"), ("passed", "relu_keeps"), ("gradient", "filter_gradient"))
+    for axes, kinds in zip(grid[-1], panels, strict=True):
+        for kind in kinds:
+            values = [math.nan if layer[kind] is None else layer[kind] for layer in layers]
+            if not all(map(math.isnan, values)):
+                axes.plot(range(1, len(layers) + 1), values, label=SIGNAL[kind])
+        if axes.lines:
+            axes.legend(fontsize=8)
+    grid[-1][2].set_yscale("log")
+    for axes in grid.flat:
+        axes.set_xlabel("layer")
+        axes.grid(alpha=0.3)
+
+
+def _table(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:
+    step = math.ceil(len(rows) / ROWS)
+    lines = [
+        [row["layer"], *("" if row[key] is None else f"{row[key]:.3g}" for key in columns)] for row in rows[::step]
+    ]
+    rest = f"\n\nEvery {step}th of {len(rows)} layers; lens.json has all." if step > 1 else ""
+    return markdown_table(["layer", *columns.values()], lines) + rest
+
+
+def _plain(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON can hold it: with the digits that count, and None for what has overflowed."""
+    return {
+        key: (float(f"{value:.5g}") if math.isfinite(value) else None) if isinstance(value, float) else value
+        for key, value in numbers.items()
+    }

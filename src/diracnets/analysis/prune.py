@@ -1,0 +1,209 @@
+"""How many layers does a chain need? Those that became almost the identity are taken out, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from diracnets.errors import UsageError
+from diracnets.studies.report import markdown_table, told, write_study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor, nn
+
+    from diracnets.data.images import ImageData
+
+QUESTION = "How many layers of a trained chain are needed, when those that became almost the identity are taken out?"
+EXPLANATION = """A layer's output is fitted, channel by channel, by a line of what comes into its ReLU; *explained* is
+the part of the output's variance that these lines give. The layer that is explained best is taken out, its lines go
+into the convolution before it, the channels of all convolutions are scaled and shifted to the means and deviations that
+they had in the whole chain, and all is measured again; it is named by its place among the chain's modules, ReLUs and
+all. Nothing is trained. How many layers can go is chosen by the accuracy on training images, so that the images held
+out have no part in any choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune:
+    """How many layers of a trained chain are needed, when those that became almost the identity are taken out?"""
+
+    net: Positional[str]
+    """A model file, a checkpoint or a run's folder (which is folded first), or the name of trained weights."""
+    most: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """Take out at most so many; by default all that can be."""
+    write: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write the shortest chain that loses no more than --lose into this model file."""
+    lose: float = 0.01
+    """How much accuracy on the training images of --choose that chain may lose, 0 to 1."""
+    choose: int = 1000
+    """Training images, evenly of all classes, by whose labels it is chosen how many layers can go."""
+    data: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """digits, cifar10, cifar100 or folder; by default what the network was trained on."""
+    data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """Where the images are."""
+    images: int = 512
+    """Training images on which the layers are measured; their labels are not used."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto for the best that there is."""
+    out: Annotated[Path, arg(metavar="FOLDER")] = Path("results")
+    """Where prune.json, prune.md and prune.png go."""
+
+    def run(self, say: Callable[[str], None]) -> None:
+        """Take out layers, evaluate each chain, choose one, and write prune.json, prune.md and prune.png.
+
+        Raises:
+            UsageError: no such network, one with branches, or an option that makes no sense.
+            FileError, DataError: files or images that cannot be read or written.
+        """
+        if self.most is not None and self.most < 1:
+            raise UsageError(f"most is {self.most}; at least one layer has to be taken out")
+        if not 0 <= self.lose <= 1:
+            raise UsageError(f"lose is {self.lose}; it must be from 0 to 1")
+        if self.choose < 1:
+            raise UsageError(f"choose is {self.choose}; at least one image is needed to choose by")
+        from diracnets.analysis.subject import find_subject
+        from diracnets.runtime.environment import circumstances
+
+        subject = find_subject(self.net, self.data, self.data_dir, self.device)
+        if subject.net.training:
+            raise UsageError(f"{self.net} is a fresh network; give one that is trained")
+        images, _ = subject.images(self.images)
+        choice = subject.data.with_fewer(self.choose)
+        chain = _chain(subject.net)
+        rows: list[dict[str, Any]] = []
+        best = chain
+        for shorter, row in _shorten(chain, images, choice, self.most):
+            rows.append(row)
+            less = f" without {row['taken']}" if row["taken"] else ""
+            say(f"{row['layers']} convolutions{less}: {row['accuracy']:.2%}")
+            if row["choice_accuracy"] >= rows[0]["choice_accuracy"] - self.lose:
+                best, kept = shorter, len(rows) - 1
+        facts = {
+            "study": "prune",
+            "title": f"Fewer layers of {subject.name}",
+            "question": QUESTION,
+            "circumstances": circumstances(images.device),
+            "network": subject.name,
+            "data": subject.data.name,
+            "images": len(images),
+            "choice_images": len(choice.train),
+            "held_out": len(choice.val),
+            "lose": self.lose,
+            "kept": kept,
+            "rows": rows,
+        }
+        if self.write is not None:
+            _write(best, subject.net, rows[: kept + 1], self.write)
+            say(f"wrote {self.write}: {rows[kept]['layers']} convolutions, {rows[kept]['accuracy']:.2%}")
+        say(_table(rows))
+        write_study(self.out, facts, page, lambda figure: draw(figure, rows), (7, 4), say)
+
+
+def page(facts: Mapping[str, Any], *, picture: bool) -> str:
+    """The study in Markdown."""
+    rows, kept = facts["rows"], facts["kept"]
+    parts = [f"# {facts['title']}", QUESTION, EXPLANATION]
+    before, after = (f"{100 * rows[index]['accuracy']:.2f}" for index in (0, kept))
+    parts.append(
+        f"Of {rows[0]['layers']} convolutions, {kept} can be taken out with a loss of at most {100 * facts['lose']:g} "
+        f"point{'s' * (facts['lose'] != 0.01)} on {facts['choice_images']:,} training images; on those held out, "
+        f"accuracy is {before}% before, {after}% after."
+    )
+    if picture:
+        parts.append("![Accuracy against the number of convolutions](prune.png)")
+    parts.append(_table(rows))
+    parts.append(
+        f"Accuracy on the {facts['held_out']:,} held-out images of {facts['data']}; layers measured on "
+        f"{facts['images']:,} training images, their number chosen by the accuracy on {facts['choice_images']:,}; "
+        f"{told(facts['circumstances'])}"
+    )
+    return "\n\n".join(parts)
+
+
+def draw(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Accuracy against the number of convolutions that are left."""
+    axes = figure.subplots()
+    layers = [row["layers"] for row in rows]
+    for kind, label in (("accuracy", "held-out images"), ("choice_accuracy", "training images, which choose")):
+        axes.plot(layers, [100 * row[kind] for row in rows], marker="o", markersize=3, label=label)
+    axes.legend(fontsize=8)
+    axes.invert_xaxis()
+    axes.set_xlabel("convolutions left")
+    axes.set_ylabel("accuracy, %")
+    axes.grid(alpha=0.3)
+
+
+def _chain(net: nn.Module) -> nn.Sequential:
+    from torch import nn
+
+    from diracnets.folding.fold import fold
+
+    chain = net if isinstance(net, nn.Sequential) else fold(net)
+    if not isinstance(chain, nn.Sequential):
+        raise UsageError("this network has branches, so that it is no chain from which layers could be taken")
+    return chain
+
+
+def _shorten(
+    chain: nn.Sequential, images: Tensor, data: ImageData, most: int | None
+) -> Iterator[tuple[nn.Sequential, dict[str, Any]]]:
+    """The chain and its row, and then shorter and shorter ones, layers measured on some images."""
+    from diracnets.analysis.cut import candidates, output_statistics, settle, without
+    from diracnets.evaluation.metrics import evaluate
+
+    wanted = output_statistics(chain, images)
+    taken, explained = None, None
+    while True:
+        yield (
+            chain,
+            {
+                "taken": taken,
+                "explained": explained,
+                "layers": sum(type(layer).__name__ == "Conv2d" for layer in chain),
+                "parameters": sum(parameter.numel() for parameter in chain.parameters()),
+                "choice_accuracy": evaluate(chain, data.train).top1,
+                "accuracy": evaluate(chain, data.val).top1,
+            },
+        )
+        found = candidates(chain, images)
+        if not found or most == 0:
+            return
+        most = None if most is None else most - 1
+        taken, explained = found[0].layer, float(f"{found[0].explained:.5g}")
+        chain = without(chain, found[0])
+        wanted[found[0].before] = wanted.pop(taken)
+        settle(chain, images, wanted)
+
+
+def _write(chain: nn.Sequential, net: nn.Module, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    from diracnets.artifacts.card import facts_of
+    from diracnets.artifacts.model_file import save
+
+    facts = facts_of(net)
+    if facts is None:
+        raise UsageError("the network does not say which images it takes, as a model file has to")
+    removed = [row["taken"] for row in rows[1:]]
+    provenance = {**facts.provenance, "accuracy": rows[-1]["accuracy"], "taken_out": removed}
+    save(chain, path, facts=replace(facts, provenance=provenance, fold={}))
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    columns = ["convolutions", "taken out", "explained", "parameters", "accuracy, %", "lost", "of training images, %"]
+    first = rows[0]["accuracy"]
+    lines = [
+        [
+            row["layers"],
+            row["taken"] or "",
+            "" if row["explained"] is None else f"{row['explained']:.3f}",
+            f"{row['parameters']:,}",
+            f"{100 * row['accuracy']:.2f}",
+            f"{100 * (first - row['accuracy']):.2f}",
+            f"{100 * row['choice_accuracy']:.2f}",
+        ]
+        for row in rows
+    ]
+    return markdown_table(columns, lines)

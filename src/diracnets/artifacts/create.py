@@ -1,0 +1,131 @@
+"""`create_model`: a network by its name, with fresh weights or with trained ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from diracnets.artifacts.card import attach_facts
+from diracnets.artifacts.load import load_weights
+from diracnets.artifacts.pretrained import choose_weights
+from diracnets.artifacts.unfold import unfold
+from diracnets.errors import UsageError
+from diracnets.models import names
+from diracnets.models.build import build_model, on_meta
+from diracnets.models.init import StartName
+from diracnets.models.network import Network
+from diracnets.nn.dirac import Init
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    width: float = 1.0,
+    start: StartName = "paper",
+    init: Init | None = None,
+    alpha: float | None = None,
+    beta: float | None = None,
+    bias: float | None = None,
+    pretrained: bool | str = False,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Network:
+    """Make a network with fresh weights, or with trained ones.
+
+    Args:
+        name: see `build_model`, which all arguments but `pretrained` are handed to where the weights are fresh.
+        num_classes: by default 10 for the CIFAR networks, 1000 for the ImageNet ones, or as many as trained weights
+            have; 0 for pooled features.
+        in_channels: channels of the images, by default 3, or those of trained weights.
+        image_size: height and width, or one number for both; by default 32 or 224, or that of trained weights.
+        width, start, init, alpha, beta, bias: see `build_model`.
+        pretrained: the name of trained weights of this network, see `list_weights`, or True for the first ones with
+            as many classes. They decide about what is not given, and leave no choice of a start.
+        device, dtype: of the parameters.
+
+    Raises:
+        FileError: the trained weights are damaged, or cannot be downloaded.
+        UsageError: as `build_model`; or there are no such weights.
+
+    >>> net = create_model("diracnet-28-0.5", pretrained=True)
+    >>> net.num_classes, net.input_size
+    (10, (1, 8, 8))
+    """
+    if not pretrained and not isinstance(pretrained, str):
+        return build_model(
+            name,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            image_size=image_size,
+            width=width,
+            start=start,
+            init=init,
+            alpha=alpha,
+            beta=beta,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
+    names.parse(name)
+    asked = {"start": start, "init": init, "alpha": alpha, "beta": beta, "bias": bias}
+    if chosen := [key for key, value in asked.items() if value not in (None, "paper")]:
+        raise UsageError(f"{' and '.join(chosen)} belong to a start, which trained weights do not have; leave them out")
+    net = trained_network(
+        name, pretrained, num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width
+    )
+    return net.to(device=device, dtype=dtype)
+
+
+def trained_network(
+    name: str,
+    pretrained: str | bool,
+    *,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    width: float = 1.0,
+) -> Network:
+    """A network with trained weights, ready to be trained further; folded weights are unfolded.
+
+    Args:
+        name: of the network.
+        pretrained: the name of its weights, or True for the first ones with as many classes.
+        num_classes: None for any number; 0 for pooled features, without the classifier.
+        in_channels: None for what the weights take.
+        image_size: None for what the weights were trained on.
+        width: of the network.
+
+    Returns:
+        The network in training mode, as a fresh one is, with the weights' `facts`.
+
+    Raises:
+        UsageError: there are no such weights; the message says which there are.
+        FileError: their file is damaged, or cannot be downloaded.
+
+    >>> net = trained_network("diracnet-28-0.5", True)
+    >>> net.num_classes, net.input_size, net.facts.provenance["data"]["name"]
+    (10, (1, 8, 8), 'digits')
+    """
+    weights = choose_weights(name, pretrained, num_classes or None)
+    for what, given, fixed in (
+        ("in_channels", in_channels, weights.model["in_channels"]),
+        ("width", width, weights.model.get("width", 1.0)),
+    ):
+        if given not in (None, fixed):
+            raise UsageError(f"the weights {weights.name} have {what} {fixed}, not {given}; leave {what} out")
+    loaded = load_weights(weights)
+    trained = unfold(loaded) if isinstance(loaded, nn.Sequential) else loaded
+    config = dict(weights.model) if image_size is None else {**weights.model, "image_size": image_size}
+    net = on_meta(config)
+    net.load_state_dict(trained.state_dict(), assign=True)
+    facts = replace(weights.facts(), input_size=net.input_size)
+    if num_classes == 0:
+        net.reset_classifier(0)
+        facts = replace(facts, classes=())
+    attach_facts(net, facts)
+    return net

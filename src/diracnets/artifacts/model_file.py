@@ -1,0 +1,256 @@
+"""The model file: one .safetensors file that holds a chain and describes itself.
+
+Tensors are stored by their `state_dict` names. The metadata key "diracnets" holds JSON: the format's number, the layers
+with their arguments, the facts (input size, normalization, classes, provenance, fold), what the chain makes of a fixed
+probe, and a SHA-256 over all of that and the tensors. Nothing in a file is ever executed: the layers are built from a
+list of known types with bounded arguments, on no memory, and must agree with the tensors before these are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from diracnets.artifacts import layers
+from diracnets.artifacts.card import ModelFacts, attach_facts
+from diracnets.errors import FileError, UsageError
+from diracnets.files import written_whole
+
+FORMAT = 1
+KEY = "diracnets"
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+_PROBE_VALUES = 1000  # of the output on the probe that are stored
+_PROBE_TOLERANCE = 1e-3  # relative to the largest: float32 on another processor stays far below, a wrong layer does not
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `verify` found in a model file that is in order.
+
+    Args:
+        path: of the file.
+        sha256: of its contents, as stored and found again.
+        size: of the file, bytes.
+        layers: how many.
+        parameters: how many numbers the layers' weights and biases have.
+        probe_difference: largest absolute difference between the stored and the recomputed outputs on the probe.
+        probe_scale: largest absolute of the stored outputs.
+    """
+
+    path: Path
+    sha256: str
+    size: int
+    layers: int
+    parameters: int
+    probe_difference: float
+    probe_scale: float
+
+
+def save(chain: nn.Module, path: str | Path, *, facts: ModelFacts) -> None:
+    """Write a chain and what is known about it to a model file, whole or not at all.
+
+    Args:
+        chain: a flat `nn.Sequential` of ordinary layers, as `fold` makes it of a DiracNet, of any dtype, device
+            and memory format. Its weights are stored as they are, its mode (training or not) is not.
+        path: of the file, by convention with the suffix .safetensors.
+        facts: what the file is to say about the network.
+
+    Raises:
+        UsageError: not a flat chain of layers that a file can hold, or one that does not fit the facts.
+        FileError: the file cannot be written.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
+    >>> chain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    >>> save(chain, path, facts=ModelFacts((1, 8, 8), mean=(0.5,), std=(0.5,), classes=("cat", "dog")))
+    >>> read(path).facts.classes
+    ('cat', 'dog')
+    """
+    layer_data = layers.to_data(chain)
+    tensors = {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)  # safetensors takes no others
+        for name, tensor in chain.state_dict().items()
+    }
+    try:
+        rebuilt = _assemble(layer_data, facts, tensors)
+    except ValueError as error:
+        raise UsageError(f"this chain cannot be written to {path}: {error}") from error
+    bad = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
+    if bad is not None:
+        raise UsageError(f"this chain cannot be written to {path}: {bad} holds numbers that are not finite")
+    probe = _probe_output(rebuilt, facts)
+    if not all(map(math.isfinite, probe)):
+        raise UsageError(f"this chain cannot be written to {path}: what it computes is not finite")
+    content = {"format": FORMAT, "layers": layer_data, **facts.to_data(), "probe": probe}
+    content["sha256"] = _hash(content, tensors)
+    with written_whole(path) as part:
+        try:
+            save_file(tensors, part, metadata={KEY: json.dumps(content, allow_nan=False)})
+        except SafetensorError as error:  # how it words a full disk
+            raise FileError(f"cannot write {path}: {error}") from error
+
+
+def read(path: str | Path, device: torch.device | str = "cpu") -> nn.Sequential:
+    """The chain in a model file: an ordinary `nn.Sequential` in evaluation mode, with the attribute `facts`.
+
+    Args:
+        path: of the file.
+        device: to put the tensors on.
+
+    Returns:
+        The chain, its parameters with the stored dtype and without gradients.
+
+    Raises:
+        FileError: there is no such file, it is no model file, damaged, altered, or of a newer format.
+    """
+    chain, _ = _read(Path(path))
+    return chain.to(device)
+
+
+def verify(path: str | Path) -> Verified:
+    """Check a model file: its hash, its structure, and that the chain still computes what it did when it was written.
+
+    Raises:
+        FileError: as `read`; or the outputs on the stored probe differ by more than a thousandth of the largest.
+    """
+    path = Path(path)
+    chain, content = _read(path)
+    stored, found = content["probe"], _probe_output(chain, chain.facts)  # type: ignore[arg-type]
+    scale = max(map(abs, stored))
+    if len(stored) != len(found):
+        raise FileError(
+            f"{path} is not a valid model file: its probe has {len(stored)} numbers where {len(found)} come out"
+        )
+    difference = max(abs(a - b) for a, b in zip(stored, found, strict=True))
+    if not difference <= _PROBE_TOLERANCE * scale:
+        raise FileError(
+            f"{path} computes something else here than where it was written: outputs of up to {scale:.3g} differ "
+            f"by {difference:.3g}; try another version of torch than {torch.__version__}"
+        )
+    parameters = sum(parameter.numel() for parameter in chain.parameters())
+    return Verified(path, content["sha256"], path.stat().st_size, len(chain), parameters, difference, scale)
+
+
+def check_is_file(path: Path) -> None:
+    """Raise `FileError` where `path` is missing, a folder or an empty file."""
+    try:
+        if path.is_dir():
+            raise FileError(f"{path} is a folder, not a file")
+        if path.stat().st_size == 0:
+            raise FileError(f"{path} is empty: it was not written to the end, or not copied")
+    except FileNotFoundError as error:
+        raise FileError(f"there is no file {path}") from error
+    except (OSError, ValueError) as error:
+        raise FileError(f"cannot read {path}: {error}") from error
+
+
+def _read(path: Path) -> tuple[nn.Sequential, dict[str, Any]]:
+    check_is_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            content = _content(path, file.metadata())
+            facts = ModelFacts.from_data(content)
+            wanted = {name: tensor.shape for name, tensor in _on_meta(content["layers"], facts).state_dict().items()}
+            stored = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            _compare(wanted, stored)
+            if unknown := {file.get_slice(name).get_dtype() for name in stored} - _DTYPES.keys():
+                raise ValueError(f"tensors of type {', '.join(sorted(unknown))}")
+            tensors = {name: file.get_tensor(name).clone() for name in stored}  # not a view of a file that may change
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:  # UsageError too
+        raise FileError(f"{path} is not a valid model file: {error}") from error
+    except SafetensorError as error:
+        raise FileError(f"{path} is damaged or no .safetensors file: {error}") from error
+    if content["sha256"] != _hash(content, tensors):
+        raise FileError(f"{path} has been altered or damaged: it does not have the SHA-256 that it states; get it anew")
+    try:
+        chain = _assemble(content["layers"], facts, tensors)
+    except ValueError as error:
+        raise FileError(f"{path} is not a valid model file: {error}") from error
+    attach_facts(chain, facts)
+    return chain, content
+
+
+def _content(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    if not metadata or KEY not in metadata:
+        raise FileError(f"{path} is a .safetensors file but no diracnets model file: it does not describe its layers")
+    try:
+        content = json.loads(metadata[KEY])
+        json.dumps(content)
+    except RecursionError as error:
+        raise ValueError("its description is nested too deep") from error
+    if not isinstance(content, dict) or type(content.get("format")) is not int:
+        raise ValueError("its description has no format number")
+    if content["format"] > FORMAT:
+        raise FileError(
+            f"{path} has format {content['format']}, which is newer than this diracnets reads ({FORMAT}): upgrade it"
+        )
+    probe, layer_data = content.get("probe"), content.get("layers")
+    if content["format"] < 1 or not isinstance(layer_data, list) or not layer_data or "sha256" not in content:
+        raise ValueError("its description is incomplete")
+    if not isinstance(probe, list) or not 0 < len(probe) <= _PROBE_VALUES or not all(type(v) is float for v in probe):
+        raise ValueError("its probe is not a list of numbers")
+    return content
+
+
+def _assemble(layer_data: list[dict[str, Any]], facts: ModelFacts, tensors: Mapping[str, Tensor]) -> nn.Sequential:
+    """The chain with its tensors; ValueError where layers, facts and tensors disagree."""
+    chain = _on_meta(layer_data, facts)
+    state = chain.state_dict()
+    _compare({name: tensor.shape for name, tensor in state.items()}, {name: t.shape for name, t in tensors.items()})
+    if len({tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}) > 1:
+        raise ValueError("its tensors have different precisions")
+    if any(tensor.is_floating_point() != state[name].is_floating_point() for name, tensor in tensors.items()):
+        raise ValueError("whole numbers where there should be weights")
+    chain.load_state_dict(dict(tensors), assign=True)
+    return chain.requires_grad_(False).eval()
+
+
+def _on_meta(layer_data: list[dict[str, Any]], facts: ModelFacts) -> nn.Sequential:
+    """The layers without memory; ValueError where they do not fit each other, the images or the classes."""
+    chain = layers.from_data(layer_data).eval()
+    shape = layers.output_shapes(chain, facts.input_size)[-1]
+    if facts.classes and shape != (1, len(facts.classes)):
+        raise ValueError(f"it has {len(facts.classes)} class names and an output of {list(shape)} for one image")
+    return chain
+
+
+def _compare(wanted: Mapping[str, torch.Size], stored: Mapping[str, torch.Size]) -> None:
+    for name in sorted(wanted.keys() | stored.keys()):
+        if name not in stored:
+            raise ValueError(f"the tensor {name} is missing")
+        if name not in wanted:
+            raise ValueError(f"the tensor {name[:200]!r} belongs to no layer")
+        if wanted[name] != stored[name]:
+            raise ValueError(f"the tensor {name} is {list(stored[name])} where its layer has {list(wanted[name])}")
+
+
+@torch.inference_mode()
+def _probe_output(chain: nn.Sequential, facts: ModelFacts) -> list[float]:
+    """The first outputs, in float32, on a fixed image that no random number generator of any version changes."""
+    probe = torch.arange(math.prod(facts.input_size), dtype=torch.float64).mul(0.7).sin().float()
+    copy = layers.from_data(layers.to_data(chain)).eval()
+    state = {name: t.float() if t.is_floating_point() else t for name, t in chain.state_dict().items()}
+    copy.load_state_dict(state, assign=True)
+    output: Tensor = copy(probe.reshape(1, *facts.input_size))
+    return output.flatten()[:_PROBE_VALUES].tolist()
+
+
+def _hash(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    described = {key: value for key, value in content.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True, separators=(",", ":")).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

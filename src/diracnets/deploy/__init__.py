@@ -1,1 +1,0 @@
-"""What is done with a model file: prediction and inspection."""

@@ -1,0 +1,1 @@
+"""Accuracy of a network, predictions for pictures, and what a network is."""

@@ -1,0 +1,222 @@
+"""`describe`: what a network consists of and costs, layer by layer, without running it or taking memory for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from diracnets.artifacts import layers
+from diracnets.artifacts.card import attach_facts, facts_of, input_size_of
+from diracnets.artifacts.load import is_weights, load
+from diracnets.artifacts.pretrained import find_weights
+from diracnets.artifacts.recognize import chain_layers
+from diracnets.errors import UsageError
+from diracnets.evaluation.receptive import Field
+from diracnets.folding.flow import follow
+from diracnets.folding.steps import source_of
+from diracnets.models.build import on_meta
+from diracnets.models.names import is_name
+from diracnets.models.network import Network
+from diracnets.nn.diracify import undo
+
+_FILE_SUFFIXES = {".safetensors", ".pt", ".pth", ".pt7"}
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One layer.
+
+    Args:
+        name: as in the network's `state_dict`.
+        type: the name of its class.
+        output_shape: of one image, without the batch axis.
+        parameters: how many.
+        multiply_adds: for one image, of convolutions, linear layers and batch norms; a bias counts as one for each
+            output, so that a network and its chain cost the same. Other layers count as nothing.
+        receptive_field: the pixels (height, width) of the image that one output depends on, as far as the image reaches
+            beyond them; None where it is the whole image.
+    """
+
+    name: str
+    type: str
+    output_shape: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+    receptive_field: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Info:
+    """A network, or a file that holds one; `dataclasses.asdict` of it is plain JSON values.
+
+    Args:
+        name: what was asked for, or the network's name.
+        kind: "network" as it is trained, or "chain" as it is folded.
+        input_size: (channels, height, width) that shapes and costs are for.
+        layers: in the order in which they run.
+        parameters: of all layers.
+        folded_parameters: of what `fold` makes of it; the same as `parameters` for a chain.
+        multiply_adds: of one image.
+        receptive_field: of the last layer that does not see the whole image.
+        file_bytes: size of the file, None for a network by name, and where it is not known.
+        weight_bytes: of the folded weights in "float32", "float16" and "int8" (a byte a weight, and four for each bias
+            and each output channel's scale).
+        classes: names of the classes, empty where they are not known.
+        mean, std: normalization of the channels, empty where it is not known.
+        provenance: where it comes from.
+        fold: numbers of the fold.
+    """
+
+    name: str
+    kind: str
+    input_size: tuple[int, ...]
+    layers: tuple[LayerInfo, ...]
+    parameters: int
+    folded_parameters: int
+    multiply_adds: int
+    receptive_field: tuple[int, ...] | None
+    file_bytes: int | None
+    weight_bytes: Mapping[str, int]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    provenance: Mapping[str, Any]
+    fold: Mapping[str, Any]
+
+
+def describe(model: str | Path | nn.Module) -> Info:
+    """What a network consists of and costs.
+
+    Args:
+        model: the name of a network or of weights, which are not downloaded for this, a file that `diracnets.load`
+            reads, a network of `build_model`, or a chain with `facts`. A file goes before a name, and a name before a
+            folder.
+
+    Raises:
+        UsageError: no such name, or a network whose image size is not known.
+        FileError: a file that cannot be read.
+
+    >>> info = describe("diracnet-18")
+    >>> info.parameters, info.folded_parameters, round(info.multiply_adds / 1e9, 2), info.layers[0].output_shape
+    (11523368, 11511784, 1.8, (64, 112, 112))
+    """
+    if isinstance(model, nn.Module):
+        return _describe(str(getattr(model, "config", {}).get("name", type(model).__name__)), model, None)
+    path = Path(model)
+    if is_weights(path):
+        weights = find_weights(str(path))
+        net = on_meta(dict(weights.model))
+        trained = chain_layers(net) if weights.folded else net
+        attach_facts(trained, weights.facts())
+        return _describe(weights.name, trained, weights.size)
+    there = path.is_file() or (path.exists() and not is_name(str(path)))
+    if there or path.suffix.lower() in _FILE_SUFFIXES or len(path.parts) > 1:
+        loaded = load(path)
+        return _describe(str(model), loaded, path.stat().st_size)
+    return _describe(str(model), on_meta({"name": str(model)}), None)
+
+
+def _describe(name: str, model: nn.Module, file_bytes: int | None) -> Info:
+    facts = facts_of(model)
+    if isinstance(model, Network):
+        skeleton: nn.Module = on_meta(model.config)
+        input_size: tuple[int, ...] = model.input_size
+    else:
+        skeleton = layers.from_data(layers.to_data(model))
+        input_size = input_size_of(model) or ()
+    if not input_size:
+        raise UsageError(f"{name} does not say which image size it takes, without which nothing can be counted")
+    modules = dict(skeleton.named_modules())
+    rows = _walk(skeleton.eval(), input_size)
+    parameters = sum(parameter.numel() for parameter in skeleton.parameters())
+    weighted = [module for module in modules.values() if isinstance(module, _ConvNd | nn.Linear)]
+    weights = sum(module.weight.numel() for module in weighted)
+    outputs = sum(_outputs(module) for module in weighted)
+    folded = _folded_parameters(skeleton) if isinstance(model, Network) else parameters
+    return Info(
+        name=name,
+        kind="network" if isinstance(model, Network) else "chain",
+        input_size=tuple(input_size),
+        layers=tuple(rows),
+        parameters=parameters,
+        folded_parameters=folded,
+        multiply_adds=sum(row.multiply_adds for row in rows),
+        receptive_field=next((row.receptive_field for row in reversed(rows) if row.receptive_field), None),
+        file_bytes=file_bytes,
+        weight_bytes={"float32": 4 * folded, "float16": 2 * folded, "int8": weights + 4 * (folded - weights + outputs)},
+        classes=facts.classes if facts else (),
+        mean=facts.mean if facts else (),
+        std=facts.std if facts else (),
+        provenance=dict(facts.provenance) if facts else {},
+        fold=dict(facts.fold) if facts else {},
+    )
+
+
+def _folded_parameters(net: nn.Module) -> int:
+    """Parameters of what `fold` makes of a network: a batch norm becomes the bias of a convolution of its own."""
+    plain = undo(net)
+    modules = dict(plain.named_modules())
+    total = sum(parameter.numel() for parameter in plain.parameters())
+    for name, calls in follow(plain).calls.items():
+        norm, source = modules[name], source_of(calls[0])
+        if not isinstance(norm, nn.BatchNorm2d) or source is None or source.op != "call_module":
+            continue
+        if isinstance(modules[str(source.target)], nn.Conv2d) and len(source.users) == 1:
+            total -= norm.num_features
+    return total
+
+
+@torch.no_grad()
+def _walk(skeleton: nn.Module, input_size: tuple[int, ...]) -> list[LayerInfo]:
+    """A row for each layer that runs, in the order in which they run, on an image without memory."""
+    rows: list[LayerInfo] = []
+    image = torch.empty(1, *input_size, device="meta")
+    fields: dict[Tensor, Field | None] = {image: Field.of_pixel(len(input_size) - 1)}  # of what layers gave so far
+
+    def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        # what no layer gave is the sum of branches, which sees as far as the one that sees farthest
+        field = fields[inputs[0]] if inputs[0] in fields else _largest(fields.values())
+        field = field and field.behind(layer, tuple(inputs[0].shape[2:]), tuple(output.shape[2:]))
+        fields[output] = field
+        parameters = sum(parameter.numel() for parameter in layer.parameters())
+        pixels = None if field is None else field.pixels
+        costs = _multiply_adds(layer, inputs[0], output)
+        rows.append(LayerInfo(name, type(layer).__name__, tuple(output.shape[1:]), parameters, costs, pixels))
+
+    for name, module in skeleton.named_modules():
+        if not any(module.children()):
+            module.register_forward_hook(partial(record, name))
+    skeleton(image)
+    return rows
+
+
+def _largest(fields: Iterable[Field | None]) -> Field | None:
+    known = list(fields)
+    return None if None in known else max((field for field in known if field), key=lambda field: field.size)
+
+
+def _multiply_adds(layer: nn.Module, x: Tensor, y: Tensor) -> int:
+    if isinstance(layer, _NormBase):
+        return y.numel()
+    if isinstance(layer, _ConvTransposeNd):
+        products = layer.weight.numel() * math.prod(x.shape[2:])
+    elif isinstance(layer, _ConvNd):
+        products = layer.weight.numel() * math.prod(y.shape[2:])
+    elif isinstance(layer, nn.Linear):
+        products = layer.weight.numel() * (y.numel() // layer.out_features)
+    else:
+        return 0
+    return products + (y.numel() if layer.bias is not None else 0)
+
+
+def _outputs(layer: nn.Module) -> int:
+    return layer.out_features if isinstance(layer, nn.Linear) else int(layer.out_channels)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""Dirac convolutions and batch norms become ordinary convolutions, and the proof of it."""

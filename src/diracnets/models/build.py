@@ -1,0 +1,161 @@
+"""Networks by name: `build_model` makes them with fresh weights, `list_models` lists them."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from diracnets.errors import UsageError
+from diracnets.models import names
+from diracnets.models.diracnet import CIFAR_WIDTHS, IMAGENET_WIDTHS, cifar_diracnet, imagenet_diracnet
+from diracnets.models.init import Start, StartName, resolve_start
+from diracnets.models.names import Family, Name
+from diracnets.models.network import Network, Spec
+from diracnets.models.repvgg import cifar_repvgg
+from diracnets.models.resnet import cifar_resnet, imagenet_resnet, wide_resnet
+from diracnets.models.sprint import WIDTHS as SPRINT_WIDTHS
+from diracnets.models.sprint import sprint
+from diracnets.models.vgg import WIDTHS as VGG_WIDTHS
+from diracnets.models.vgg import vgg
+from diracnets.nn.dirac import Init
+
+Builder = Callable[[int, Sequence[int], Start, Spec], Network]  # from depth and the channels of each group
+_CIFAR: dict[Family, tuple[Sequence[int], Builder]] = {
+    "plain": (CIFAR_WIDTHS, cifar_diracnet),
+    "sprint": (SPRINT_WIDTHS, sprint),
+    "repvgg": (CIFAR_WIDTHS, cifar_repvgg),
+    "wrn": (CIFAR_WIDTHS, wide_resnet),
+    "resnet": (CIFAR_WIDTHS, cifar_resnet),
+    "vgg": (VGG_WIDTHS, vgg),
+}
+_IMAGENET: dict[Family, tuple[Sequence[int], Builder]] = {
+    "plain": (IMAGENET_WIDTHS, imagenet_diracnet),
+    "resnet": (IMAGENET_WIDTHS, imagenet_resnet),
+}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The names of networks, those that the paper speaks of and some more.
+
+    Every `diracnet-N-k` with N = 6n + 4 and any width k, whole or fraction, can be made, and the same for `plain-N-k`,
+    `wrn-N-k`, `dirac-wrn-N-k` and `repvgg-N-k`; only some of them are listed.
+
+    Args:
+        pattern: a shell pattern that the names have to match.
+
+    >>> list_models("plain-[13]*")
+    ['plain-16-1', 'plain-34-2', 'plain-34-4', 'plain-100-1', 'plain-196-1', 'plain-1000-1', 'plain-18', 'plain-34']
+    """
+    return fnmatch.filter(names.listed(), pattern)
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    width: float = 1.0,
+    start: StartName = "paper",
+    init: Init | None = None,
+    alpha: float | None = None,
+    beta: float | None = None,
+    bias: float | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Network:
+    """Make a network with fresh weights.
+
+    `diracnet-N-k` is the paper's network for CIFAR-size images: N = 6n + 4, three groups of 2n blocks, 16k, 32k and 64k
+    channels. `diracnet-18` and `diracnet-34` are those for ImageNet-size images. `diracnet-sprint` is a shallow, wide
+    one for CIFAR that trains fast, also of other widths, `diracnet-sprint-k`. `plain-...` is the same network with
+    ordinary convolutions. What they are compared with: `wrn-N-k`, wide ResNets; `resnet-N`, pre-activation ResNets for
+    CIFAR, with N = 6n + 2, or 9n + 2 from 164 on; `resnet-18` and `resnet-34` for ImageNet; `vgg-16` for CIFAR; and
+    `repvgg-N-k`, RepVGG's blocks in the shape of `diracnet-N-k`. `dirac-wrn-...`, `dirac-resnet-...` and
+    `dirac-vgg-...` have Dirac convolutions everywhere but in the stem.
+
+    Args:
+        name: see `list_models`.
+        num_classes: by default 10 for the CIFAR networks, 1000 for the ImageNet ones; 0 for pooled features.
+        in_channels: channels of the images, by default 3.
+        image_size: height and width, or one number for both; by default 32 or 224. The network runs on other sizes too;
+            this is the size that it is folded, described and exported with.
+        width: multiplies the channels of networks that do not have their width in their name.
+        start: what the blocks start with: "paper", or "deep", which keeps the signal alive in hundreds of layers, see
+            `deep_start`. What is given below counts instead of the start's.
+        init: how the blocks' filters are drawn: "normal", "kaiming", or the standard deviation of a normal
+            distribution, see `DiracConv2d`. With a batch norm behind, a filter's scale matters only for how far a step
+            turns it.
+        alpha, beta: the scales of Dirac convolutions. Ordinary convolutions have none, but given both they start with
+            the filters that Dirac convolutions of these scales have.
+        bias: of the batch norms that a ReLU follows; the last one, before the classifier, has 0 where this is too much
+            for it, see `Start.before_classifier`.
+        device, dtype: of the parameters.
+
+    Raises:
+        UsageError: an unknown name, a depth that there is not, a number that makes no network, or one of alpha and
+            beta without the other for a network without Dirac convolutions.
+
+    >>> net = build_model("diracnet-28-1")
+    >>> sum(p.numel() for p in net.parameters())
+    368730
+    """
+    parsed = names.parse(name)
+    in_channels = 3 if in_channels is None else in_channels
+    if not (math.isfinite(width) and width > 0):
+        raise UsageError(f"width is {width}; it must be a positive number")
+    if in_channels < 1:
+        raise UsageError(f"in_channels is {in_channels}; images need at least 1")
+    if parsed.factor is not None and width != 1.0:
+        raise UsageError(f"{name} has its width in its name; leave width={width} out")
+    image_size = (224 if parsed.imagenet else 32) if image_size is None else image_size
+    height, across = (image_size, image_size) if isinstance(image_size, int) else image_size
+    num_classes = (1000 if parsed.imagenet else 10) if num_classes is None else num_classes
+    config = {
+        "name": name,
+        "num_classes": num_classes,
+        "in_channels": in_channels,
+        "image_size": [height, across],
+        "width": width,
+        "start": start,
+        "init": init,
+        "alpha": alpha,
+        "beta": beta,
+        "bias": bias,
+    }
+    resolved = resolve_start(
+        start,
+        parsed.blocks,
+        parsed.dirac,
+        scale="uniform" if parsed.family == "plain" else 1.0,
+        init=init,
+        alpha=alpha,
+        beta=beta,
+        bias=bias,
+    )
+    spec = Spec(num_classes, (in_channels, height, across), config)
+    net = _build(parsed, width if parsed.factor is None else parsed.factor, resolved, spec)
+    return net.to(device=device, dtype=dtype)
+
+
+def _build(name: Name, factor: float, start: Start, spec: Spec) -> Network:
+    bases, build = (_IMAGENET if name.imagenet else _CIFAR)[name.family]
+    widths = [_channels(base, factor, spec.config["name"]) for base in bases]
+    return build(name.depth, widths, start, spec)
+
+
+def _channels(base: int, factor: float, name: str) -> int:
+    channels = round(base * factor)
+    if channels < 1:
+        raise UsageError(f"{name} of width {factor} has less than one channel of {base}; choose a larger width")
+    return channels
+
+
+def on_meta(arguments: Mapping[str, Any]) -> Network:
+    """`build_model(**arguments)` without memory for the weights and without drawing random numbers."""
+    with torch.device("meta"):
+        return build_model(**arguments)

@@ -1,0 +1,162 @@
+"""`load` tells files by their content, and runs nothing that is in them."""
+
+import os
+import pickle
+import zipfile
+
+import pytest
+import torch
+from torch import nn
+
+import diracnets
+from diracnets.artifacts.card import ModelFacts
+from diracnets.artifacts.load import CHECKPOINT_FORMAT, load
+from diracnets.artifacts.model_file import save
+from diracnets.errors import FileError, UsageError
+
+FACTS = ModelFacts((1, 8, 8), (0.3,), (0.4,), ("a", "b", "c"), {"epochs": 1})
+
+
+def checkpoint(**changes):
+    torch.manual_seed(0)
+    net = diracnets.create_model("diracnet-10-0.25", num_classes=3, in_channels=1, image_size=8)
+    net(torch.randn(8, 1, 8, 8))
+    data = {
+        "format": CHECKPOINT_FORMAT,
+        "model": net.config,
+        "state": net.state_dict(),
+        "facts": FACTS.to_data(),
+        "epoch": 4,
+    }
+    return net.eval(), data | changes
+
+
+def test_checkpoint_of_a_training(tmp_path):
+    net, data = checkpoint()
+    torch.save(data, tmp_path / "last.safetensors")  # content decides, not the suffix
+    loaded = load(tmp_path / "last.safetensors")
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(loaded(x), net(x))
+    assert loaded.config == net.config
+    assert loaded.facts == FACTS
+    assert not loaded.training
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_model_file_under_another_suffix(tmp_path):
+    chain = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    save(chain, tmp_path / "model.pt", facts=FACTS)
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(load(str(tmp_path / "model.pt"))(x), chain(x))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "diracnets-checkpoint-9"}, "checkpoint-9.*upgrade"),
+        ({"format": "other"}, "no network that diracnets knows"),
+        ({"model": 3}, "not described"),
+        ({"model": {"name": "diracnet-10-0.25", "num_classes": 3, "in_channels": 3}}, "stem.conv.weight"),
+        ({"model": {"name": "diracnet-99999994-1"}}, "too few for a diracnet-99999994-1"),
+        ({"model": {"name": "diracnet-10-999999999"}}, "whole network"),
+        ({"model": {"name": "resnet-18"}}, "resnet-18"),
+        ({"model": {"nam": "diracnet-10-1"}}, "whole network"),
+        ({"model": {"name": "diracnet-10-1", "device": "cuda"}}, "not described"),
+        ({"model": {"name": "diracnet-28-0.5", "pretrained": True}}, "not described"),
+        ({"state": {}}, "too few|missing"),
+        ({"facts": {"input_size": [1, 8, 8]}}, "mean"),
+        ({"facts": 3}, "facts are 3"),
+        ({"model": {"name": 3}}, "whole network"),
+        ({"model": {"name": "diracnet-18", "width": 1e300}}, "whole network"),
+        ({"model": {"name": "diracnet-10-1", "in_channels": 10**30}}, "whole network"),
+        ({"model": {"name": "diracnet-10-1", "image_size": "large"}}, "whole network"),
+        ({"model": {"name": "diracnet-10-1", "num_classes": "3"}}, "whole network"),
+    ],
+)
+def test_checkpoint_that_is_no_network(tmp_path, changes, message):
+    torch.save(checkpoint(**changes)[1], tmp_path / "last.pt")
+    with pytest.raises(FileError, match=message) as caught:
+        load(tmp_path / "last.pt")
+    assert str(tmp_path / "last.pt") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class Evil:
+    def __init__(self, sentinel):
+        self.sentinel = sentinel
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.sentinel),)
+
+
+def as_archive(content, path):
+    torch.save(content, path)
+
+
+def as_legacy(content, path):
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def as_pickle(content, path):
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+@pytest.mark.parametrize("write", [as_archive, as_legacy, as_pickle])
+def test_pickled_code_is_never_run(tmp_path, write):
+    sentinel = tmp_path / "executed"
+    write({"params": {"conv": Evil(sentinel)}}, tmp_path / "model.pt")
+    with pytest.raises(FileError, match=r"model\.pt") as caught:
+        load(tmp_path / "model.pt")
+    assert not sentinel.exists()
+    assert "could run any code" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_pickled_module_is_refused_by_name(tmp_path):
+    torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
+    with pytest.raises(FileError, match="Linear"):
+        load(tmp_path / "module.pt")
+
+
+def test_truncated_checkpoint(tmp_path):
+    torch.save(checkpoint()[1], tmp_path / "whole.pt")
+    data = (tmp_path / "whole.pt").read_bytes()
+    for length in range(1, len(data), len(data) // 25):
+        (tmp_path / "cut.pt").write_bytes(data[:length])
+        with pytest.raises(FileError, match=r"cut\.pt") as caught:
+            load(tmp_path / "cut.pt")
+        assert "\n" not in str(caught.value)
+
+
+def an_archive(path):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("x.txt", "hello")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "there is no file"),
+        (lambda path: path.mkdir(), "is a folder"),
+        (lambda path: path.write_bytes(b""), "is empty"),
+        (lambda path: path.write_bytes(b"x"), "neither"),
+        (lambda path: path.write_text("hello world, this is no network"), "neither"),
+        (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)), "neither"),
+        (an_archive, "damaged, or not a file that torch.save wrote"),
+        (lambda path: torch.save(torch.zeros(3), path), "no network that diracnets knows"),
+        (lambda path: torch.save({"a": torch.zeros(3)}, path), "no network that diracnets knows"),
+    ],
+)
+def test_what_is_no_network(tmp_path, make, message):
+    make(tmp_path / "model")
+    with pytest.raises(FileError, match=message) as caught:
+        load(tmp_path / "model")
+    assert str(tmp_path / "model") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
+def test_device_that_is_not_there(tmp_path, device):
+    save(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), tmp_path / "m.safetensors", facts=FACTS)
+    with pytest.raises(UsageError, match=device):
+        load(tmp_path / "m.safetensors", device)

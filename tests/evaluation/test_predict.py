@@ -1,0 +1,181 @@
+"""Prediction needs the file and the images, and nothing else."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import diracnets
+from diracnets.artifacts.card import ModelFacts, attach_facts
+from diracnets.artifacts.model_file import save
+from diracnets.data.decode import to_input
+from diracnets.errors import DataError, FileError, UsageError
+from diracnets.evaluation.predict import Prediction, predict
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
+
+
+def model_file(folder, channels=3, classes=("a", "b", "c"), dtype=torch.float32):
+    torch.manual_seed(0)
+    chain = nn.Sequential(
+        nn.Conv2d(channels, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+    ).to(dtype)
+    facts = ModelFacts((channels, 16, 16), MEAN[:channels], STD[:channels], classes)
+    save(chain, folder / "model.safetensors", facts=facts)
+    return folder / "model.safetensors"
+
+
+def picture(path, color, size=(20, 14), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).convert(mode).save(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    picture(folder / "b.png", "red")
+    picture(folder / "a.jpg", "green")
+    picture(folder / "sub" / "c.PNG", "blue", mode="L")
+    picture(folder / ".hidden" / "d.png", "white")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_probabilities_are_the_networks_on_the_normalized_image(tmp_path, photos, channels, dtype):
+    path = model_file(tmp_path, channels, dtype=dtype)
+    chain = diracnets.load(path)
+    x = to_input(photos / "b.png", (channels, 16, 16), MEAN[:channels], STD[:channels])[None]
+    expected = chain(x.to(dtype)).float().softmax(1)[0]
+    (found,) = predict(path, photos / "b.png", device="cpu")
+    assert [name for name, _ in found.top] == ["abc"[i] for i in expected.argsort(descending=True)]
+    assert [p for _, p in found.top] == pytest.approx(expected.sort(descending=True).values.tolist(), abs=1e-6)
+    assert (found.label, found.probability) == found.top[0]
+
+
+def test_files_folders_patterns_and_pictures_in_order(tmp_path, photos):
+    path = model_file(tmp_path)
+    given = [photos / "b.png", str(photos), str(photos / "*.png"), Image.new("L", (9, 9)), str(photos / "**" / "c.*")]
+    names = [prediction.name for prediction in predict(path, given)]
+    b, a, c = (str(photos / name) for name in ("b.png", "a.jpg", "sub/c.PNG"))
+    assert names == [b, a, b, c, b, "image 3", c]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_batches_change_nothing(tmp_path, photos, batch_size):
+    path = model_file(tmp_path)
+    wanted, found = predict(path, photos), predict(path, photos, batch_size=batch_size)
+    assert [p.name for p in found] == [p.name for p in wanted]
+    assert [p.probability for p in found] == pytest.approx([p.probability for p in wanted])
+
+
+def test_top_and_classes_without_names(tmp_path, photos):
+    path = model_file(tmp_path, classes=())
+    assert [len(prediction.top) for prediction in predict(path, photos, top=2)] == [2, 2, 2]
+    (found,) = predict(path, photos / "a.jpg", top=9)
+    assert {name for name, _ in found.top} == {"0", "1", "2"}
+    assert sum(p for _, p in found.top) == pytest.approx(1)
+    assert json.loads(json.dumps(asdict(found)))["label"] == found.label
+
+
+def test_loaded_network_and_checkpoint_predict_as_their_file(tmp_path, photos):
+    path = model_file(tmp_path)
+    assert predict(diracnets.load(path), photos) == predict(path, photos, device="cpu")
+
+
+def test_name_that_looks_like_a_pattern_is_a_file_where_there_is_one(tmp_path, photos):
+    odd = picture(photos / "x[1].png", "red")
+    assert [p.name for p in predict(model_file(tmp_path), str(odd))] == [str(odd)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("empty.png", b""), ("text.jpg", b"not an image"), ("cut.png", None)],
+    ids=["empty", "text", "cut"],
+)
+def test_broken_image_is_named(tmp_path, photos, name, content):
+    whole = picture(tmp_path / "whole.png", "red", size=(200, 200)).read_bytes()
+    (photos / name).write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(DataError, match=name) as caught:
+        predict(model_file(tmp_path), photos)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_broken_images_can_be_left_out_and_are_told(tmp_path, photos, batch_size):
+    path = model_file(tmp_path)
+    wanted = predict(path, photos)
+    for name in ("0.png", "az.png", "z.png"):
+        (photos / name).write_text("not an image")
+    told = []
+    found = predict(path, photos, batch_size=batch_size, on_unreadable=lambda *each: told.append(each))
+    assert [each.name for each in found] == [each.name for each in wanted]
+    assert [each.probability for each in found] == pytest.approx([each.probability for each in wanted])
+    assert [name for name, _ in told] == [str(photos / name) for name in ("0.png", "az.png", "z.png")]
+    assert all(isinstance(error, DataError) and name in str(error) for name, error in told)
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        ("nowhere.png", FileError, "no image nowhere.png"),
+        ("nowhere/*.png", FileError, "no file matches nowhere/"),
+        ([3], UsageError, "image 0 is a int"),
+    ],
+)
+def test_missing_images(tmp_path, images, error, message):
+    with pytest.raises(error, match=message):
+        predict(model_file(tmp_path), images)
+
+
+def test_folder_without_images(tmp_path):
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="none holds no images"):
+        predict(model_file(tmp_path), tmp_path / "none")
+
+
+def test_no_images_give_no_predictions(tmp_path):
+    assert predict(model_file(tmp_path), []) == []
+
+
+def network(*layers, size=(3, 8, 8), training=False, classes=()):
+    chain = nn.Sequential(*layers).train(training)
+    if size:
+        attach_facts(chain, ModelFacts(size, MEAN, STD, classes))
+    return chain
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (network(nn.Flatten()), {"top": 0}, "top is 0"),
+        (network(nn.Flatten()), {"batch_size": -1}, "batch_size is -1"),
+        (network(nn.Flatten()), {"device": "cpu"}, "where|move a loaded network"),
+        (network(nn.Flatten(), training=True), {}, "training mode"),
+        (network(nn.Flatten(), size=None), {}, "does not say which size"),
+        (network(nn.Identity()), {}, "does not classify"),
+        (network(nn.Flatten(), classes=("a", "b")), {}, "does not classify"),
+    ],
+)
+def test_models_and_numbers_that_make_no_sense(model, options, message):
+    with pytest.raises(UsageError, match=message):
+        predict(model, Image.new("RGB", (8, 8)), **options)
+
+
+def test_numbers_that_are_not_finite_are_an_error_with_the_images_name(photos):
+    class Overflowing(nn.Flatten):
+        def forward(self, x):
+            return super().forward(x) * float("inf")
+
+    with pytest.raises(DataError, match=r"no finite numbers for .*b\.png"):
+        predict(network(Overflowing()), photos / "b.png")
+
+
+def test_prediction_is_frozen():
+    with pytest.raises(AttributeError):
+        Prediction("x", "a", 1.0, (("a", 1.0),)).label = "b"

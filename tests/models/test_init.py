@@ -1,0 +1,200 @@
+"""Starts: what is drawn and set, what overrides what, and that a signal survives a deep start."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from diracnets import create_model
+from diracnets.errors import UsageError
+from diracnets.models.init import DEEP_BIAS, MOST_BETA, deep_start, paper_start, resolve_start
+from diracnets.models.names import parse
+from diracnets.nn.dirac import DiracConv2d
+
+
+def norms(net):
+    return {name: module for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)}
+
+
+def starts(net):
+    """What a network's tensors say of its start: std of the filters, alpha, beta, biases, scales."""
+    convs = [module for module in net.groups.modules() if isinstance(module, nn.Conv2d)]
+    filters = torch.cat([conv.weight.flatten() for conv in convs])
+    scales = [(conv.alpha, conv.beta) for conv in convs if isinstance(conv, DiracConv2d)]
+    alphas, betas = ({round(x, 4) for tensor in each for x in tensor.tolist()} for each in zip(*scales, strict=True))
+    biases = {round(x, 4) for norm in norms(net).values() for x in norm.bias.tolist()}
+    return (
+        filters.std().item(),
+        alphas,
+        betas,
+        biases,
+        {x for norm in norms(net).values() for x in norm.weight.tolist()},
+    )
+
+
+def test_the_papers_start_is_the_default():
+    torch.manual_seed(0)
+    std, alphas, betas, biases, scales = starts(create_model("diracnet-16-1"))
+    assert std == pytest.approx(1, abs=0.02)
+    assert (alphas, betas, biases) == ({1.0}, {0.1}, {0.0})
+    assert len(scales) > 100
+    assert 0 <= min(scales) < 0.1 < 0.9 < max(scales) <= 1
+
+
+def test_a_deep_start_goes_by_the_number_of_blocks():
+    torch.manual_seed(0)
+    std, alphas, betas, biases, scales = starts(create_model("diracnet-52-0.5", start="deep"))
+    expected = deep_start(48)
+    assert std < 0.3
+    assert (alphas, betas, scales) == ({1.0}, {round(expected.beta, 4)}, {1.0})
+    assert biases == {round(expected.bias, 4), 0.0}  # 0 before the classifier
+
+
+def test_what_is_given_counts_instead_of_the_starts_own():
+    torch.manual_seed(0)
+    net = create_model("diracnet-16-1", start="deep", init=0.01, alpha=0.5, beta=0.25, bias=-1.5)
+    std, alphas, betas, biases, scales = starts(net)
+    assert std == pytest.approx(0.01, rel=0.02)
+    assert (alphas, betas, biases, scales) == ({0.5}, {0.25}, {-1.5, 0.0}, {1.0})
+    twin = create_model(**net.config)
+    assert twin.config == net.config
+    assert starts(twin)[1:] == starts(net)[1:]
+
+
+@pytest.mark.parametrize("name", ["plain-10-0.25", "wrn-10-0.25", "dirac-wrn-10-0.25", "resnet-20", "vgg-16"])
+@pytest.mark.parametrize("bias", [0.125, -2.0])
+def test_all_norms_before_a_relu_are_shifted_the_one_before_the_classifier_only_a_little(name, bias):
+    net = create_model(name, bias=bias)
+    *others, last = (set(norm.bias.tolist()) for norm in norms(net).values())
+    assert last == {bias if abs(bias) <= 4 / math.sqrt(net.num_features) else 0.0}
+    assert all(biases == {bias} for biases in others)
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet-18", {"width": 0.125}), ("repvgg-10-0.25", {})])
+def test_what_is_added_before_a_relu_is_shifted_once(name, size):
+    net = create_model(name, bias=0.75, **size)  # not too much for 16 channels before the classifier
+    shifted = {key for key, norm in norms(net).items() if norm.bias[0] == 0.75}
+    others = norms(net).keys() - shifted
+    assert all(key.endswith((".bn1", ".bn3", "stem.bn")) for key in shifted)
+    ends = (".bn2", "shortcut.bn") if name == "resnet-18" else (".bn1", ".identity")
+    assert others
+    assert all(key.endswith(ends) and not norms(net)[key].bias.any() for key in others)
+
+
+@pytest.mark.parametrize("blocks", [1, 12, 24, 48, 96, 396, 996, 10**9])
+def test_deep_starts_have_the_same_bias_and_a_beta_that_falls_with_depth(blocks):
+    start, twice = deep_start(blocks), deep_start(2 * blocks)
+    assert 0 < twice.beta <= start.beta <= MOST_BETA
+    if start.beta < MOST_BETA:
+        assert start.beta * blocks == pytest.approx(twice.beta * 2 * blocks)
+    assert deep_start(blocks, dirac=False).bias == start.bias == twice.bias == DEEP_BIAS
+
+
+@torch.no_grad()
+def test_what_one_relu_has_cut_off_the_next_ones_let_pass():
+    """Why one bias suits any depth: between identities, batch norms and ReLUs soon change nothing more."""
+    torch.manual_seed(0)
+    lost = []
+    x = torch.randn(200_000, dtype=torch.float64) + DEEP_BIAS
+    for _ in range(300):
+        cut = x.relu()
+        lost.append((cut - x).square().mean().item())
+        x = (cut - cut.mean()) / cut.std() + DEEP_BIAS
+    assert lost[0] == pytest.approx(0.0753, rel=0.05)
+    assert sum(lost[1:]) < lost[0]
+    assert lost[-1] < 1e-5
+
+
+@torch.no_grad()
+def test_the_deep_start_keeps_what_tells_images_apart():
+    torch.manual_seed(0)
+    images = torch.randn(16, 3, 8, 8)
+    left = {}
+    for start in ("paper", "deep"):
+        net = create_model("diracnet-202-0.5", image_size=8, start=start)
+        x = net.stem(images)
+        before = x
+        for block in net.groups[0]:
+            x = block(x)
+        both = [(y - y.mean(0)).flatten(1) for y in (before, x)]  # differences between the images
+        left[start] = nn.functional.cosine_similarity(*both).mean().item()
+    assert left["paper"] < 0.2
+    assert left["deep"] > 0.4
+
+
+@pytest.mark.parametrize("name", ["diracnet-16-0.5", "plain-16-0.5", "repvgg-16-0.5", "wrn-16-0.5"])
+@torch.no_grad()
+def test_what_the_classifier_gets_is_no_larger_where_relus_are_shifted(name):
+    """The mean of its input, which all images share, sets the largest rate at which it is stable (docs/depth.md)."""
+    torch.manual_seed(0)
+    net = create_model(name, num_classes=0, start="deep", bias=2.55)
+    mean = net(torch.randn(64, 3, 32, 32)).mean(0)
+    assert mean.square().mean() < 0.7  # 6.5 with the shift
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"start": "shallow"}, "start is 'shallow'; choose one of paper, deep"),
+        ({"init": 0.0}, "init is 0.0"),
+        ({"init": math.nan}, "init is nan"),
+        ({"init": True}, "init is True"),
+        ({"bias": math.inf}, "bias is inf"),
+        ({"alpha": math.nan}, "alpha is nan"),
+        ({"name": "plain-16-1", "alpha": 1.0}, "alpha is 1.0, but this network has no Dirac"),
+        ({"name": "wrn-16-1", "start": "deep", "beta": 0.1}, "beta is 0.1, but this network has no Dirac"),
+    ],
+)
+def test_what_makes_no_start_is_refused(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        create_model(**{"name": "diracnet-16-0.25", **arguments})
+
+
+def test_a_start_says_what_it_is_made_of():
+    nothing = {"init": None, "alpha": None, "beta": None, "bias": None}
+    assert resolve_start("paper", 24, True, scale="uniform", **nothing) == paper_start(dirac=True)
+    assert resolve_start("deep", 24, False, scale=1.0, **nothing) == deep_start(24, dirac=False)
+    with pytest.raises(UsageError, match="blocks is 0"):
+        deep_start(0)
+
+
+def test_a_plain_network_can_start_as_the_dirac_network_computes(warm):
+    """All that is left between the two is what training makes of their parameters."""
+    made = []
+    for name in ("plain-16-0.5", "diracnet-16-0.5"):
+        torch.manual_seed(3)
+        made.append(create_model(name, start="deep", alpha=1.0, beta=0.3).eval())
+    plain, dirac = made
+    assert not any(isinstance(module, DiracConv2d) for module in plain.modules())
+    images = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(plain(images), dirac(images), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_the_page_on_depth_says_what_relus_between_identities_leave():
+    page = (Path(__file__).parents[2] / "docs" / "depth.md").read_text()
+    rows = re.findall(r"^\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\w. ]+)%? \|$", page, re.MULTILINE)
+    assert [row[0] for row in rows] == ["0", "0.5", "1", "2"]
+    for bias, one, many, cut_off in rows:
+        torch.manual_seed(0)
+        first = x = torch.randn(50_000, dtype=torch.float64) + float(bias)
+        for count in range(1, 1001):
+            cut = x.relu()
+            x = (cut - cut.mean()) / cut.std() + float(bias)
+            if count == 1:
+                assert torch.corrcoef(torch.stack([x, first]))[0, 1].item() == pytest.approx(float(one), abs=0.01)
+        assert torch.corrcoef(torch.stack([x, first]))[0, 1].item() == pytest.approx(float(many), abs=0.02)
+        zeros = (cut < 1e-6).double().mean().item()  # by rounding, they may lie just above 0
+        assert zeros > 0.98 if cut_off == "nearly all" else zeros == pytest.approx(float(cut_off) / 100, abs=0.005)
+
+
+def test_the_page_on_depth_has_the_numbers_of_the_formulas():
+    page = (Path(__file__).parents[2] / "docs" / "depth.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| ([\d.]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 4
+    for layers, blocks, beta in rows:
+        assert int(blocks) == parse(f"diracnet-{layers}-1").blocks
+        assert beta == f"{deep_start(int(blocks)).beta:.2f}"
