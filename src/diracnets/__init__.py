@@ -6,6 +6,7 @@ Importing this package costs nothing: torch is imported with the first name that
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from diracnets._version import __version__ as __version__
@@ -16,7 +17,7 @@ _HOME = {
     "DiracConv3d": "nn.dirac",
     "dirac_weight": "nn.dirac",
     "diracify": "nn.diracify",
-    "undo": "nn.diracify",
+    "undiracify": "nn.diracify",
     "parameter_groups": "nn.parameters",
     "fold": "folding.fold",
     "create_model": "artifacts.create",
@@ -54,13 +55,19 @@ if TYPE_CHECKING:
     from diracnets.nn.dirac import DiracConv3d as DiracConv3d
     from diracnets.nn.dirac import dirac_weight as dirac_weight
     from diracnets.nn.diracify import diracify as diracify
-    from diracnets.nn.diracify import undo as undo
+    from diracnets.nn.diracify import undiracify as undiracify
     from diracnets.nn.parameters import parameter_groups as parameter_groups
     from diracnets.training.loop import train as train
     from diracnets.training.recipe import Recipe as Recipe
 
 
+_RENAMED = {"undo": "undiracify"}  # public names of before, and what they are called now
+
+
 def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name in _RENAMED:
+        warnings.warn(f"diracnets.{name} is now diracnets.{_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+        return __getattr__(_RENAMED[name])
     if name not in _HOME:
         raise AttributeError(f"module 'diracnets' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"diracnets.{_HOME[name]}"), name)

@@ -10,12 +10,11 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from types import FrameType
 from typing import Protocol
 
 from diracnets._version import __version__
-from diracnets.errors import DiracNetsError, UsageError
+from diracnets.errors import DiracNetsError, UsageError, did_you_mean
 
 COMMANDS = {  # in the order in which a user meets them
     "demo": ("Demo", "the whole way on handwritten digits, in about a minute: train, fold, classify"),
@@ -114,8 +113,7 @@ def parse(words: Sequence[str]) -> Command:
 
     name, *options = words
     if name not in COMMANDS:
-        near = get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        hint = did_you_mean(name, COMMANDS, f"there are {', '.join(COMMANDS)}")
         raise UsageError(f"there is no command {name!r}: {hint}")
     kind = getattr(importlib.import_module(f"diracnets.commands.{name}"), COMMANDS[name][0])
     start = kind.start_from(options) if hasattr(kind, "start_from") else tyro.MISSING_NONPROP

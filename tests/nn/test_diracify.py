@@ -1,4 +1,4 @@
-"""diracify and undo on models of many shapes, and which parameters are decayed."""
+"""diracify and undiracify on models of many shapes, and which parameters are decayed."""
 
 import copy
 
@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations, prune
 
 from diracnets.errors import UsageError
 from diracnets.nn.dirac import DiracConv1d, DiracConv2d, DiracConv3d
-from diracnets.nn.diracify import diracify, undo
+from diracnets.nn.diracify import diracify, undiracify
 from diracnets.nn.parameters import parameter_groups
 
 CASES = {
@@ -59,7 +59,7 @@ def test_preserve_keeps_the_function(case, dtype):
     assert not report.left
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     torch.testing.assert_close(dirac(x), model(x), rtol=tolerance, atol=tolerance)
-    back = undo(dirac)
+    back = undiracify(dirac)
     assert [type(m) for m in back.modules()] == [type(m) for m in model.modules()]
     assert back.state_dict().keys() == model.state_dict().keys()
     torch.testing.assert_close(back.state_dict(), model.state_dict(), rtol=tolerance, atol=tolerance)
@@ -103,7 +103,7 @@ def test_a_copy_leaves_the_model_alone():
     assert type(model[0]) is nn.Conv2d
     assert type(dirac[0]) is DiracConv2d
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
-    undone = undo(dirac)
+    undone = undiracify(dirac)
     assert type(dirac[0]) is DiracConv2d
     assert type(undone[0]) is nn.Conv2d
 
@@ -126,7 +126,7 @@ def test_in_place_keeps_layers_hooks_and_flags():
     assert model[1].weight.is_contiguous(memory_format=torch.channels_last)
     model(torch.randn(1, 3, 8, 8, dtype=torch.bfloat16))
     assert calls == [1]
-    assert undo(model, inplace=True)[0] is first
+    assert undiracify(model, inplace=True)[0] is first
     assert model[0].weight is weight
 
 
@@ -154,7 +154,7 @@ def test_tied_weights():
     assert report.converted == ("0", "1")
     assert dirac[0].alpha is dirac[1].alpha
     torch.testing.assert_close(dirac(x), model(x), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(undo(dirac)(x), model(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(undiracify(dirac)(x), model(x), rtol=1e-5, atol=1e-5)
     _, report = diracify(model, ["0"])
     assert "shares its weight with 1" in report.left["0"]
     assert report.converted == ()
@@ -164,7 +164,7 @@ def test_tied_weights_with_scales_of_their_own_cannot_be_undone():
     model = nn.Sequential(DiracConv2d(4, 4, 3), DiracConv2d(4, 4, 3))
     model[1].weight = model[0].weight
     with pytest.raises(UsageError, match="share their weight"):
-        undo(model)
+        undiracify(model)
 
 
 def test_a_filter_that_is_the_identity_can_still_learn():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diracnets.artifacts import load
-from diracnets.errors import FileError, TrainingError
+from diracnets.errors import FileError, TrainingError, first_line
 from diracnets.files import written_whole
 
 
@@ -32,7 +32,7 @@ def save_checkpoint(path: str | Path, checkpoint: dict[str, Any]) -> None:
         with written_whole(path) as part:
             torch.save({"format": load.CHECKPOINT_FORMAT, **checkpoint}, part)
     except RuntimeError as error:  # what torch's writer makes of a full disk
-        raise FileError(f"cannot write {path}, is the disk full? ({str(error).splitlines()[0]})") from error
+        raise FileError(f"cannot write {path}, is the disk full? ({first_line(error)})") from error
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

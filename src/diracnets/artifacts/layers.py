@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diracnets.errors import UsageError
+from diracnets.errors import UsageError, first_line
 
 Check = Callable[[Any], Any]  # from a stored value to an argument; ValueError where it is out of bounds
 
@@ -64,7 +64,7 @@ def from_data(layers: Sequence[Any]) -> nn.Sequential:
             with torch.device("meta"):
                 layer = getattr(nn, kind)(**arguments)
         except (ValueError, TypeError, RuntimeError, OverflowError, AssertionError) as error:
-            raise ValueError(f"layer {name} ({kind}) with impossible arguments: {_first_line(error)}") from error
+            raise ValueError(f"layer {name} ({kind}) with impossible arguments: {first_line(error)}") from error
         chain.add_module(name, layer)
     return chain
 
@@ -82,7 +82,7 @@ def output_shapes(chain: nn.Sequential, input_size: Sequence[int]) -> list[tuple
         try:
             x = layer(x)
         except (RuntimeError, ValueError, IndexError, TypeError, OverflowError, NotImplementedError) as error:
-            raise ValueError(f"layer {name} does not fit an input of {list(x.shape)}: {_first_line(error)}") from error
+            raise ValueError(f"layer {name} does not fit an input of {list(x.shape)}: {first_line(error)}") from error
         if not isinstance(x, Tensor) or x.numel() > MAX_ELEMENTS:
             raise ValueError(f"layer {name} makes more than {MAX_ELEMENTS} numbers of one image")
         shapes.append(tuple(x.shape))
@@ -113,10 +113,6 @@ def _value(layer: nn.Module, key: str) -> Any:  # noqa: ANN401
     if key == "bias":
         return value is not None
     return list(value) if isinstance(value, tuple) else value
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:160]
 
 
 def _whole(low: int, high: int) -> Check:

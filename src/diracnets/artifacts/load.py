@@ -5,7 +5,6 @@ Nothing in a file is ever executed.
 
 from __future__ import annotations
 
-import difflib
 import pickle
 import re
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from diracnets.artifacts.authors import check_backed
 from diracnets.artifacts.card import ModelFacts, attach_facts
 from diracnets.artifacts.model_file import check_is_file, read
 from diracnets.artifacts.pretrained import Weights, find_weights, list_weights
-from diracnets.errors import FileError, UsageError
+from diracnets.errors import FileError, UsageError, did_you_mean, first_line
 from diracnets.models.build import on_meta
 
 CHECKPOINT_FORMAT = "diracnets-checkpoint-1"
@@ -57,14 +56,14 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
     path = Path(path)
     if is_weights(path):
         model = load_weights(find_weights(str(path)))
-    elif not path.exists() and (near := difflib.get_close_matches(str(path), list_weights(), n=1, cutoff=0.8)):
-        raise FileError(f"there is no file {path}, and no weights of that name; did you mean {near[0]}?")
+    elif not path.exists() and (hint := did_you_mean(str(path), list_weights(), cutoff=0.8)):
+        raise FileError(f"there is no file {path}, and no weights of that name; {hint}")
     else:
         model = _from_file(path)
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {str(device)!r} cannot be used: {_first_line(error)}") from error
+        raise UsageError(f"device {str(device)!r} cannot be used: {first_line(error)}") from error
 
 
 def is_weights(path: str | Path) -> bool:
@@ -97,7 +96,7 @@ def _from_tensors(path: Path, config: Mapping[str, Any]) -> nn.Module:
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     except (SafetensorError, ValueError, RuntimeError) as error:
-        raise FileError(f"{path} does not hold a whole network: {_first_line(error)}") from error
+        raise FileError(f"{path} does not hold a whole network: {first_line(error)}") from error
 
 
 def _from_file(path: Path) -> nn.Module:
@@ -147,7 +146,7 @@ def read_checkpoint(path: str | Path) -> Any:  # noqa: ANN401
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # a damaged archive or pickle raises almost anything
-        raise FileError(f"{path} is damaged, or not a file that torch.save wrote: {_first_line(error)}") from error
+        raise FileError(f"{path} is damaged, or not a file that torch.save wrote: {first_line(error)}") from error
 
 
 def _from_checkpoint(path: Path, data: Any) -> nn.Module:  # noqa: ANN401
@@ -159,7 +158,7 @@ def _from_checkpoint(path: Path, data: Any) -> nn.Module:  # noqa: ANN401
         if authors.is_released(data):
             return authors.from_released(data)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RuntimeError) as error:
-        raise FileError(f"{path} does not hold a whole network: {_first_line(error)}") from error
+        raise FileError(f"{path} does not hold a whole network: {first_line(error)}") from error
     raise FileError(
         f"{path} holds no network that diracnets knows: no checkpoint of its training or of the paper's authors"
     )
@@ -196,7 +195,3 @@ def _network(config: dict[str, Any], state: Mapping[str, Any]) -> nn.Module:
         check_backed(name, tensor)
     net.load_state_dict(dict(state), assign=True)
     return net.eval()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0][:200]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import json
 import os
@@ -13,7 +12,7 @@ from typing import Any
 
 from diracnets.artifacts.card import ModelFacts
 from diracnets.download import Checksum, download
-from diracnets.errors import FileError, UsageError
+from diracnets.errors import FileError, UsageError, did_you_mean
 
 FOLDER = Path(__file__).with_name("weights")  # NAME.json for each, and NAME.safetensors for those without a url
 
@@ -128,8 +127,7 @@ def find_weights(name: str) -> Weights:
     ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')
     """
     if name not in list_weights():
-        near = difflib.get_close_matches(name, list_weights(), n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(list_weights())}"
+        hint = did_you_mean(name, list_weights(), f"there are {', '.join(list_weights())}")
         raise UsageError(f"no trained network is called {name!r}: {hint}")
     data = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     facts: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}

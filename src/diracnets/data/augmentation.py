@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from diracnets.errors import UsageError
+from diracnets.errors import UsageError, did_you_mean
 
 Crop = Literal["none", "pad", "resized"]
 Flip = Literal["none", "random", "alternating"]
@@ -48,9 +47,8 @@ class Augmentation:
             object.__setattr__(self, "flip", "random" if self.flip else "none")
         for name, value, words in (("crop", self.crop, get_args(Crop)), ("flip", self.flip, get_args(Flip))):
             if value not in words:
-                near = difflib.get_close_matches(str(value), words, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise UsageError(f"{name} must be one of {', '.join(words)}, not {value!r}{hint}")
+                hint = did_you_mean(str(value), words)
+                raise UsageError(f"{name} must be one of {', '.join(words)}, not {value!r}{hint and '; ' + hint}")
         if not _whole(self.pad) or self.pad < 1:
             raise UsageError(
                 f'pad must be a whole number of at least 1 pixel, not {self.pad!r} (crop="none" pads nothing)'

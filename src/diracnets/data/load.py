@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from diracnets.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageData
 from diracnets.data.items import MapStyle
 from diracnets.data.names import data_names
 from diracnets.data.stream import StreamedImages
-from diracnets.errors import UsageError
+from diracnets.errors import UsageError, did_you_mean
 
 _FOLDER_SIZE = 224
 
@@ -62,9 +61,8 @@ def load_data(
     if not isinstance(data, str):
         return load_dataset(data, image_size=image_size, device=device, workers=workers)
     if data not in data_names():
-        near = difflib.get_close_matches(data, data_names(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"there is no data named {data!r}, only {', '.join(data_names())}{hint}")
+        hint = did_you_mean(data, data_names())
+        raise UsageError(f"there is no data named {data!r}, only {', '.join(data_names())}{hint and '; ' + hint}")
     if data == "folder":
         return _load_folder(data_dir, image_size or _FOLDER_SIZE, device, workers)
     side = 8 if data == "digits" else 32

@@ -26,7 +26,7 @@ from diracnets.folding.steps import source_of
 from diracnets.models.build import on_meta
 from diracnets.models.names import is_name
 from diracnets.models.network import Network
-from diracnets.nn.diracify import undo
+from diracnets.nn.diracify import undiracify
 
 _FILE_SUFFIXES = {".safetensors", ".pt", ".pth", ".pt7"}
 
@@ -163,7 +163,7 @@ def _describe(name: str, model: nn.Module, file_bytes: int | None) -> Info:
 
 def _folded_parameters(net: nn.Module) -> int:
     """Parameters of what `fold` makes of a network: a batch norm becomes the bias of a convolution of its own."""
-    plain = undo(net)
+    plain = undiracify(net)
     modules = dict(plain.named_modules())
     total = sum(parameter.numel() for parameter in plain.parameters())
     for name, calls in follow(plain).calls.items():

@@ -15,6 +15,8 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from diracnets.errors import first_line
+
 MOST_VARIANTS = 16  # of the flags that a forward method has
 
 
@@ -157,11 +159,6 @@ def has_forward_hooks(module: nn.Module) -> bool:
 
 def _traced_alone(module: nn.Module) -> bool:
     return has_forward_hooks(module) and next(module.children(), None) is not None
-
-
-def first_line(error: Exception) -> str:
-    """The first sentence of an error's message, to be part of one."""
-    return str(error).strip().partition("\n")[0].partition(". ")[0][:160].rstrip(".") or "no message"
 
 
 def first_floating(model: nn.Module) -> torch.Tensor | None:

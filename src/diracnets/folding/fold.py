@@ -29,7 +29,7 @@ from diracnets.folding.proof import (
 from diracnets.folding.rules import Folded, Plan, make_plan
 from diracnets.folding.surgery import as_in, copied, is_finite, rebuilt, replace_inside, tensors_of
 from diracnets.nn.dirac import DiracConv1d, DiracConv2d, DiracConv3d
-from diracnets.nn.diracify import undo
+from diracnets.nn.diracify import undiracify
 
 DIRAC = (DiracConv1d, DiracConv2d, DiracConv3d)
 TOLERANCE = 1e-9  # relative, in float64
@@ -143,7 +143,7 @@ def _fold(model: nn.Module, example_input: object, inplace: bool) -> nn.Module:
     records: list[Record] = []
     wide_output = run(original, wide_inputs, "the model in float64", records)
 
-    plain = undo(original)
+    plain = undiracify(original)
     flow = follow(plain)
     ranks: dict[str, set[int]] = defaultdict(set)
     for record in records:
@@ -168,7 +168,7 @@ def _fold(model: nn.Module, example_input: object, inplace: bool) -> nn.Module:
             f"the model's output on the probe batch overflows in {dtype}: give an example_input of real data"
         )
     rounding = max(TOLERANCE, ROUNDING * (own + torch.finfo(dtype).eps))
-    base = undo(model)
+    base = undiracify(model)
     layers = {name: as_in(layer, base.get_submodule(name), name) for name, layer in plan.layers.items()}
     parts = rebuilt(base, layers)
     chain = None if inplace else flatten(flow, parts)
@@ -179,7 +179,7 @@ def _fold(model: nn.Module, example_input: object, inplace: bool) -> nn.Module:
 
     if inplace:
         replace_inside(model, layers)
-        result = undo(model, inplace=True)
+        result = undiracify(model, inplace=True)
     result.eval().requires_grad_(False)
     result.__dict__["fold_report"] = FoldReport(
         folded=(*dirac, *plan.folded),

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from diracnets.errors import FoldError, UsageError
-from diracnets.folding.flow import first_floating, first_line
+from diracnets.errors import FoldError, UsageError, first_line
+from diracnets.folding.flow import first_floating
 
 BATCH = 2
 SAMPLE = 2**14  # elements of a layer's output that are compared

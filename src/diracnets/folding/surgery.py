@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from diracnets.errors import FoldError
-from diracnets.folding.flow import first_line
+from diracnets.errors import FoldError, first_line
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from diracnets.errors import UsageError
 from diracnets.nn.dirac import DiracConv2d, Init, draw_filters
-from diracnets.nn.diracify import undo
+from diracnets.nn.diracify import undiracify
 
 StartName = Literal["paper", "deep"]
 MOST_BETA = 0.5  # of the deep start, where the network is shallow
@@ -51,7 +51,7 @@ class Start:
             draw_filters(conv.weight, self.init)
             return conv
         conv = DiracConv2d(*sizes, bias=False, alpha=self.alpha, beta=self.beta, init=self.init)
-        return conv if self.dirac else undo(conv, inplace=True)  # type: ignore[return-value]
+        return conv if self.dirac else undiracify(conv, inplace=True)  # type: ignore[return-value]
 
     def before_classifier(self, channels: int) -> Start:
         """The start of the last block, whose ReLU only the pooling and the classifier follow.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from diracnets.errors import UsageError
+from diracnets.errors import UsageError, did_you_mean
 
 Family = Literal["plain", "sprint", "repvgg", "wrn", "resnet", "vgg"]
 _WITH_WIDTH = re.compile(r"(diracnet|plain|repvgg|wrn|dirac-wrn)-(\d+)-(\d+(?:\.\d+)?)")
@@ -127,10 +126,9 @@ def _cifar_blocks(name: str, family: Family, prefix: str, depth: int) -> int:
 
 
 def _unknown(name: str) -> UsageError:
-    near = difflib.get_close_matches(name, _LISTED, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else "."
+    hint = did_you_mean(name, _LISTED, cutoff=0.5)
     return UsageError(
-        f"no network is called {name!r}{hint} There are diracnet-N-k, plain-N-k, repvgg-N-k, wrn-N-k (N = 6n + 4, k "
+        f"no network is called {name!r}; {hint} There are diracnet-N-k, plain-N-k, repvgg-N-k, wrn-N-k (N = 6n + 4, k "
         "any width), diracnet-sprint-k, plain-sprint-k, diracnet-18 and -34, plain-18 and -34, resnet-N (N = 6n + 2, "
         "or 9n + 2 from 164 on), resnet-18 and -34, vgg-16 and -19, and dirac-resnet-..., dirac-wrn-..., dirac-vgg-..."
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import cast
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from diracnets.errors import UsageError
+from diracnets.errors import UsageError, did_you_mean
 from diracnets.nn.dirac import DiracConv, DiracConv1d, DiracConv2d, DiracConv3d, Init, dirac_weight, identity_diagonal
 
 _DIRAC_OF: dict[type[nn.Module], type[DiracConv]] = {
@@ -95,7 +94,7 @@ def diracify(
     return model, DiracifyReport(tuple(name for name in chosen if name not in left), left)
 
 
-def undo(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+def undiracify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """Make Dirac convolutions ordinary convolutions that compute the same; batch norms and all else stay.
 
     The effective weights are computed in float64 and rounded once. On the meta device there is nothing to compute.
@@ -108,10 +107,10 @@ def undo(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         UsageError: two layers share their weight, but not their scales; a model that cannot be copied.
 
     >>> dirac = DiracConv2d(4, 4, 3)
-    >>> undo(dirac)
+    >>> undiracify(dirac)
     Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1))
     >>> images = torch.randn(1, 4, 8, 8)
-    >>> torch.allclose(undo(dirac)(images), dirac(images), atol=1e-6)
+    >>> torch.allclose(undiracify(dirac)(images), dirac(images), atol=1e-6)
     True
     """
     if not inplace:
@@ -154,9 +153,8 @@ def _predicate(
         return where
     listed = {where} if isinstance(where, str) else set(where)
     for name in sorted(listed - names.keys()):
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; its convolutions are {', '.join(names) or 'none'}"
-        raise UsageError(f"the model has no convolution called {name!r}{hint}")
+        hint = did_you_mean(name, names, f"its convolutions are {', '.join(names) or 'none'}")
+        raise UsageError(f"the model has no convolution called {name!r}; {hint}")
     return lambda name, module: name in listed
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from diracnets.data.augmentation import Augmentation
-from diracnets.errors import FileError, UsageError
+from diracnets.errors import FileError, UsageError, did_you_mean
 from diracnets.files import written_whole
 from diracnets.training.tables import converted, from_table, to_table, to_toml
 
@@ -191,8 +190,7 @@ class Recipe:
         elif name in recipe_names():
             text = (_shipped() / f"{name}.toml").read_text(encoding="utf-8")
         else:
-            near = difflib.get_close_matches(str(name), recipe_names(), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(recipe_names())}"
+            hint = did_you_mean(str(name), recipe_names(), f"there are {', '.join(recipe_names())}")
             raise UsageError(f"there is no recipe {str(name)!r}: {hint} (a file's name must end in .toml)")
         try:
             table = tomllib.loads(text)
@@ -208,6 +206,28 @@ class Recipe:
     def table(self) -> dict[str, Any]:
         """The recipe as plain values, for TOML, JSON or a checkpoint."""
         return to_table(self)
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting by its short name, as the flags of the command line have them.
+
+        >>> Recipe().settings()["batch_size"]
+        128
+        """
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    def replaced(self, **settings: object) -> Recipe:
+        """This recipe with other values for some settings, given by their short names.
+
+        Raises:
+            UsageError: no such setting, or a value that makes no sense.
+
+        >>> Recipe.load("paper-cifar").replaced(model="diracnet-28-1", epochs=10).epochs
+        10
+        """
+        for name in settings:
+            if name not in self.settings():
+                raise UsageError(f"a recipe has no setting {name!r}; {did_you_mean(name, self.settings(), cutoff=0.0)}")
+        return replace(self, **settings)  # type: ignore[arg-type]
 
     def save(self, path: str | Path) -> None:
         """Write the recipe as TOML; `Recipe.load` of that file gives an equal recipe.

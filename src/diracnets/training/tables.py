@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import types
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from diracnets.errors import UsageError
+from diracnets.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -70,8 +69,8 @@ def from_table(kind: type[Instance], table: dict[str, Any], source: str) -> Inst
     values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise UsageError(f"{source}: there is no {key!r}; the nearest is {nearest!r} (all: {', '.join(known)})")
+            hint = did_you_mean(key, known, cutoff=0.0)
+            raise UsageError(f"{source}: there is no {key!r}; {hint} (all: {', '.join(known)})")
         values[key] = converted(hints[key], value, f"{source}: {key}")
     return kind(**values)
 
