@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from diracnets import create_model, fold
+from diracnets import create_model, fold, list_models
 from diracnets.models.init import deep_start, paper_start
-from diracnets.models.resnet import PostActivation, PreActivation
+from diracnets.models.resnet import PostActivation, PreActivation, subsampling
 from diracnets.nn.dirac import DiracConv2d
 
 EXACT = {  # as in other implementations of the same layouts
@@ -106,3 +106,42 @@ def test_groups_halve_the_image_and_the_stem_is_never_wider(name):
     assert sizes == [(20, 18), (10, 9), (5, 5)]
     first = 8 if name == "wrn-16-0.5" else 16
     assert net.stem.conv.out_channels == first
+
+
+@pytest.mark.parametrize("name", [name for name in list_models() if not name.endswith(("-400-1", "-1000-1", "-1001"))])
+def test_no_network_has_a_strided_1x1_convolution(name):
+    """Their gradients corrupt memory on processors without AVX-512."""
+    with torch.device("meta"):
+        net = create_model(name)
+    convs = [conv for conv in net.modules() if isinstance(conv, nn.Conv2d) and conv.kernel_size == (1, 1)]
+    assert all(conv.stride == (1, 1) for conv in convs)
+
+
+def test_the_names_of_a_shortcuts_weights_stay():
+    before, after = PreActivation((4, 6, 6), (3, 3), 2, paper_start(False)), PostActivation(4, 6, 2, paper_start(False))
+    assert [key for key in before.state_dict() if "shortcut" in key] == ["shortcut.weight"]
+    assert {key.rpartition(".")[0] for key in after.state_dict() if "shortcut" in key} == {
+        "shortcut.conv",
+        "shortcut.bn",
+    }
+
+
+@pytest.mark.parametrize("dirac", [False, True])
+@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("size", [6, 7])
+def test_a_shortcuts_gradients_are_those_of_a_strided_convolution(size, stride, dirac):
+    conv = paper_start(dirac).conv(3, 5, size=1).double()
+    weight = conv.effective_weight() if dirac else conv.weight
+    images = torch.randn(2, 3, size, size, dtype=torch.float64, requires_grad=True)
+    ours, strided = conv(subsampling(stride)(images)), F.conv2d(images, weight, stride=stride)
+    torch.testing.assert_close(ours, strided)
+    ahead, wanted = torch.randn_like(ours), (images, conv.weight)
+    torch.testing.assert_close(*(torch.autograd.grad(y, wanted, ahead, retain_graph=True) for y in (ours, strided)))
+
+
+@pytest.mark.parametrize("name", ["wrn-10-0.25", "dirac-wrn-10-0.25", "resnet-8"])
+def test_narrow_networks_train_in_channels_last(name):
+    net = create_model(name).to(memory_format=torch.channels_last)
+    for _ in range(20):
+        net(torch.randn(2, 3, 16, 16).to(memory_format=torch.channels_last)).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in net.parameters())
