@@ -21,8 +21,7 @@ from diracnets.artifacts.pretrained import find_weights
 from diracnets.artifacts.recognize import chain_layers
 from diracnets.errors import UsageError
 from diracnets.evaluation.receptive import Field
-from diracnets.folding.flow import follow
-from diracnets.folding.steps import source_of
+from diracnets.folding.structure import ShapesOnly, folded_structure
 from diracnets.models.build import on_meta
 from diracnets.models.names import is_name
 from diracnets.models.network import Network
@@ -128,7 +127,7 @@ def describe(model: str | Path | nn.Module) -> Info:
 def _describe(name: str, model: nn.Module, file_bytes: int | None) -> Info:
     facts = facts_of(model)
     if isinstance(model, Network):
-        skeleton: nn.Module = on_meta(model.config)
+        skeleton: nn.Module = model if next(model.parameters()).is_meta else on_meta(model.config)
         input_size: tuple[int, ...] = model.input_size
     else:
         skeleton = layers.from_data(layers.to_data(model))
@@ -136,12 +135,14 @@ def _describe(name: str, model: nn.Module, file_bytes: int | None) -> Info:
     if not input_size:
         raise UsageError(f"{name} does not say which image size it takes, without which nothing can be counted")
     modules = dict(skeleton.named_modules())
-    rows = _walk(skeleton.eval(), input_size)
+    rows = _walk(skeleton, input_size)
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     weighted = [module for module in modules.values() if isinstance(module, _ConvNd | nn.Linear)]
     weights = sum(module.weight.numel() for module in weighted)
     outputs = sum(_outputs(module) for module in weighted)
-    folded = _folded_parameters(skeleton) if isinstance(model, Network) else parameters
+    folded = parameters
+    if isinstance(model, Network):
+        folded = sum(parameter.numel() for parameter in folded_structure(skeleton).parameters())
     return Info(
         name=name,
         kind="network" if isinstance(model, Network) else "chain",
@@ -161,28 +162,15 @@ def _describe(name: str, model: nn.Module, file_bytes: int | None) -> Info:
     )
 
 
-def _folded_parameters(net: nn.Module) -> int:
-    """Parameters of what `fold` makes of a network: a batch norm becomes the bias of a convolution of its own."""
-    plain = undiracify(net)
-    modules = dict(plain.named_modules())
-    total = sum(parameter.numel() for parameter in plain.parameters())
-    for name, calls in follow(plain).calls.items():
-        norm, source = modules[name], source_of(calls[0])
-        if not isinstance(norm, nn.BatchNorm2d) or source is None or source.op != "call_module":
-            continue
-        if isinstance(modules[str(source.target)], nn.Conv2d) and len(source.users) == 1:
-            total -= norm.num_features
-    return total
-
-
 @torch.no_grad()
 def _walk(skeleton: nn.Module, input_size: tuple[int, ...]) -> list[LayerInfo]:
     """A row for each layer that runs, in the order in which they run, on an image without memory."""
+    plain = undiracify(skeleton).eval()  # runs faster, and has the same shapes
     rows: list[LayerInfo] = []
     image = torch.empty(1, *input_size, device="meta")
     fields: dict[Tensor, Field | None] = {image: Field.of_pixel(len(input_size) - 1)}  # of what layers gave so far
 
-    def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(layer: nn.Module, name: str, _plain: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         # what no layer gave is the sum of branches, which sees as far as the one that sees farthest
         field = fields[inputs[0]] if inputs[0] in fields else _largest(fields.values())
         field = field and field.behind(layer, tuple(inputs[0].shape[2:]), tuple(output.shape[2:]))
@@ -192,10 +180,11 @@ def _walk(skeleton: nn.Module, input_size: tuple[int, ...]) -> list[LayerInfo]:
         costs = _multiply_adds(layer, inputs[0], output)
         rows.append(LayerInfo(name, type(layer).__name__, tuple(output.shape[1:]), parameters, costs, pixels))
 
-    for name, module in skeleton.named_modules():
+    for name, module in plain.named_modules():
         if not any(module.children()):
-            module.register_forward_hook(partial(record, name))
-    skeleton(image)
+            module.register_forward_hook(partial(record, skeleton.get_submodule(name), name))
+    with ShapesOnly():
+        plain(image)
     return rows
 
 

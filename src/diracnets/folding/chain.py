@@ -41,11 +41,13 @@ def flatten(flow: Flow, model: nn.Module) -> nn.Sequential | None:
         node = source
     if not isinstance(node, fx.Node) or {*line, node} != set(nodes):
         return None
-    chain = nn.Sequential()
+    layers: list[nn.Module] = []
+    seen: set[nn.Module] = set()
     for step in steps:
         if not is_nothing(step):
-            again = not step.state_dict() and any(step is other for other in chain)
-            chain.append(copy.deepcopy(step) if again else step)
+            layers.append(copy.deepcopy(step) if step in seen and not step.state_dict() else step)
+            seen.add(step)
+    chain = nn.Sequential(*layers)
     for name in CARRIED:
         if hasattr(model, name):
             chain.__dict__[name] = getattr(model, name)

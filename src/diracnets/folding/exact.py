@@ -30,7 +30,7 @@ def why_not_exchange(step: nn.Module, scale: Tensor, ranks: Collection[int]) -> 
 
     Args:
         step: a pooling layer, or one that does nothing.
-        scale: [channels].
+        scale: [channels]; on the meta device it counts as positive.
         ranks: the numbers of dimensions that inputs of the step have.
 
     >>> why_not_exchange(nn.MaxPool2d(2).eval(), Tensor([1.0, -1.0]), {4})
@@ -45,7 +45,7 @@ def why_not_exchange(step: nn.Module, scale: Tensor, ranks: Collection[int]) -> 
     if "Max" in type(step).__name__:
         if getattr(step, "return_indices", False):
             return "and returns indices"
-        negative = int((scale < 0).sum())
+        negative = 0 if scale.is_meta else int((scale < 0).sum())  # see `folded_structure`
         return f"and {negative} of its {len(scale)} scales are negative" if negative else None
     padding = getattr(step, "padding", 0)
     padded = any(padding) if isinstance(padding, tuple) else padding

@@ -31,6 +31,11 @@ def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     return scale.detach(), (shift if norm.bias is None else shift + norm.bias).detach()
 
 
+def is_zero(shift: Tensor) -> bool:
+    """Whether a shift does nothing; one on the meta device counts as one that does something."""
+    return not shift.is_meta and not shift.any()
+
+
 def scale_outputs(
     weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor, *, groups: int = 1, transposed: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -83,7 +88,7 @@ def scale_inputs(
         return weight * scale.reshape(-1, 1, *kernel), bias
     by_group = weight.reshape(groups, -1, *weight.shape[1:])  # [groups, out / groups, in / groups, *kernel]
     scaled = (by_group * scale.reshape(groups, 1, -1, *kernel)).flatten(0, 1)
-    if not shift.any():
+    if is_zero(shift):
         return scaled, bias
     constant = (by_group * shift.reshape(groups, 1, -1, *kernel)).flatten(2).sum(2).flatten()  # [out]
     return scaled, constant if bias is None else bias + constant

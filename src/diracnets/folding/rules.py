@@ -141,7 +141,7 @@ class _Planner:
                 self.check_commutes(between, scale, name)
                 layers.setdefault(layer, set()).add(node)
                 moved |= _targets(between)
-                if shift.any() and not takes_shifts(self.modules[layer]):
+                if not fuse.is_zero(shift) and not takes_shifts(self.modules[layer]):
                     raise _Left(f"{self.label(node)} behind it pads its input, which shifts cannot pass")
         self.check_layers(layers, "its input does not come from it")
         for layer in layers:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from diracnets.errors import UsageError
 from diracnets.models import names
@@ -157,5 +158,17 @@ def _channels(base: int, factor: float, name: str) -> int:
 
 def on_meta(arguments: Mapping[str, Any]) -> Network:
     """`build_model(**arguments)` without memory for the weights and without drawing random numbers."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         return build_model(**arguments)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out `torch.nn.init`, which takes long on the meta device, for nothing."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
