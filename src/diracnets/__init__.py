@@ -20,6 +20,7 @@ _HOME = {
     "undiracify": "nn.diracify",
     "parameter_groups": "nn.parameters",
     "fold": "folding.fold",
+    "Init": "models.init",
     "create_model": "artifacts.create",
     "list_models": "models.build",
     "list_weights": "artifacts.pretrained",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from diracnets.folding.fold import fold as fold
     from diracnets.models.build import list_models as list_models
     from diracnets.models.diracnet import DiracNet as DiracNet
+    from diracnets.models.init import Init as Init
     from diracnets.models.network import Network as Network
     from diracnets.nn.dirac import DiracConv1d as DiracConv1d
     from diracnets.nn.dirac import DiracConv2d as DiracConv2d

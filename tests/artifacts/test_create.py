@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import diracnets
+from diracnets import Init
 from diracnets.artifacts import pretrained
 from diracnets.artifacts.card import ModelFacts
 from diracnets.artifacts.pretrained import find_weights
@@ -72,9 +73,9 @@ def test_folded_weights_become_a_network(tmp_path, monkeypatch):
         ({"name": NAME, "pretrained": True, "image_size": 4}, "too small"),
         (
             {"name": NAME, "pretrained": True, "init": "kaiming"},
-            "init belong to a start, which trained weights do not have",
+            "init is kaiming, but trained weights are not initialized",
         ),
-        ({"name": NAME, "pretrained": True, "start": "deep", "bias": 0.0}, "start and bias belong to a start"),
+        ({"name": NAME, "pretrained": True, "init": Init(bias=0.0)}, "leave init out"),
         ({"name": "diracnet-29-1", "pretrained": True}, "nearest is diracnet-28-1"),
     ],
 )

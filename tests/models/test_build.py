@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from diracnets import create_model, list_models
+from diracnets import Init, create_model, list_models
 from diracnets.errors import UsageError
 from diracnets.models import diracnet
 from diracnets.models.names import parse
@@ -98,7 +98,7 @@ def test_the_start_is_the_papers():
     assert (block.bn.bias == 0).all()
     assert create_model("diracnet-16-4", init="kaiming").groups[1][1].conv.weight.std() < 0.1
     assert create_model("plain-16-4").groups[1][1].conv.weight.std() < 0.1
-    assert abs(create_model("plain-16-4", init="normal").groups[1][1].conv.weight.std() - 1) < 0.02
+    assert abs(create_model("plain-16-4", init=Init(filters="normal")).groups[1][1].conv.weight.std() - 1) < 0.02
 
 
 def test_all_effective_weights_of_a_step_are_computed_together(monkeypatch):

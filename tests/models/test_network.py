@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from diracnets import create_model, fold
+from diracnets import Init, create_model, fold
 from diracnets.artifacts.load import CHECKPOINT_FORMAT, load
 from diracnets.evaluation.info import describe
+from diracnets.models.init import upgraded
 from diracnets.nn.dirac import DiracConv2d
 
 SMALL = [
@@ -41,7 +42,7 @@ def test_a_network_gives_maps_features_and_logits(name, arguments):
 
 @small
 def test_every_parameter_is_trained(name, arguments):
-    net = create_model(name, num_classes=4, start="deep", **arguments)
+    net = create_model(name, num_classes=4, init="deep", **arguments)
     net(torch.randn(4, *net.input_size)).square().sum().backward()
     without = [key for key, parameter in net.named_parameters() if parameter.grad is None or not parameter.grad.any()]
     assert not without
@@ -62,7 +63,7 @@ def test_a_network_folds_to_a_chain_unless_it_has_branches(name, arguments, warm
 
 @small
 def test_a_checkpoint_of_any_network_is_read(name, arguments, warm, tmp_path):
-    net = warm(create_model(name, num_classes=4, start="deep", init=0.5, bias=0.25, **arguments))
+    net = warm(create_model(name, num_classes=4, init=Init("deep", filters=0.5, bias=0.25), **arguments))
     torch.save({"format": CHECKPOINT_FORMAT, "model": net.config, "state": net.state_dict()}, tmp_path / "last.pt")
     loaded = load(tmp_path / "last.pt")
     x = torch.randn(2, *net.input_size)
@@ -81,7 +82,7 @@ def test_what_info_says_of_a_network_is_what_it_is(name, arguments):
     }
 
 
-def test_configs_from_before_there_were_starts_make_the_same_network():
+def test_configs_of_earlier_versions_make_the_same_network():
     config = create_model("diracnet-10-0.25").config
     old = {key: config[key] for key in ("name", "num_classes", "in_channels", "image_size", "width")} | {
         "init": "normal"
@@ -89,5 +90,5 @@ def test_configs_from_before_there_were_starts_make_the_same_network():
     torch.manual_seed(1)
     expected = create_model(**config).state_dict()
     torch.manual_seed(1)
-    given = create_model(**old).state_dict()
+    given = create_model(**upgraded(old)).state_dict()
     assert all(torch.equal(given[key], tensor) for key, tensor in expected.items())

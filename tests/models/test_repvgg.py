@@ -5,13 +5,13 @@ import torch
 from torch.nn import functional as F
 
 from diracnets import create_model
-from diracnets.models.init import paper_start
+from diracnets.models.initializer import paper
 from diracnets.models.repvgg import RepBlock
 
 
 @pytest.mark.parametrize("channels", [(4, 4), (4, 6)])
 def test_a_block_adds_its_branches(channels, warm):
-    block = warm(RepBlock(*channels, paper_start(dirac=False)))
+    block = warm(RepBlock(*channels, paper(dirac=False)))
     x = torch.randn(2, channels[0], 5, 5)
     expected = block.bn3(F.conv2d(x.relu(), block.conv3.weight, padding=1))
     expected = expected + block.bn1(F.conv2d(x.relu(), block.conv1.weight))

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from diracnets import create_model, fold, list_models
-from diracnets.models.init import deep_start, paper_start
+from diracnets.models.initializer import deep, paper
 from diracnets.models.resnet import PostActivation, PreActivation, subsampling
 from diracnets.nn.dirac import DiracConv2d
 
@@ -63,7 +63,7 @@ def test_the_depth_of_a_wide_resnet_counts_its_shortcuts_but_not_its_classifier(
 @pytest.mark.parametrize("dirac", [False, True])
 @pytest.mark.parametrize(("channels", "sizes", "stride"), [((4, 6, 6), (3, 3), 2), ((8, 2, 2, 8), (1, 3, 1), 1)])
 def test_a_pre_activation_block_is_the_papers(channels, sizes, stride, dirac, warm):
-    block = warm(PreActivation(channels, sizes, stride, paper_start(dirac))).double()
+    block = warm(PreActivation(channels, sizes, stride, paper(dirac))).double()
     weights = [
         conv.effective_weight() if dirac else conv.weight for conv in block.modules() if isinstance(conv, nn.Conv2d)
     ]
@@ -81,7 +81,7 @@ def test_a_pre_activation_block_is_the_papers(channels, sizes, stride, dirac, wa
 
 @pytest.mark.parametrize(("channels", "stride"), [((4, 6), 2), ((5, 5), 1)])
 def test_a_block_of_resnet_18_is_the_papers(channels, stride, warm):
-    block = warm(PostActivation(*channels, stride, paper_start(dirac=False)))
+    block = warm(PostActivation(*channels, stride, paper(dirac=False)))
     x = torch.randn(2, channels[0], 7, 7)
     y = block.bn1(F.conv2d(x, block.conv1.weight, padding=1, stride=stride)).relu()
     y = block.bn2(F.conv2d(y, block.conv2.weight, padding=1))
@@ -92,7 +92,7 @@ def test_a_block_of_resnet_18_is_the_papers(channels, stride, warm):
 
 @pytest.mark.parametrize("dirac", [False, True])
 def test_a_bottleneck_folds_what_follows_its_convolutions(dirac, warm):
-    block = warm(PreActivation((6, 2, 2, 8), (1, 3, 1), 2, deep_start(54, dirac)))
+    block = warm(PreActivation((6, 2, 2, 8), (1, 3, 1), 2, deep(54, dirac)))
     report = fold(block, torch.randn(2, 6, 8, 8)).fold_report
     assert list(report.left) == ["before.bn"]
     assert report.max_rel_float64 < 1e-12
@@ -118,7 +118,7 @@ def test_no_network_has_a_strided_1x1_convolution(name):
 
 
 def test_the_names_of_a_shortcuts_weights_stay():
-    before, after = PreActivation((4, 6, 6), (3, 3), 2, paper_start(False)), PostActivation(4, 6, 2, paper_start(False))
+    before, after = PreActivation((4, 6, 6), (3, 3), 2, paper(False)), PostActivation(4, 6, 2, paper(False))
     assert [key for key in before.state_dict() if "shortcut" in key] == ["shortcut.weight"]
     assert {key.rpartition(".")[0] for key in after.state_dict() if "shortcut" in key} == {
         "shortcut.conv",
@@ -130,7 +130,7 @@ def test_the_names_of_a_shortcuts_weights_stay():
 @pytest.mark.parametrize("stride", [2, 3])
 @pytest.mark.parametrize("size", [6, 7])
 def test_a_shortcuts_gradients_are_those_of_a_strided_convolution(size, stride, dirac):
-    conv = paper_start(dirac).conv(3, 5, size=1).double()
+    conv = paper(dirac).conv(3, 5, size=1).double()
     weight = conv.effective_weight() if dirac else conv.weight
     images = torch.randn(2, 3, size, size, dtype=torch.float64, requires_grad=True)
     ours, strided = conv(subsampling(stride)(images)), F.conv2d(images, weight, stride=stride)

@@ -37,10 +37,10 @@ def test_its_chain_is_known_without_folding():
     assert [str(layer) for layer in known] == [str(layer) for layer in chain]
 
 
-@pytest.mark.parametrize("start", ["paper", "deep"])
-def test_batch_norms_have_shifts_alone_to_train(start):
+@pytest.mark.parametrize("init", ["paper", "deep"])
+def test_batch_norms_have_shifts_alone_to_train(init):
     norms = [
-        each for each in create_model("diracnet-sprint-0.125", start=start).modules() if hasattr(each, "running_var")
+        each for each in create_model("diracnet-sprint-0.125", init=init).modules() if hasattr(each, "running_var")
     ]
     assert len(norms) == 8
     for norm in norms:

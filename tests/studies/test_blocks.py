@@ -5,7 +5,7 @@ from torch import nn
 from diracnets import DiracConv2d
 from diracnets.errors import UsageError
 from diracnets.models.diracnet import DiracNet
-from diracnets.models.init import paper_start
+from diracnets.models.initializer import paper
 from diracnets.models.repvgg import RepBlock
 from diracnets.studies.blocks import (
     ComposedDiracConv2d,
@@ -46,7 +46,7 @@ def as_convolution(block, channels_in, channels_out):
 
 
 def rep_block(channels_in, channels_out):
-    return RepBlock(channels_in, channels_out, paper_start(dirac=False, scale=1.0))
+    return RepBlock(channels_in, channels_out, paper(dirac=False, scale=1.0))
 
 
 @pytest.mark.parametrize("channels", [(4, 4), (3, 5)])

@@ -6,6 +6,7 @@ import torch
 from diracnets import create_model
 from diracnets.cli import parse
 from diracnets.errors import UsageError
+from diracnets.models.init import from_old
 from diracnets.studies.published import ERRORS
 from diracnets.training.recipe import Recipe
 
@@ -32,7 +33,7 @@ def test_rows_have_names_of_their_own_and_networks_that_exist(words):
     for row in {row.recipe.model: row for row in made.rows}.values():
         recipe = row.recipe
         with torch.device("meta"):
-            create_model(recipe.model, start=recipe.start, init=recipe.init, alpha=recipe.alpha, beta=recipe.beta)
+            create_model(recipe.model, init=from_old(recipe.start, recipe.init, recipe.alpha, recipe.beta))
         assert Recipe.from_table(recipe.table()) == recipe
     if made.picture is not None:
         names = (made.picture.x, made.picture.series, *made.picture.panels)
@@ -64,7 +65,7 @@ def test_plain_networks_have_starts_of_their_own_where_the_recipe_is_ours():
     assert own.start == "deep"
     assert replace(usual, start="deep", bias=own.bias, init=own.init) == own
     assert replace(identity, alpha=None, beta=None) == own
-    dirac = create_model("diracnet-28-1", start=own.start, bias=own.bias).groups[0][0]
+    dirac = create_model("diracnet-28-1", init=from_old(own.start, bias=own.bias)).groups[0][0]
     assert identity.beta == pytest.approx(dirac.conv.beta[0].item())
     assert [row.place.get("start") for row in rows] == [None, "the usual", "the Dirac network's filters"] * 2
 

@@ -28,7 +28,7 @@ def outputs(net, data):
 def test_fresh_networks_fit_the_images(stripes):
     net = starting_network(RECIPE, stripes)
     assert (net.num_classes, net.input_size) == (3, (1, 8, 8))
-    assert net.config["init"] == "kaiming"
+    assert net.config["init"] == {"scheme": "kaiming"}
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_fresh_networks_start_as_the_recipe_says(given, alpha, beta, bias, norm,
 
 def test_the_deep_start_is_the_networks_own_unless_told_otherwise(stripes):
     deep = starting_network(replace(RECIPE, start="deep", init=None), stripes)
-    assert (deep.config["start"], deep.config["init"]) == ("deep", None)
+    assert deep.config["init"] == {"scheme": "deep"}
     assert (deep.groups[0][0].bn.bias > 0).all()
     assert (starting_network(replace(RECIPE, start="deep", bias=0.0), stripes).groups[0][0].bn.bias == 0).all()
 

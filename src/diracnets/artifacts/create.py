@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,9 +16,8 @@ from diracnets.artifacts.unfold import unfold
 from diracnets.errors import UsageError
 from diracnets.models import names
 from diracnets.models.build import build_model, on_meta
-from diracnets.models.init import StartName
+from diracnets.models.init import Init, from_arguments
 from diracnets.models.network import Network
-from diracnets.nn.dirac import Init
 
 
 def create_model(
@@ -26,8 +27,8 @@ def create_model(
     in_channels: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     width: float = 1.0,
-    start: StartName = "paper",
-    init: Init | None = None,
+    init: Init | Mapping[str, Any] | str | float | None = None,
+    start: str | None = None,
     alpha: float | None = None,
     beta: float | None = None,
     bias: float | None = None,
@@ -43,9 +44,9 @@ def create_model(
             have; 0 for pooled features.
         in_channels: channels of the images, by default 3, or those of trained weights.
         image_size: height and width, or one number for both; by default 32 or 224, or that of trained weights.
-        width, start, init, alpha, beta, bias: see `build_model`.
+        width, init, start, alpha, beta, bias: see `build_model`.
         pretrained: the name of trained weights of this network, see `list_weights`, or True for the first ones with
-            as many classes. They decide about what is not given, and leave no choice of a start.
+            as many classes. They decide about what is not given, and leave no initialization to choose.
         device, dtype: of the parameters.
 
     Raises:
@@ -56,6 +57,7 @@ def create_model(
     >>> net.num_classes, net.input_size
     (10, (1, 8, 8))
     """
+    chosen = from_arguments(init, start, alpha, beta, bias)
     if not pretrained and not isinstance(pretrained, str):
         return build_model(
             name,
@@ -63,18 +65,13 @@ def create_model(
             in_channels=in_channels,
             image_size=image_size,
             width=width,
-            start=start,
-            init=init,
-            alpha=alpha,
-            beta=beta,
-            bias=bias,
+            init=chosen,
             device=device,
             dtype=dtype,
         )
     names.parse(name)
-    asked = {"start": start, "init": init, "alpha": alpha, "beta": beta, "bias": bias}
-    if chosen := [key for key, value in asked.items() if value not in (None, "paper")]:
-        raise UsageError(f"{' and '.join(chosen)} belong to a start, which trained weights do not have; leave them out")
+    if chosen != Init():
+        raise UsageError(f"init is {chosen.scheme}, but trained weights are not initialized: leave init out")
     net = trained_network(
         name, pretrained, num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width
     )

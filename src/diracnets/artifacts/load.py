@@ -23,6 +23,7 @@ from diracnets.artifacts.model_file import check_is_file, read
 from diracnets.artifacts.pretrained import Weights, find_weights, list_weights
 from diracnets.errors import FileError, UsageError, did_you_mean, first_line
 from diracnets.models.build import on_meta
+from diracnets.models.init import upgraded
 
 CHECKPOINT_FORMAT = "diracnets-checkpoint-1"
 
@@ -178,7 +179,7 @@ def _own(path: Path, data: Mapping[str, Any]) -> nn.Module:
         raise ValueError("its network is not described as it should be")
     if any(int(number) > 4 + len(state) for number in re.findall(r"-(\d+)", str(config.get("name")))[:1]):
         raise ValueError(f"it has {len(state)} tensors, too few for a {config['name']}")
-    net = _network(dict(config), state)
+    net = _network(upgraded(config), state)
     if "facts" in data:
         attach_facts(net, ModelFacts.from_data(data["facts"]))
     return net

@@ -13,6 +13,7 @@ from typing import Any
 from diracnets.artifacts.card import ModelFacts
 from diracnets.download import Checksum, download
 from diracnets.errors import FileError, UsageError, did_you_mean
+from diracnets.models.init import upgraded
 
 FOLDER = Path(__file__).with_name("weights")  # NAME.json for each, and NAME.safetensors for those without a url
 
@@ -131,7 +132,7 @@ def find_weights(name: str) -> Weights:
         raise UsageError(f"no trained network is called {name!r}: {hint}")
     data = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     facts: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-    return Weights(**facts)
+    return Weights(**{**facts, "model": upgraded(facts["model"])})
 
 
 def choose_weights(model: str, pretrained: str | bool, num_classes: int | None) -> Weights:

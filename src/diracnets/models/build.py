@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 from diracnets.errors import UsageError
 from diracnets.models import names
 from diracnets.models.diracnet import CIFAR_WIDTHS, IMAGENET_WIDTHS, cifar_diracnet, imagenet_diracnet
-from diracnets.models.init import Start, StartName, resolve_start
+from diracnets.models.init import Init, from_arguments
+from diracnets.models.initializer import Initializer, resolved
 from diracnets.models.names import Family, Name
 from diracnets.models.network import Network, Spec
 from diracnets.models.repvgg import cifar_repvgg
@@ -22,9 +23,8 @@ from diracnets.models.sprint import WIDTHS as SPRINT_WIDTHS
 from diracnets.models.sprint import sprint
 from diracnets.models.vgg import WIDTHS as VGG_WIDTHS
 from diracnets.models.vgg import vgg
-from diracnets.nn.dirac import Init
 
-Builder = Callable[[int, Sequence[int], Start, Spec], Network]  # from depth and the channels of each group
+Builder = Callable[[int, Sequence[int], Initializer, Spec], Network]  # from depth and the channels of each group
 _CIFAR: dict[Family, tuple[Sequence[int], Builder]] = {
     "plain": (CIFAR_WIDTHS, cifar_diracnet),
     "sprint": (SPRINT_WIDTHS, sprint),
@@ -61,8 +61,8 @@ def build_model(
     in_channels: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     width: float = 1.0,
-    start: StartName = "paper",
-    init: Init | None = None,
+    init: Init | Mapping[str, Any] | str | float | None = None,
+    start: str | None = None,
     alpha: float | None = None,
     beta: float | None = None,
     bias: float | None = None,
@@ -86,15 +86,9 @@ def build_model(
         image_size: height and width, or one number for both; by default 32 or 224. The network runs on other sizes too;
             this is the size that it is folded, described and exported with.
         width: multiplies the channels of networks that do not have their width in their name.
-        start: what the blocks start with: "paper", or "deep", which keeps the signal alive in hundreds of layers, see
-            `deep_start`. What is given below counts instead of the start's.
-        init: how the blocks' filters are drawn: "normal", "kaiming", or the standard deviation of a normal
-            distribution, see `DiracConv2d`. With a batch norm behind, a filter's scale matters only for how far a step
-            turns it.
-        alpha, beta: the scales of Dirac convolutions. Ordinary convolutions have none, but given both they start with
-            the filters that Dirac convolutions of these scales have.
-        bias: of the batch norms that a ReLU follows; the last one, before the classifier, has 0 where this is too much
-            for it, see `Start.before_classifier`.
+        init: how the blocks are initialized: "paper" (the default), "deep", which keeps the signal alive in hundreds of
+            layers, "kaiming", or an `Init` with details of its own. What `Init.to_data` gives is taken too.
+        start, alpha, beta, bias: deprecated, parts of `init` now; the same holds for "normal" or a number as `init`.
         device, dtype: of the parameters.
 
     Raises:
@@ -116,37 +110,25 @@ def build_model(
     image_size = (224 if parsed.imagenet else 32) if image_size is None else image_size
     height, across = (image_size, image_size) if isinstance(image_size, int) else image_size
     num_classes = (1000 if parsed.imagenet else 10) if num_classes is None else num_classes
+    chosen = from_arguments(init, start, alpha, beta, bias)
     config = {
         "name": name,
         "num_classes": num_classes,
         "in_channels": in_channels,
         "image_size": [height, across],
         "width": width,
-        "start": start,
-        "init": init,
-        "alpha": alpha,
-        "beta": beta,
-        "bias": bias,
+        "init": chosen.to_data(),
     }
-    resolved = resolve_start(
-        start,
-        parsed.blocks,
-        parsed.dirac,
-        scale="uniform" if parsed.family == "plain" else 1.0,
-        init=init,
-        alpha=alpha,
-        beta=beta,
-        bias=bias,
-    )
+    initializer = resolved(chosen, parsed.blocks, parsed.dirac, "uniform" if parsed.family == "plain" else 1.0)
     spec = Spec(num_classes, (in_channels, height, across), config)
-    net = _build(parsed, width if parsed.factor is None else parsed.factor, resolved, spec)
+    net = _build(parsed, width if parsed.factor is None else parsed.factor, initializer, spec)
     return net.to(device=device, dtype=dtype)
 
 
-def _build(name: Name, factor: float, start: Start, spec: Spec) -> Network:
+def _build(name: Name, factor: float, init: Initializer, spec: Spec) -> Network:
     bases, build = (_IMAGENET if name.imagenet else _CIFAR)[name.family]
     widths = [_channels(base, factor, spec.config["name"]) for base in bases]
-    return build(name.depth, widths, start, spec)
+    return build(name.depth, widths, init, spec)
 
 
 def _channels(base: int, factor: float, name: str) -> int:

@@ -13,7 +13,7 @@ from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
-from diracnets.models.init import Start
+from diracnets.models.initializer import Initializer
 from diracnets.models.network import Network, Spec, stem_conv
 from diracnets.nn.dirac import DiracConv2d, effective_weights
 
@@ -26,16 +26,16 @@ class Block(nn.Module):
 
     Args:
         channels_in, channels_out: of its convolution.
-        start: what its layers start with.
+        init: makes its layers.
         pool: whether 2x2 max-pooling comes before the batch norm, which then normalizes a quarter of the numbers.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, start: Start, pool: bool = False) -> None:
+    def __init__(self, channels_in: int, channels_out: int, init: Initializer, pool: bool = False) -> None:
         super().__init__()
         self.relu = nn.ReLU(inplace=False)
-        self.conv = start.conv(channels_in, channels_out)
+        self.conv = init.conv(channels_in, channels_out)
         self.pool = nn.MaxPool2d(2) if pool else None
-        self.bn = start.norm(channels_out)
+        self.bn = init.norm(channels_out)
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """Apply the block; `weight` is the effective weight of a Dirac convolution where it was computed already."""
@@ -53,7 +53,7 @@ class DiracNet(Network):
         stem: from images to the first group's input.
         stem_width: channels of the stem's output.
         widths: channels of each block of each group.
-        start: what the blocks start with; it decides whether they have Dirac convolutions.
+        init: makes the layers of the blocks; it decides whether they have Dirac convolutions.
         spec: what the network is made for.
         min_image_size: the least height and width that all the pooling leaves something of.
         final: from the last group's output to the input of the average pooling; a ReLU by default.
@@ -79,7 +79,7 @@ class DiracNet(Network):
         stem: nn.Module,
         stem_width: int,
         widths: Sequence[Sequence[int]],
-        start: Start,
+        init: Initializer,
         spec: Spec,
         min_image_size: int,
         final: nn.Module | None = None,
@@ -88,9 +88,9 @@ class DiracNet(Network):
         before = [stem_width, *chain.from_iterable(widths)]  # channels that come into each block
         pooled = [pool_first and place == len(group) for group in widths for place in range(1, len(group) + 1)]
         pooled[-1] = False
-        starts = [start] * (len(pooled) - 1) + [start.before_classifier(before[-1])]
-        sizes = zip(pairwise(before), starts, pooled, strict=True)
-        blocks = (Block(*channels, start, pool) for channels, start, pool in sizes)
+        inits = [init] * (len(pooled) - 1) + [init.before_classifier(before[-1])]
+        sizes = zip(pairwise(before), inits, pooled, strict=True)
+        blocks = (Block(*channels, init, pool) for channels, init, pool in sizes)
         super().__init__(
             stem=stem,
             groups=[list(islice(blocks, len(group))) for group in widths],
@@ -115,25 +115,25 @@ class DiracNet(Network):
         return maps
 
 
-def cifar_stem(channels: int, width: int, start: Start) -> nn.Sequential:
+def cifar_stem(channels: int, width: int, init: Initializer) -> nn.Sequential:
     """A 3x3 convolution and a batch norm, for images of CIFAR's size."""
-    return nn.Sequential(OrderedDict(conv=stem_conv(channels, width), bn=start.norm(width)))
+    return nn.Sequential(OrderedDict(conv=stem_conv(channels, width), bn=init.norm(width)))
 
 
-def imagenet_stem(channels: int, width: int, start: Start) -> nn.Sequential:
+def imagenet_stem(channels: int, width: int, init: Initializer) -> nn.Sequential:
     """A 7x7 convolution of stride 2, a batch norm and 3x3 max-pooling of stride 2, for images of ImageNet's size."""
     conv = stem_conv(channels, width, size=7, stride=2)
-    return nn.Sequential(OrderedDict(conv=conv, bn=start.norm(width), pool=nn.MaxPool2d(3, stride=2, padding=1)))
+    return nn.Sequential(OrderedDict(conv=conv, bn=init.norm(width), pool=nn.MaxPool2d(3, stride=2, padding=1)))
 
 
-def cifar_diracnet(depth: int, widths: Sequence[int], start: Start, spec: Spec) -> DiracNet:
+def cifar_diracnet(depth: int, widths: Sequence[int], init: Initializer, spec: Spec) -> DiracNet:
     """DiracNet-N-k with `depth` N = 6n + 4, three groups of 2n blocks; 26 weight layers where it is called 28."""
-    stem = cifar_stem(spec.input_size[0], widths[0], start)
-    return DiracNet(stem, widths[0], [[width] * ((depth - 4) // 3) for width in widths], start, spec, min_image_size=8)
+    stem = cifar_stem(spec.input_size[0], widths[0], init)
+    return DiracNet(stem, widths[0], [[width] * ((depth - 4) // 3) for width in widths], init, spec, min_image_size=8)
 
 
-def imagenet_diracnet(depth: int, widths: Sequence[int], start: Start, spec: Spec) -> DiracNet:
+def imagenet_diracnet(depth: int, widths: Sequence[int], init: Initializer, spec: Spec) -> DiracNet:
     """DiracNet-18 or -34."""
-    stem = imagenet_stem(spec.input_size[0], widths[0], start)
+    stem = imagenet_stem(spec.input_size[0], widths[0], init)
     groups = [[width] * blocks for width, blocks in zip(widths, IMAGENET_DEPTHS[depth], strict=True)]
-    return DiracNet(stem, widths[0], groups, start, spec, min_image_size=32)
+    return DiracNet(stem, widths[0], groups, init, spec, min_image_size=32)

@@ -1,175 +1,175 @@
-"""The start of a network's blocks: how filters are drawn, and what the Dirac scales and the batch norms start at."""
+"""How a network is initialized, as plain numbers: part of a recipe and of a model card, so it imports no torch."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
 
-from torch import nn
+from diracnets.errors import UsageError, did_you_mean
 
-from diracnets.errors import UsageError
-from diracnets.nn.dirac import DiracConv2d, Init, draw_filters
-from diracnets.nn.diracify import undiracify
-
-StartName = Literal["paper", "deep"]
-MOST_BETA = 0.5  # of the deep start, where the network is shallow
-BETA_BY_DEPTH = 20.0  # c_b: beta = c_b / blocks
-DEEP_BIAS = 1.0  # of the deep start, at any depth
-MOST_BEFORE_CLASSIFIER = 4.0  # the most that a bias may add to the length of the mean of the classifier's input
+Scheme = Literal["paper", "deep", "kaiming"]
+Filters = Literal["normal", "kaiming"] | float
+OLD_KEYS = ("start", "alpha", "beta", "bias")  # arguments of `build_model` beside `init` in earlier versions
 
 
 @dataclass(frozen=True)
-class Start:
-    """What the blocks of a network start with; it makes their layers.
+class Init:
+    """How the blocks of a fresh network are initialized: a scheme, and what differs from it.
 
     Args:
-        init: how filters are drawn, see `DiracConv2d`.
-        alpha, beta: the scales of Dirac convolutions. Ordinary convolutions start as what a Dirac one of these scales
-            computes, or as drawn where both are None.
-        bias: of every batch norm with a ReLU behind it, but for the last one where this is too much for the
-            classifier, see `before_classifier`. What is added to another branch before its ReLU starts at 0.
-        scale: of every batch norm, a number or "uniform" for U(0, 1).
-        dirac: whether the blocks have Dirac convolutions.
+        scheme: "paper": filters from N(0, 1), alpha 1, beta 0.1, BatchNorm biases 0 (Zagoruyko & Komodakis 2017);
+            "kaiming": the same with filters drawn Kaiming normal, as in the last version of the authors' code; "deep":
+            such that a signal passes through hundreds of blocks, see `diracnets.models.initializer.deep`.
+        filters: how filters are drawn: "normal" for N(0, 1), "kaiming" for Kaiming normal, or the standard deviation of
+            a normal distribution. It is a matter of scale, which decides how far a step of SGD turns a filter.
+        alpha, beta: the scales of Dirac convolutions. Ordinary convolutions have none, but given both they are
+            initialized to the filters that Dirac convolutions of these scales compute.
+        bias: BatchNorm bias before each ReLU; before the classifier 0 where it would be too much for it, see
+            `diracnets.models.initializer.Initializer.before_classifier`.
 
-    >>> paper_start(dirac=True).conv(8, 16)
-    DiracConv2d(8, 16, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
-    """
-
-    init: Init
-    alpha: float | None
-    beta: float | None
-    bias: float
-    scale: Literal["uniform"] | float
-    dirac: bool
-
-    def conv(self, channels_in: int, channels_out: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
-        """A convolution of `size` x `size` without bias, padded to keep the size of its input where `stride` is 1."""
-        sizes = (channels_in, channels_out, size, stride, size // 2)
-        if self.alpha is None or self.beta is None:
-            conv = nn.Conv2d(*sizes, bias=False)
-            draw_filters(conv.weight, self.init)
-            return conv
-        conv = DiracConv2d(*sizes, bias=False, alpha=self.alpha, beta=self.beta, init=self.init)
-        return conv if self.dirac else undiracify(conv, inplace=True)  # type: ignore[return-value]
-
-    def before_classifier(self, channels: int) -> Start:
-        """The start of the last block, whose ReLU only the pooling and the classifier follow.
-
-        Behind a bias m the classifier's n inputs have a mean that all images share, about m where m is large and 0.4
-        where it is 0. The curvature of the loss along it is a tenth of its squared length for ten even classes, and the
-        largest rate with which steps are stable falls with it. So a bias above 4 / sqrt(n), which could add as much as
-        4 to that length, is 0 here, and others stay: 64 features of bias 0.5 stand rates up to 0.44, with Nesterov's
-        momentum of 0.9.
-
-        Args:
-            channels: n, the network's features.
-
-        >>> deep_start(996).before_classifier(64).bias, replace(deep_start(24), bias=0.5).before_classifier(64).bias
-        (0.0, 0.5)
-        """
-        stands = abs(self.bias) <= MOST_BEFORE_CLASSIFIER / math.sqrt(channels)
-        return self if stands else replace(self, bias=0.0)
-
-    def norm(self, channels: int, shifted: bool = True) -> nn.BatchNorm2d:
-        """A batch norm, which starts at the bias if it is to be shifted, and else at 0."""
-        norm = nn.BatchNorm2d(channels)
-        if self.scale == "uniform":
-            nn.init.uniform_(norm.weight)
-        else:
-            nn.init.constant_(norm.weight, self.scale)
-        nn.init.constant_(norm.bias, self.bias if shifted else 0.0)
-        return norm
-
-
-def paper_start(dirac: bool, scale: Literal["uniform"] | float = "uniform") -> Start:
-    """The paper's: W from N(0, 1), alpha 1, beta 0.1, bias 0; ordinary convolutions are drawn Kaiming normal.
-
-    Args:
-        dirac: whether the blocks have Dirac convolutions.
-        scale: of the batch norms; U(0, 1) in the paper's networks.
-
-    >>> paper_start(dirac=False)
-    Start(init='kaiming', alpha=None, beta=None, bias=0.0, scale='uniform', dirac=False)
-    """
-    if dirac:
-        return Start("normal", alpha=1.0, beta=0.1, bias=0.0, scale=scale, dirac=True)
-    return Start("kaiming", alpha=None, beta=None, bias=0.0, scale=scale, dirac=False)
-
-
-def deep_start(blocks: int, dirac: bool = True) -> Start:
-    """A start with which the signal survives any number of blocks `ReLU -> Dirac convolution -> batch norm`.
-
-    Two things take signal, the correlation of a block's output with its input, from block to block. The random filters
-    add noise, the part beta^2 / (alpha^2 + beta^2) of a block's output, so that the correlation shrinks by the factor
-    (1 + (beta / alpha)^2)^(-1/2), and over L blocks by about exp(-L beta^2 / 2) where alpha is 1. That would stay the
-    same with beta = c_b / sqrt(L). beta = c_b / L keeps what training adds the same too, as blocks change alike, not at
-    random; 1,000 layers trained best with it, at a higher rate. And a ReLU throws away what is negative, half of the
-    signal behind batch norms of bias 0, again and again. Behind a bias of 1 it is a part in 13 at first; and as the
-    next batch norm puts what is left of a channel to the same mean and deviation, the next ReLU cuts off far less of
-    it, where the filters in between are near to identities. A larger bias keeps more, but leaves the ReLUs too little
-    to do. Filters are drawn Kaiming normal, so that a step turns them as far as those of a plain network.
-
-    Args:
-        blocks: L, at least 1.
-        dirac: whether the blocks have Dirac convolutions; the bias is the same without.
+    None leaves a value to the scheme.
 
     Raises:
-        UsageError: no blocks.
+        UsageError: an unknown scheme, or a number that is not finite.
 
-    >>> start = deep_start(996)
-    >>> round(start.beta, 3), start.bias, start.init, start.scale
-    (0.02, 1.0, 'kaiming', 1.0)
+    >>> Init("deep", bias=0.5)
+    Init(scheme='deep', filters=None, alpha=None, beta=None, bias=0.5)
     """
-    if blocks < 1:
-        raise UsageError(f"blocks is {blocks}; a start is made for at least 1")
-    beta = min(MOST_BETA, BETA_BY_DEPTH / blocks)
-    return Start(
-        "kaiming", alpha=1.0 if dirac else None, beta=beta if dirac else None, bias=DEEP_BIAS, scale=1.0, dirac=dirac
-    )
+
+    scheme: Scheme = "paper"
+    filters: Filters | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    bias: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.scheme not in get_args(Scheme):
+            choices = get_args(Scheme)
+            hint = did_you_mean(str(self.scheme), choices)
+            raise UsageError(f"init is {self.scheme!r}; choose one of {', '.join(choices)}{hint and '; ' + hint}")
+        number = not isinstance(self.filters, bool) and isinstance(self.filters, int | float)
+        if self.filters not in (None, "normal", "kaiming") and not (
+            number and math.isfinite(self.filters) and self.filters > 0  # type: ignore[arg-type, operator]
+        ):
+            raise UsageError(
+                f"init's filters are {self.filters!r}; choose normal, kaiming, or a standard deviation above 0"
+            )
+        for name in ("alpha", "beta", "bias"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and math.isfinite(value)):
+                raise UsageError(f"init's {name} is {value!r}; it must be a finite number")
+
+    @classmethod
+    def of(cls, init: Init | str | Mapping[str, Any]) -> Init:
+        """An initialization from the name of its scheme, or from what `to_data` gave.
+
+        Raises:
+            UsageError: an unknown scheme or key, or a value that makes no sense.
+
+        >>> Init.of("kaiming") == Init.of({"scheme": "kaiming"}) == Init("kaiming")
+        True
+        """
+        if isinstance(init, Init):
+            return init
+        if isinstance(init, Mapping):
+            known = [field.name for field in fields(cls)]
+            for key in init:
+                if key not in known:
+                    raise UsageError(f"init has no {key!r}; {did_you_mean(str(key), known, cutoff=0.0)}")
+            return cls(**init)
+        return cls(init)  # type: ignore[arg-type]
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain values of what is not left to the scheme, from which `of` makes the same initialization.
+
+        >>> Init("deep", bias=0.5).to_data()
+        {'scheme': 'deep', 'bias': 0.5}
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
 
-def resolve_start(
-    name: StartName,
-    blocks: int,
-    dirac: bool,
-    *,
-    scale: Literal["uniform"] | float,
-    init: Init | None,
+def from_old(
+    start: str | None = None,
+    init: str | float | None = None,
+    alpha: float | None = None,
+    beta: float | None = None,
+    bias: float | None = None,
+) -> Init:
+    """The initialization that earlier versions called `start`, `init` (how filters are drawn), alpha, beta and bias.
+
+    >>> from_old("paper", "kaiming"), from_old(init=0.1).filters
+    (Init(scheme='kaiming', filters=None, alpha=None, beta=None, bias=None), 0.1)
+    """
+    scheme, filters = "paper" if start is None else start, init
+    if (scheme, filters) == ("paper", "kaiming"):
+        scheme, filters = "kaiming", None
+    return Init(scheme, filters, alpha, beta, bias)  # type: ignore[arg-type]
+
+
+def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `build_model` as any version wrote them, as those of today.
+
+    Args:
+        config: of a checkpoint, a model card or trained weights.
+
+    Raises:
+        UsageError: an initialization that there is not.
+
+    >>> upgraded({"name": "diracnet-28-1", "start": "deep", "init": None, "bias": 0.5})
+    {'name': 'diracnet-28-1', 'init': {'scheme': 'deep', 'bias': 0.5}}
+    """
+    rest = {key: value for key, value in config.items() if key not in (*OLD_KEYS, "init")}
+    init = config.get("init")
+    new = isinstance(init, Mapping | Init) or init in get_args(Scheme)
+    if new and not any(key in config for key in OLD_KEYS):
+        made = Init.of(init)  # type: ignore[arg-type]
+    else:
+        made = from_old(init=init, **{key: config.get(key) for key in OLD_KEYS})
+    return {**rest, "init": made.to_data()}
+
+
+def from_arguments(
+    init: Init | Mapping[str, Any] | str | float | None,
+    start: str | None,
     alpha: float | None,
     beta: float | None,
     bias: float | None,
-) -> Start:
-    """The start that `name` means for a network, with what is given instead of what it says.
+    stacklevel: int = 3,
+) -> Init:
+    """The initialization that arguments of `build_model` mean, those of earlier versions with a `DeprecationWarning`.
 
     Args:
-        name: "paper" or "deep".
-        blocks: of the network.
-        dirac: whether it has Dirac convolutions.
-        scale: of the batch norms in its "paper" start.
-        init, alpha, beta, bias: see `Start`; None for the start's own.
+        init: of today, or how filters are drawn.
+        start, alpha, beta, bias: of earlier versions.
+        stacklevel: of the warning, see `warnings.warn`.
 
     Raises:
-        UsageError: an unknown name, a number that is not finite, or only one of alpha and beta for a network without
-            Dirac convolutions.
+        UsageError: an initialization that there is not.
+
+    >>> from_arguments("deep", None, None, None, None).scheme
+    'deep'
     """
-    if name not in get_args(StartName):
-        raise UsageError(f"start is {name!r}; choose one of {', '.join(get_args(StartName))}")
-    if not dirac and (alpha is None) != (beta is None):
-        given = f"alpha is {alpha}" if beta is None else f"beta is {beta}"
-        raise UsageError(
-            f"{given}, but this network has no Dirac convolutions: give alpha and beta, and its filters start as what "
-            "Dirac convolutions of these scales compute, or neither"
-        )
-    for what, value in (("alpha", alpha), ("beta", beta), ("bias", bias)):
-        if value is not None and not math.isfinite(value):
-            raise UsageError(f"{what} is {value}; it must be a finite number")
-    own = paper_start(dirac, scale) if name == "paper" else deep_start(blocks, dirac)
-    return Start(
-        init=own.init if init is None else init,
-        alpha=own.alpha if alpha is None else alpha,
-        beta=own.beta if beta is None else beta,
-        bias=own.bias if bias is None else bias,
-        scale=own.scale,
-        dirac=dirac,
+    details = {"alpha": alpha, "beta": beta, "bias": bias}
+    given = {name: value for name, value in details.items() if value is not None}
+    of_filters = init == "normal" or _is_number(init) or (start is not None and init == "kaiming")
+    if start is None and not given and not of_filters:
+        return Init() if init is None else Init.of(init)  # type: ignore[arg-type]
+    if start is not None or of_filters or init is None:
+        made = from_old(start, init, **given)  # type: ignore[arg-type]
+    else:
+        made = replace(Init.of(init), **given)  # type: ignore[arg-type]
+    words = ", ".join(f"{name}={value!r}" for name, value in made.to_data().items())
+    warnings.warn(
+        f"start, alpha, beta, bias and how filters are drawn are parts of init now: give init=Init({words})",
+        DeprecationWarning,
+        stacklevel=stacklevel,
     )
+    return made
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -128,7 +128,7 @@ class Network(nn.Module):
 def stem_conv(
     channels_in: int, channels_out: int, size: int = 3, stride: int = 1, padding: int | None = None
 ) -> nn.Conv2d:
-    """A network's first convolution, an ordinary one whatever its start: Kaiming normal, without bias.
+    """A network's first convolution, an ordinary one in any network: Kaiming normal, without bias.
 
     Its `padding` is by default half its size, so that a stride of 1 keeps the size of the images.
     """

@@ -12,7 +12,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from diracnets.models.diracnet import cifar_stem
-from diracnets.models.init import Start
+from diracnets.models.initializer import Initializer
 from diracnets.models.network import Network, Spec
 
 
@@ -23,14 +23,14 @@ class RepBlock(nn.Module):
     identity. The ReLU comes before the sum, as in a DiracNet's block, which makes the same chain of blocks.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, start: Start) -> None:
+    def __init__(self, channels_in: int, channels_out: int, init: Initializer) -> None:
         super().__init__()
         self.relu = nn.ReLU(inplace=False)
-        self.conv3 = start.conv(channels_in, channels_out)
-        self.bn3 = start.norm(channels_out)  # the one whose shift is that of the sum
-        self.conv1 = start.conv(channels_in, channels_out, size=1)
-        self.bn1 = start.norm(channels_out, shifted=False)
-        self.identity = start.norm(channels_out, shifted=False) if channels_in == channels_out else None
+        self.conv3 = init.conv(channels_in, channels_out)
+        self.bn3 = init.norm(channels_out)  # the one whose shift is that of the sum
+        self.conv1 = init.conv(channels_in, channels_out, size=1)
+        self.bn1 = init.norm(channels_out, shifted=False)
+        self.identity = init.norm(channels_out, shifted=False) if channels_in == channels_out else None
 
     def forward(self, x: Tensor) -> Tensor:
         """The sum of the branches."""
@@ -50,13 +50,13 @@ class RepVGG(Network):
     """
 
 
-def cifar_repvgg(depth: int, widths: Sequence[int], start: Start, spec: Spec) -> RepVGG:
+def cifar_repvgg(depth: int, widths: Sequence[int], init: Initializer, spec: Spec) -> RepVGG:
     """RepVGG of the depth and widths of DiracNet-N-k, `depth` N = 6n + 4."""
-    stem = cifar_stem(spec.input_size[0], widths[0], start)
+    stem = cifar_stem(spec.input_size[0], widths[0], init)
     count = (depth - 4) // 3
     channels = [widths[0], *(width for width in widths for _ in range(count))]  # before each block, and behind the last
-    starts = [start] * (len(channels) - 2) + [start.before_classifier(widths[-1])]
-    blocks = [RepBlock(*sizes, start) for sizes, start in zip(pairwise(channels), starts, strict=True)]
+    inits = [init] * (len(channels) - 2) + [init.before_classifier(widths[-1])]
+    blocks = [RepBlock(*sizes, init) for sizes, init in zip(pairwise(channels), inits, strict=True)]
     groups = [blocks[first : first + count] for first in range(0, len(blocks), count)]
     final = nn.ReLU(inplace=False)
     return RepVGG(stem, groups, nn.MaxPool2d(2), final, widths[-1], spec, min_image_size=8)

@@ -13,7 +13,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from diracnets.models.diracnet import imagenet_stem
-from diracnets.models.init import Start
+from diracnets.models.initializer import Initializer
 from diracnets.models.network import Network, Spec, stem_conv
 
 BOTTLENECK = 4  # times as many channels come out of a bottleneck as its 3x3 convolution has
@@ -45,21 +45,21 @@ class PreActivation(nn.Module):
         channels: before the first convolution and behind each.
         sizes: of each convolution's filters.
         stride: of the first 3x3 convolution.
-        start: makes the layers.
+        init: makes the layers.
     """
 
-    def __init__(self, channels: Sequence[int], sizes: Sequence[int], stride: int, start: Start) -> None:
+    def __init__(self, channels: Sequence[int], sizes: Sequence[int], stride: int, init: Initializer) -> None:
         super().__init__()
         strided = sizes.index(3)
         steps: list[nn.Module] = []
         for index, size in enumerate(sizes):
-            steps += [start.norm(channels[index]), nn.ReLU(inplace=False)]
-            steps.append(start.conv(channels[index], channels[index + 1], size, stride if index == strided else 1))
+            steps += [init.norm(channels[index]), nn.ReLU(inplace=False)]
+            steps.append(init.conv(channels[index], channels[index + 1], size, stride if index == strided else 1))
         self.before = nn.Sequential(OrderedDict(bn=steps[0], relu=steps[1]))
         self.branch = nn.Sequential(*steps[2:])
         same = stride == 1 and channels[0] == channels[-1]
         self.subsample = subsampling(stride)
-        self.shortcut = None if same else start.conv(channels[0], channels[-1], size=1)
+        self.shortcut = None if same else init.conv(channels[0], channels[-1], size=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """The branch's output and the shortcut's, added."""
@@ -74,17 +74,17 @@ class PostActivation(nn.Module):
     [batch, in, height, width] -> [batch, out, height / stride, width / stride], rounded up.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, stride: int, start: Start) -> None:
+    def __init__(self, channels_in: int, channels_out: int, stride: int, init: Initializer) -> None:
         super().__init__()
-        self.conv1 = start.conv(channels_in, channels_out, stride=stride)
-        self.bn1 = start.norm(channels_out)
+        self.conv1 = init.conv(channels_in, channels_out, stride=stride)
+        self.bn1 = init.norm(channels_out)
         self.relu1 = nn.ReLU(inplace=False)
-        self.conv2 = start.conv(channels_out, channels_out)
-        self.bn2 = start.norm(channels_out, shifted=False)
+        self.conv2 = init.conv(channels_out, channels_out)
+        self.bn2 = init.norm(channels_out, shifted=False)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels_out:
-            projection = start.conv(channels_in, channels_out, size=1)
-            norm = start.norm(channels_out, shifted=False)
+            projection = init.conv(channels_in, channels_out, size=1)
+            norm = init.norm(channels_out, shifted=False)
             self.shortcut = nn.Sequential(OrderedDict(subsample=subsampling(stride), conv=projection, bn=norm))
         self.relu2 = nn.ReLU(inplace=False)
 
@@ -105,53 +105,53 @@ class ResNet(Network):
     """
 
 
-def cifar_resnet(depth: int, widths: Sequence[int], start: Start, spec: Spec) -> ResNet:
+def cifar_resnet(depth: int, widths: Sequence[int], init: Initializer, spec: Spec) -> ResNet:
     """Pre-activation ResNet: basic blocks where `depth` is 6n + 2 below 164, bottlenecks where it is 9n + 2 from there.
 
     Args:
         depth: of the network, its weight layers without those on shortcuts.
         widths: channels of each group's 3x3 convolutions; bottlenecks give four times as many.
-        start, spec: see `Network`.
+        init, spec: see `Network`.
     """
     if depth < 164:
-        return _pre_activation_net(widths[0], widths, (depth - 2) // 6, _basic(start), start, spec)
+        return _pre_activation_net(widths[0], widths, (depth - 2) // 6, _basic(init), init, spec)
 
     def bottleneck(before: int, after: int, stride: int) -> nn.Module:
         narrow = after // BOTTLENECK
-        return PreActivation((before, narrow, narrow, after), (1, 3, 1), stride, start)
+        return PreActivation((before, narrow, narrow, after), (1, 3, 1), stride, init)
 
     wide = [BOTTLENECK * width for width in widths]
-    return _pre_activation_net(widths[0], wide, (depth - 2) // 9, bottleneck, start, spec)
+    return _pre_activation_net(widths[0], wide, (depth - 2) // 9, bottleneck, init, spec)
 
 
-def wide_resnet(depth: int, widths: Sequence[int], start: Start, spec: Spec) -> ResNet:
+def wide_resnet(depth: int, widths: Sequence[int], init: Initializer, spec: Spec) -> ResNet:
     """Wide ResNet-N-k with `depth` N = 6n + 4: pre-activation, basic blocks, no dropout, a stem of 16 channels.
 
     Where k is below 1 the stem is no wider than the first group.
     """
-    return _pre_activation_net(min(16, widths[0]), widths, (depth - 4) // 6, _basic(start), start, spec)
+    return _pre_activation_net(min(16, widths[0]), widths, (depth - 4) // 6, _basic(init), init, spec)
 
 
-def imagenet_resnet(depth: int, widths: Sequence[int], start: Start, spec: Spec) -> ResNet:
+def imagenet_resnet(depth: int, widths: Sequence[int], init: Initializer, spec: Spec) -> ResNet:
     """ResNet-18 or -34 for images of ImageNet's size, with a ReLU behind each sum."""
-    stem = imagenet_stem(spec.input_size[0], widths[0], start)
+    stem = imagenet_stem(spec.input_size[0], widths[0], init)
     stem.append(nn.ReLU(inplace=False))  # commutes with the max-pooling before it
-    groups = _groups(widths[0], widths, DEPTHS[depth], partial(PostActivation, start=start))
+    groups = _groups(widths[0], widths, DEPTHS[depth], partial(PostActivation, init=init))
     return ResNet(stem, groups, nn.Identity(), nn.Identity(), widths[-1], spec, min_image_size=32)
 
 
 def _pre_activation_net(
-    stem_width: int, widths: Sequence[int], depth: int, block: BlockMaker, start: Start, spec: Spec
+    stem_width: int, widths: Sequence[int], depth: int, block: BlockMaker, init: Initializer, spec: Spec
 ) -> ResNet:
     stem = nn.Sequential(OrderedDict(conv=stem_conv(spec.input_size[0], stem_width)))
     groups = _groups(stem_width, widths, [depth] * len(widths), block)
-    norm = start.before_classifier(widths[-1]).norm(widths[-1])
+    norm = init.before_classifier(widths[-1]).norm(widths[-1])
     final = nn.Sequential(OrderedDict(bn=norm, relu=nn.ReLU(inplace=False)))
     return ResNet(stem, groups, nn.Identity(), final, widths[-1], spec, min_image_size=4)
 
 
-def _basic(start: Start) -> BlockMaker:
-    return lambda before, after, stride: PreActivation((before, after, after), (3, 3), stride, start)
+def _basic(init: Initializer) -> BlockMaker:
+    return lambda before, after, stride: PreActivation((before, after, after), (3, 3), stride, init)
 
 
 def _groups(channels: int, widths: Sequence[int], depths: Sequence[int], block: BlockMaker) -> list[list[nn.Module]]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from diracnets.models.diracnet import DiracNet, cifar_stem
-from diracnets.models.init import Start
+from diracnets.models.initializer import Initializer
 from diracnets.models.network import Spec
 
 WIDTHS = (64, 128, 256, 512, 512)  # channels of each group at width 1
@@ -31,9 +31,9 @@ class VGG(DiracNet):
     """
 
 
-def vgg(depth: int, widths: Sequence[int], start: Start, spec: Spec) -> VGG:
+def vgg(depth: int, widths: Sequence[int], init: Initializer, spec: Spec) -> VGG:
     """VGG-16 or -19; the last of its five poolings leaves 1x1 of images of 32x32."""
-    stem = cifar_stem(spec.input_size[0], widths[0], start)
+    stem = cifar_stem(spec.input_size[0], widths[0], init)
     final = nn.Sequential(OrderedDict(pool=nn.MaxPool2d(2), relu=nn.ReLU(inplace=False)))
     (_, *first), *others = ([width] * depth for width, depth in zip(widths, DEPTHS[depth], strict=True))
-    return VGG(stem, widths[0], [first, *others], start, spec, min_image_size=32, final=final)
+    return VGG(stem, widths[0], [first, *others], init, spec, min_image_size=32, final=final)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from diracnets.errors import UsageError
 from diracnets.models.build import build_model
 from diracnets.models.diracnet import Block
-from diracnets.models.init import paper_start
+from diracnets.models.initializer import paper
 from diracnets.models.network import Network, Spec
 from diracnets.nn.dirac import EPS, DiracConv2d
 
@@ -146,7 +146,7 @@ def network_of(block: Callable[[int, int], nn.Module], size: str) -> Network:
 
 def dirac_block(channels_in: int, channels_out: int) -> Block:
     """A DiracNet's block, which computes its own effective weight when no network does it for all blocks together."""
-    return Block(channels_in, channels_out, paper_start(dirac=True))
+    return Block(channels_in, channels_out, paper(dirac=True))
 
 
 def composed_block(channels_in: int, channels_out: int) -> Block:

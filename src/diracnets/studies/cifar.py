@@ -56,19 +56,13 @@ class Cifar(Trainings):
 
 def _other_starts(row: Row) -> list[Row]:
     """The row of a plain network, from starts that its recipe may not be made for, but that network."""
-    from diracnets.models.init import resolve_start
+    from diracnets.models.init import from_old
+    from diracnets.models.initializer import resolved
     from diracnets.models.names import parse
 
-    of_dirac = resolve_start(
-        row.recipe.start,
-        parse(row.recipe.model).blocks,
-        dirac=True,
-        scale="uniform",
-        init=row.recipe.init,
-        alpha=row.recipe.alpha,
-        beta=row.recipe.beta,
-        bias=row.recipe.bias,
-    )
+    recipe = row.recipe
+    init = from_old(recipe.start, recipe.init, recipe.alpha, recipe.beta, recipe.bias)
+    of_dirac = resolved(init, parse(recipe.model).blocks, dirac=True, scale="uniform")
     starts: dict[str, tuple[str, dict[str, Any]]] = {
         "usual": ("the usual", {"start": "deep", "init": "kaiming", "alpha": None, "beta": None, "bias": 0.0}),
         "identity": ("the Dirac network's filters", {"alpha": of_dirac.alpha, "beta": of_dirac.beta}),

@@ -45,7 +45,7 @@ class Depth(Trainings):
 
     def study(self) -> Study:
         """Each family at each depth; names are DATA-FAMILY-DEPTH-WIDTH, with the start behind it, such as "-deep"."""
-        from diracnets.models.init import deep_start
+        from diracnets.models.initializer import deep
         from diracnets.models.names import parse
 
         name = self.recipe or short_recipe(self.data)
@@ -57,7 +57,7 @@ class Depth(Trainings):
                 model = f"{kind}-{depth}-{self.width:g}"
                 recipe = of_network(base, model, **changes)
                 if start == "identity":
-                    recipe = replace(recipe, beta=deep_start(parse(model).blocks).beta)
+                    recipe = replace(recipe, beta=deep(parse(model).blocks).beta)
                 row = f"{self.data}-{model}" + f"-{start}" * bool(start)
                 place: dict[str, str | float] = {
                     "data": self.data,

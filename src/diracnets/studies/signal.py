@@ -106,7 +106,7 @@ class Signal:
 
         torch.manual_seed(self.seed)
         channels, *size = images.shape[1:]
-        net = build_model(model, start=start, in_channels=channels, image_size=tuple(size), device=images.device)  # type: ignore[arg-type]
+        net = build_model(model, init=start, in_channels=channels, image_size=tuple(size), device=images.device)
         block = net.groups[0][1]  # type: ignore[index]
         scales = {
             name: getattr(block.conv, name).mean().item() for name in ("alpha", "beta") if hasattr(block.conv, name)

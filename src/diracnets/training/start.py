@@ -14,6 +14,7 @@ from diracnets.artifacts.unfold import unfold
 from diracnets.data.images import ImageData
 from diracnets.errors import UsageError
 from diracnets.models.build import build_model, on_meta
+from diracnets.models.init import from_old, upgraded
 from diracnets.models.network import Network
 from diracnets.training.recipe import Recipe
 
@@ -95,7 +96,7 @@ def network_to_resume(checkpoint: dict[str, Any], recipe: Recipe, data: ImageDat
             f"these are not the images that the run began with: {counts}, of {data.input_size} in {len(data.classes)} "
             f"classes, instead of {facts.provenance['data']}, of {facts.input_size} in {len(facts.classes)} classes"
         )
-    net = build_model(**checkpoint["model"])
+    net = build_model(**upgraded(checkpoint["model"]))
     _freeze(net, recipe)
     return net
 
@@ -107,7 +108,8 @@ def _arguments(recipe: Recipe, num_classes: int, input_size: tuple[int, int, int
         "num_classes": num_classes,
         "in_channels": input_size[0],
         "image_size": input_size[1:],
-        **{name: getattr(recipe, name) for name in ("width", "start", "init", "alpha", "beta", "bias")},
+        "width": recipe.width,
+        "init": from_old(recipe.start, recipe.init, recipe.alpha, recipe.beta, recipe.bias),
     }
 
 
