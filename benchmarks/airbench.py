@@ -13,6 +13,7 @@ batch norms' statistics too, without evaluation. Accuracies are of all test imag
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -26,10 +27,10 @@ from unittest.mock import patch
 import torch
 
 from diracnets import Recipe, evaluate, load_data, train
+from diracnets.analysis.report import write_text
 from diracnets.data.images import ImageData
 from diracnets.runtime.device import keep_memory
 from diracnets.runtime.environment import circumstances
-from diracnets.studies.report import write_json
 
 PROGRAM = "airbench94_muon.py"
 WORDS = {  # of that program, and what stands for them on any device; each must be there
@@ -164,7 +165,7 @@ def main() -> None:
             print(_told(measured[-1]), flush=True)
         if options.out:  # after each round: a measurement that is stopped is not lost
             facts = {"circumstances": circumstances(options.device), "precision": options.precision}
-            write_json(options.out, {**facts, "measured": measured})
+            write_text(options.out, json.dumps({**facts, "measured": measured}, indent=2))
 
 
 def _told(row: dict[str, Any]) -> str:

@@ -6,198 +6,268 @@ python benchmarks/pages.py
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diracnets.studies.overview import reached, study_pages
-from diracnets.studies.report import markdown_table, told, write_text
+from diracnets.analysis.report import machine_name, markdown_table, mean_and_spread, write_text
+from diracnets.studies.cifar import PUBLISHED, cifar_study
+from diracnets.studies.depth import FAMILIES, depth_study
+from diracnets.studies.grid import Study
+from diracnets.studies.groups import Group, groups_of, percents
+from diracnets.studies.records import read_records
 
 ROOT = Path(__file__).parent.parent
 PAGE, RESULTS = ROOT / "docs" / "results.md", ROOT / "results"
-Row = dict[str, Any]
-
-
-def table(columns: dict[str, Callable[[Row], object]], rows: Iterable[Row]) -> str:
-    return markdown_table(list(columns), [[value(row) for value in columns.values()] for row in rows])
-
-
-def fold_time(result: Row) -> str:
-    return table(
-        {
-            "network": lambda row: row["network"],
-            "seconds": lambda row: f"{row['seconds']:.2f}",
-            "parameters": lambda row: f"{row['parameters_before']:,} -> {row['parameters_after']:,}",
-            "relative difference, float64": lambda row: f"{row['max_rel_float64']:.1e}",
-            "float32": lambda row: f"{row['max_rel']:.1e}",
-        },
-        result["measured"],
-    )
-
-
-def agreement(result: Row) -> str:
-    return table(
-        {
-            "network": lambda row: row.get("checkpoint") or f"{row['network']} on {row['data']}",
-            "images": lambda row: f"{row['images']:,}",
-            "same prediction": lambda row: f"{row['same_prediction']:.2%}",
-            "largest difference of a logit": lambda row: f"{row['largest_logit_difference']:.1e}",
-            "largest logit": lambda row: f"{row['largest_logit']:.2f}",
-        },
-        result["measured"],
-    )
-
-
-def augment(result: Row) -> str:
-    return table(
-        {
-            "batch": lambda row: row["batch_size"],
-            "images a second, median of epochs": lambda row: f"{row['images_per_second_median']:,}",
-            "slowest to fastest": lambda row: (
-                f"{row['images_per_second_slowest']:,} to {row['images_per_second_fastest']:,}"
-            ),
-        },
-        result["measured"],
-    )
-
-
-def recipe_search(result: Row) -> str:
-    return table(
-        {
-            "network": lambda row: row["network"],
-            "epochs": lambda row: row["epochs"],
-            "batch": lambda row: row["batch_size"],
-            "what was set": lambda row: ", ".join(f"{name} {value}" for name, value in row["settings"].items()),
-            "accuracy": lambda row: f"{row['accuracy']:.2%}",
-            "with mirrored images": lambda row: f"{row['accuracy_mirror']:.2%}" if "accuracy_mirror" in row else "",
-            "also shifted": lambda row: f"{row['accuracy_views']:.2%}" if "accuracy_views" in row else "",
-        },
-        sorted(result["measured"], key=lambda row: (row["network"], row["epochs"], row["accuracy"])),
-    )
-
-
-def deep_start_search(result: Row) -> str:
-    return table(
-        {
-            "layers": lambda row: row["layers"],
-            "steps": lambda row: row["steps"],
-            "beta": lambda row: row["beta"],
-            "bias": lambda row: row["bias"],
-            "of the last norm": lambda row: row["last_bias"],
-            "and its scale": lambda row: row["last_scale"],
-            "rate": lambda row: row["rate"],
-            "of alpha and beta": lambda row: row["rate_of_scales"],
-            "of the norms": lambda row: row["rate_of_norms"],
-            "precision": lambda row: row["precision"],
-            "seed": lambda row: row["seed"],
-            "loss": lambda row: f"{row['loss']:.3f}",
-        },
-        result["measured"],
-    )
-
-
-def random_part(result: Row) -> str:
-    return table(
-        {
-            "network": lambda row: row["model"],
-            "rate": lambda row: f"{row['rate']:g}",
-            "accuracy": lambda row: f"{row['accuracy']:.2%}",
-            "beta at the start, by the rule": lambda row: row["random_part_at_start"],
-            "trained, the median layer": lambda row: f"{row['random_part_median']:.3f}",
-            "the least": lambda row: f"{row['random_part_least']:.3f}",
-            "the most": lambda row: f"{row['random_part_most']:.3f}",
-        },
-        result["rows"],
-    )
-
-
-def race(result: Row) -> str:
-    return table(
-        {
-            "network": lambda row: row["network"],
-            "seed": lambda row: row["seed"],
-            "parameters": lambda row: f"{row['parameters']:,}",
-            "epochs": lambda row: row["epochs"],
-            "minutes": lambda row: f"{row['seconds'] / 60:.1f}",
-            "accuracy": lambda row: f"{row['accuracy']:.2%}",
-            "averaged over views": lambda row: f"{row['accuracy_views']:.2%}",
-            "precision": lambda row: result["precision"],
-        },
-        result["measured"],
-    )
-
-
-def runs() -> str:
-    parts = []
-    for folder in sorted(path.parent for path in RESULTS.glob("*/metrics.jsonl")):
-        history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        environment = json.loads((folder / "environment.json").read_text())[0]  # of the first start
-        parts.append(
-            {
-                "run": f"[{folder.name}](../results/{folder.name}/)",
-                "epochs": len(history),
-                "accuracy": f"{history[-1]['val_accuracy']:.2%}",
-                "minutes": f"{sum(row['seconds'] for row in history) / 60:.1f}",
-                "images a second, fastest epoch": f"{max(row['images_per_second'] for row in history):.0f}",
-                "device": environment["device"],
-                "torch": environment["versions"]["torch"],
-                "command": f"`diracnets {' '.join(environment['command'][1:])}`",
-            }
-        )
-    return table({key: lambda row, key=key: row[key] for key in parts[0]}, parts) if parts else ""
-
-
-SEARCHED = """By a script that is not kept, of this package's layers, images and augmentation, and, where no accuracy
-with mirrored images is given, by `diracnets train`; the rate falls to zero in each run. Muon turns the filters. One
-seed and little time each: differences under a point say little. The six wide blocks have the shape and, where it says
-so, the rates of cifar10-airbench, with ReLUs. Rows of sprint-cifar that name what was changed have all else as it is
-in the package, by a script that changes its parts; the same recipe differed by up to 0.4 points between two
-runs of one seed on one and on two threads."""
-
-STARTED = """By a script that is not kept: the recipe deep-cifar, but for what the columns say, on 8,000 images of
-CIFAR-10 at 16x16 pixels, width 0.5, batches of 128, the rate falling to zero at the last step (but for the one of 20
-steps, which was broken off from 63). Loss is that of training with label smoothing 0.1, over the last third of the
-steps or less; two seeds differed by 0.04."""
-
-FROM_LENS = """The part of a layer's filters that is no identity, against that which is: the root of 1 / identity - 1,
-with the identity that `diracnets study lens` tells of each layer. The runs are those of the study of depth with the
-deep start (the plain networks with the Dirac network's filters), seed 0; RUN stands for each of them in turn, and what
-was made of their lens.json, by a script that is not kept, is medians and extremes alone."""
-
-SECTIONS = {
-    "random_part.json": ("How far training takes filters from the identity, by rate", random_part),
-    "airbench.json": ("The fastest chain beside cifar10-airbench's, one after the other on one machine", race),
-    "fold_time.json": ("How long a fold takes, its check included, and how exact it is", fold_time),
-    "chain_agreement.json": ("The folded chain against its network, on all test images", agreement),
-    "authors_agreement.json": ("The authors' checkpoints against the logits that their program gave", agreement),
-    "recipe_search.json": (
-        "What was tried for fast-cifar and sprint-cifar: short runs on CIFAR-10, one seed",
-        recipe_search,
-    ),
-    "deep_start_search.json": ("What was tried for the deep start: losses of short runs", deep_start_search),
-    "augment.json": ("Augmented CIFAR images a second, without a network", augment),
+SAME_FILTERS, DIRAC = (FAMILIES[name][0] for name in ("plain-identity", "diracnet-deep"))
+DEPTH_BUDGET = {"epochs": 4, "images": 8000}
+NETWORKS = {  # of the first table: row of the study, and what to call it
+    "cifar10-wrn-28-1-fast-cifar": "Wide ResNet-28-1 (skip connections)",
+    "cifar10-diracnet-28-1-fast-cifar": "**DiracNet-28-1** (none, folds to a chain)",
+    "cifar10-plain-28-1-fast-cifar-identity": "plain, initialized to the DiracNet's filters",
+    "cifar10-plain-28-1-fast-cifar-usual": "plain, usual initialization",
 }
-TEXT = """# Results
+RAW = {
+    "cifar.jsonl": "errors on CIFAR-10 and CIFAR-100 (`diracnets study cifar`)",
+    "depth.jsonl": "accuracy against depth and learning rate (`diracnets study depth`)",
+    "init.jsonl": "which initializations work (`diracnets study init`)",
+    "signal.json": "the signal before training, layer by layer (`diracnets study signal`)",
+    "lens.json": "the layers of the trained DiracNet-28-1 (`diracnets study lens diracnet-28-1-cifar10`)",
+    "lens-1000-layers-earlier-start/lens.json": "the layers of 1,000 trained with an earlier, larger bias",
+    "prune.json": "layers taken out of the DiracNet-28-1 (`diracnets study prune diracnet-28-1-cifar10`)",
+    "random_part.json": "how far training takes filters from the identity, by learning rate",
+    "cost.json": "time and memory of a training step (`python benchmarks/cost.py`)",
+    "airbench.json": "the sprint network next to cifar10-airbench's (`python benchmarks/airbench.py`)",
+    "fold_time.json": "time and exactness of folding (`python benchmarks/fold_time.py`)",
+    "chain_agreement.json": "the folded chain against its network on test images (`python benchmarks/agreement.py`)",
+    "authors_agreement.json": "the authors' checkpoints against what their program computes (the same)",
+    "augment.json": "images augmented per second (`python benchmarks/augment.py`)",
+    "recipe_search.json": "short runs by which fast-cifar and sprint-cifar were chosen; their script was not kept",
+    "deep_start_search.json": "short runs by which the deep initialization was chosen; their script was not kept",
+}
 
-Made by `python benchmarks/pages.py` from the files in `results/`, which the program wrote. The machines are noisy, so
-ratios were measured side by side in one run."""
-TRAININGS = """Each folder holds the run's recipe, environment, metrics and curve. One seed each; accuracy is that of
-the last epoch, on all held-out images. Minutes are those of training without evaluation, whatever else the machine did
-meanwhile; the fastest epoch tells what it does undisturbed. A recipe may have changed since: the folder's
-recipe.toml is what was
-trained."""
+
+def read(name: str) -> dict[str, Any]:
+    return dict(json.loads((RESULTS / name).read_text(encoding="utf-8")))
+
+
+def found(study: Study) -> list[Group]:
+    return groups_of(study, read_records(RESULTS / f"{study.name}.jsonl"))
+
+
+def the_group(groups: Sequence[Group], row: str, **settings: object) -> Group | None:
+    """The group of that row whose runs have these settings; None if nothing was trained."""
+    return next(
+        (each for each in groups if each.row == row and all(each.settings[k] == v for k, v in settings.items())), None
+    )
+
+
+def at_rate(study: Study, group: Group | None, rate: float | None = None) -> str:
+    """Mean and spread at a learning rate, or at the best one."""
+    if group is None:
+        return ""
+    runs = group.runs if rate is None else group.by_rate.get(rate, [])
+    return mean_and_spread(percents(study, runs), 2 if study.measure == "error" else 1)
+
+
+def equal_recipe() -> str:
+    """Networks of one size by one recipe."""
+    study = cifar_study()
+    groups = found(study)
+    rows = []
+    for row, title in NETWORKS.items():
+        full, short = the_group(groups, row, epochs=56), the_group(groups, row, epochs=4)
+        minutes = f"{statistics.fmean(run.result['seconds'] for run in full.runs) / 60:.0f}" if full else ""
+        best = f"{at_rate(study, short)} at {short.rate:g}" if short and len(short.by_rate) > 1 else ""
+        rows.append([title, at_rate(study, full, 0.02) or "not trained", at_rate(study, short, 0.02), best, minutes])
+    columns = ["network", "error, %, 56 epochs", "4 epochs, 3 seeds", "4 epochs, best rate", "minutes, 56 epochs"]
+    return markdown_table(columns, rows)
+
+
+def depth_cell(groups: Sequence[Group], study: Study, family: str, depth: int, rate: float | None = None) -> str:
+    kind, _, initialization = family.partition("-")
+    row = f"cifar10-{kind}-{depth}-0.5" + f"-{initialization}" * bool(initialization)
+    group = the_group(groups, row, **DEPTH_BUDGET)
+    text = at_rate(study, group, rate)
+    return f"{text} ({group.rate:g})" if group and text and rate is None else text
+
+
+def by_depth() -> str:
+    """Accuracy of chains and residual networks by depth."""
+    study = depth_study()
+    groups = found(study)
+    columns = ["layers", "Dirac, rate 0.2", "plain, same filters, best rate", "plain, same filters, rate 0.2"]
+    rows = [
+        [
+            f"{depth:,}",
+            depth_cell(groups, study, "diracnet-deep", depth, 0.2),
+            depth_cell(groups, study, "plain-identity", depth),
+            depth_cell(groups, study, "plain-identity", depth, 0.2),
+            depth_cell(groups, study, "wrn", depth),
+        ]
+        for depth in (28, 52, 100, 196, 400, 1000)
+    ]
+    return markdown_table([*columns, "residual, best rate"], rows)
+
+
+def cost() -> str:
+    """Ratios of a training step and of inference."""
+    rows = []
+    for measurement in read("cost.json")["measured"]:
+        by_variant = {row["variant"]: row for row in measurement["rows"]}
+        plain = by_variant["plain"]
+        ratios = {
+            name: "{:.2f} ({:.2f} to {:.2f})".format(row["step_ratio"], *row["step_ratio_quartiles"])
+            for name, row in by_variant.items()
+            if "step_ratio" in row
+        }
+        rows.append(
+            [
+                f"{plain['network']}, batch {plain['batch']}, {plain['precision']}",
+                machine_name(measurement["circumstances"]),
+                *(ratios.get(name, "") for name in ("dirac", "residual", "repvgg")),
+                f"{by_variant['residual']['inference_ratio']:.2f}",
+            ]
+        )
+    columns = ["size", "on", "Dirac", "residual", "RepVGG", "inference, residual / folded chain"]
+    return markdown_table(columns, rows)
+
+
+def exactness() -> str:
+    """How exact folding is, and how long it takes."""
+    return markdown_table(
+        ["network", "seconds", "parameters", "after the fold", "relative difference, float64", "float32"],
+        [
+            [
+                row["network"],
+                f"{row['seconds']:.2f}",
+                f"{row['parameters_before']:,}",
+                f"{row['parameters_after']:,}",
+                f"{row['max_rel_float64']:.0e}",
+                f"{row['max_rel']:.0e}",
+            ]
+            for row in read("fold_time.json")["measured"]
+        ],
+    )
+
+
+def single_runs() -> str:
+    """Runs that stand alone, one seed each."""
+    names = {
+        "cifar100-diracnet-sprint-sprint-cifar": "CIFAR-100, diracnet-sprint, sprint-cifar",
+        "imagenette-diracnet-18-fast-imagenet": "Imagenette, DiracNet-18, fast-imagenet",
+        "imagenette-diracnet-18-paper-imagenet": "Imagenette, DiracNet-18, the paper's recipe, shortened",
+        "cifar10-diracnet-28-1-sgd": "CIFAR-10, DiracNet-28-1, an earlier fast-cifar with SGD",
+    }
+    rows = []
+    groups = found(cifar_study())
+    if group := the_group(groups, "cifar100-diracnet-28-1-fast-cifar", epochs=56):
+        run = group.runs[0]
+        accuracy, minutes = 100 * run.result["accuracy"], run.result["seconds"] / 60
+        rows.append(["CIFAR-100, DiracNet-28-1, fast-cifar", "56", f"{accuracy:.2f}", f"{minutes:.0f}"])
+    for folder, title in names.items():
+        history = [json.loads(line) for line in (RESULTS / folder / "metrics.jsonl").read_text().splitlines()]
+        minutes = sum(row["seconds"] for row in history) / 60
+        link = f"[{title}](../results/{folder}/)"
+        rows.append([link, str(len(history)), f"{100 * history[-1]['val_accuracy']:.2f}", f"{minutes:.0f}"])
+    return markdown_table(["run", "epochs", "accuracy, %", "minutes"], rows)
+
+
+def race() -> str:
+    """The sprint network and airbench's, in one sentence."""
+    content = read("airbench.json")
+    theirs = [row for row in content["measured"] if row["network"].startswith("cifar10-airbench")]
+    ours = [row for row in content["measured"] if row not in theirs]
+    each = [
+        f"{100 * statistics.fmean(row['accuracy_views'] for row in rows):.2f}% in "
+        f"{statistics.fmean(row['seconds'] for row in rows) / 60:.1f} minutes"
+        for rows in (ours, theirs)
+    ]
+    return (
+        f"`diracnet-sprint` has {each[0]}, cifar10-airbench\n  (`airbench94_muon.py`) {each[1]}, on the same "
+        f"{machine_name(content['circumstances'])};\n  one seed each, averaged over mirrored and shifted images"
+    )
 
 
 def page() -> str:
-    parts = [TEXT, "## What is reached, and what is not yet", reached(RESULTS), *study_pages(RESULTS, "../results")]
-    for name, (title, render) in SECTIONS.items():
-        if (RESULTS / name).exists():
-            result = json.loads((RESULTS / name).read_text())
-            parts += [f"## {title}", told(result["circumstances"]), render(result)]
-            parts += [FROM_LENS] * (name == "random_part.json")
-            parts += [SEARCHED] * (name == "recipe_search.json")
-            parts += [STARTED] * (name == "deep_start_search.json")
-    return "\n\n".join([*parts, "## Single trainings", TRAININGS, runs()])
+    """The whole page."""
+    cifar, depth = cifar_study(), depth_study()
+    cifar_groups, depth_groups = found(cifar), found(depth)
+    full = {row: at_rate(cifar, the_group(cifar_groups, row, epochs=56), 0.02) for row in NETWORKS}
+    wrn, dirac, plain, _ = full.values()
+    deep = [depth_cell(depth_groups, depth, "diracnet-deep", layers, 0.2) for layers in (28, 400, 1000)]
+    plain_400 = depth_cell(depth_groups, depth, "plain-identity", 400).partition(" (")[0]
+    published = {key: text.partition(" (")[0] for key, text in PUBLISHED.items()}
+    agreement, authors = read("chain_agreement.json")["measured"][0], read("authors_agreement.json")["measured"]
+    raw = "\n".join(f"- [{name}](../results/{name}): {what}" for name, what in RAW.items())
+    return f"""# Results
+
+Written by `python benchmarks/pages.py` from the files in [results/](../results/), so every number of ours was measured:
+on two CPU cores, none on a GPU yet.
+
+**The recipes and learning rates behind these numbers were chosen in short runs on the test images that are reported
+here**, so a little of each number may be luck. Since then, learning rates are chosen on images held out of the training
+set (`--select-on`), and tables say so.
+
+## What is not reached
+
+- **The paper's errors.** DiracNet-28-10 with {published["cifar10", "diracnet-28-10"]}% on CIFAR-10 and
+  {published["cifar100", "diracnet-28-10"]}% on CIFAR-100, DiracNet-28-5 with {published["cifar10", "diracnet-28-5"]}%
+  on CIFAR-10, DiracNet-18 and 34 on ImageNet: not trained yet, for they need a GPU. (These numbers of the paper are
+  quoted from memory or from others.)
+- **A chain as good as a residual network.** At 28 layers and equal recipe, skip connections are still better: {wrn}%
+  error against {dirac}% (first table).
+- **A clear lead over plain convolutions.** Plain convolutions that are initialized to the DiracNet's own filters come
+  within a point: {plain}% error against {dirac}% at 28 layers, and {plain_400}% accuracy against {deep[1]}% at 400
+  layers, at the learning rate that suits them (second table). The initialization makes the depth trainable; the
+  parameterization makes one learning rate suit all depths.
+- **94% on CIFAR-10 faster than cifar10-airbench.** {race()}.
+- **A training step within 1.02 of the plain network's on a GPU**: not measured.
+
+What is reached: DiracNet-28-1 has an error below 8.5% in less than an hour on a CPU, a chain of 1,000 layers
+({deep[2]}%) is as good as one of 28 ({deep[0]}%) in the same few epochs, and folding is exact.
+
+## At equal recipe and full length: CIFAR-10, 28 layers, 0.37 million parameters
+
+Error on the test images by `fast-cifar` (Muon, learning rate of filters 0.02); 56 epochs, one seed. "4 epochs" is the
+same recipe cut short: mean and standard deviation of three seeds. One processor thread, bfloat16.
+
+{equal_recipe()}
+
+## Depth
+
+Accuracy in percent on CIFAR-10 by `deep-cifar`: width 0.5, 4 epochs on 8,000 training images, one seed where no spread
+is given; the best learning rate, chosen on the test images, in brackets. "Same filters" are ordinary convolutions that
+are initialized to what the Dirac convolutions compute. [How and why](depth.md).
+
+{by_depth()}
+
+## What a training step costs
+
+Time of a step as a multiple of the plain network's, medians of interleaved rounds with quartiles. Inference compares
+the residual network with the folded chain of the DiracNet.
+
+{cost()}
+
+## How exact folding is
+
+The largest difference between network and folded chain, relative to the largest output; the time includes the check.
+A trained DiracNet-28-1 and its chain predict the same class for {100 * agreement["same_prediction"]:.0f}% of the
+{agreement["images"]:,} test images of CIFAR-10. The authors' checkpoints give the outputs of their own program within
+{max(row["largest_logit_difference"] for row in authors):.0e}.
+
+{exactness()}
+
+## Single runs
+
+One seed each; a folder holds the recipe, environment, metrics and learning curve.
+
+{single_runs()}
+
+## All measurements
+
+{raw}"""
 
 
 if __name__ == "__main__":

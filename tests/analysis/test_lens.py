@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from diracnets import Recipe, train
-from diracnets.analysis.lens import EPOCHS, Lens, followed
+from diracnets.analysis.lens import EPOCHS, followed
+from diracnets.commands.study import Lens
 from diracnets.errors import UsageError
 from diracnets.training.scales import LayerScales
 

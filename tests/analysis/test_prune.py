@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from diracnets import Recipe, create_model, evaluate, load, train, verify
-from diracnets.analysis.prune import Prune
+from diracnets.commands.study import Prune
 from diracnets.errors import UsageError
 
 
@@ -68,7 +68,7 @@ def test_images_held_out_have_no_part_in_the_choice(run, tmp_path, monkeypatch):
 
     kept = []
     for measure in (evaluate, worse_and_worse):
-        monkeypatch.setattr("diracnets.evaluation.metrics.evaluate", measure)
+        monkeypatch.setattr("diracnets.analysis.prune.evaluate", measure)
         Prune(net=str(run.run), images=64, lose=0.2, choose=200, device="cpu", out=tmp_path).run(lambda _: None)
         facts = json.loads((tmp_path / "prune.json").read_text())
         kept.append(facts["kept"])

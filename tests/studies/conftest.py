@@ -1,26 +1,25 @@
-"""Studies whose trainings only pretend: what a training would leave in its folder is written at once."""
+"""Studies whose runs only pretend: what a training run would leave in its folder is written at once."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from diracnets.studies.conduct import Trainings
-from diracnets.studies.study import Lines, Published, Row, Study
+from diracnets.studies.grid import Lines, Row, Study
+from diracnets.studies.options import Options
+from diracnets.studies.records import Record
 from diracnets.training.recipe import Recipe
 
 ENVIRONMENT = {
     "device": "Abacus",
     "processor": "Abacus",
     "instructions": [],
-    "threads": 1,
+    "threads": 2,
     "precision": "float32",
     "versions": {"torch": "2.0", "python": "3.11"},
     "commit": None,
     "started": "2020-01-01T00:00:00+00:00",
 }
-CIRCUMSTANCES = {**ENVIRONMENT, "command": ["diracnets", "study", "small"]}
 
 
 class FakeProcess:
@@ -44,65 +43,55 @@ class FakeProcess:
 
 
 class FakeRuns:
-    """A launcher; `outcomes` gives an accuracy, "diverged", "failed" or "endless" for a row's name and seed."""
+    """A launcher; `outcome` gives an accuracy, "diverged", "failed" or "endless" for a recipe's settings."""
 
-    def __init__(self, outcomes):
-        self.outcomes, self.steps, self.processes, self.environments = outcomes, [], [], []
+    def __init__(self, outcome):
+        self.outcome, self.words, self.processes, self.environments, self.settings = outcome, [], [], [], []
 
-    def __call__(self, step, log, environment):
-        self.steps.append(list(step.words))
+    def __call__(self, words, log, environment):
+        self.words.append(list(words))
         self.environments.append(environment)
-        code = 0
-        if step.words[0] == "eval":
-            model = Path(step.words[1])
-            step.output.write_text(json.dumps({"top1": float(model.read_text())}))
-        else:
-            folder = Path(step.words[step.words.index("--run") + 1])
-            code = self.train(folder, log)
-        self.processes.append(FakeProcess(code))
+        self.processes.append(FakeProcess(self.train(Path(words[words.index("--run") + 1]))))
         return self.processes[-1]
 
-    def train(self, folder, log):
-        recipe = Recipe.load(folder / "recipe.toml")
-        outcome = self.outcomes[recipe.model, recipe.seed]
+    def train(self, folder):
+        settings = Recipe.load(folder / "recipe.toml").settings()
+        self.settings.append(settings)
+        outcome = self.outcome(settings)
         (folder / "environment.json").write_text(json.dumps([ENVIRONMENT]))
-        row = {"seconds": 30.0, "images_per_second": 100.0}
+        epoch = {"seconds": 30.0, "images_per_second": 100.0}
         if outcome == "failed":
-            log.write_text("diracnets: no such thing\n")
             return 1
         if outcome == "endless":
             (folder / "last.pt").touch()
             return None
         if outcome == "diverged":
-            (folder / "metrics.jsonl").write_text(json.dumps({"epoch": 1, **row}) + "\n")
-            log.write_text(f"diracnets: the loss became NaN in epoch 2: try less; saved in {folder}\n")
+            (folder / "metrics.jsonl").write_text(json.dumps({"epoch": 1, **epoch}) + "\n")
             return 3
-        rows = [{"epoch": epoch, **row, "val_accuracy": outcome, "val_loss": 1.0} for epoch in (1, 2)]
+        rows = [{"epoch": number, **epoch, "val_accuracy": outcome, "val_loss": 1.0} for number in (1, 2)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        if recipe.model.startswith("diracnet"):
-            (folder / "model.safetensors").write_text(str(outcome))
         return 0
 
 
 @pytest.fixture
 def fake_runs():
-    return FakeRuns
+    """A launcher of runs with these accuracies by network and seed."""
+
+    def make(accuracies):
+        return FakeRuns(accuracies if callable(accuracies) else lambda s: accuracies[s["model"], s["seed"]])
+
+    return make
 
 
 @pytest.fixture
 def small_study():
-    """Two networks on the digits, of which one has a published number."""
-    base = Recipe(data="digits", epochs=8)
+    """Two networks on the digits."""
+    base = Recipe().replaced(data="digits", epochs=8)
     rows = [
-        Row(
-            f"digits-{model}",
-            {"network": model, "depth": depth},
-            replace(base, model=model),
-            Published(10.0, 0.5, "a book") if depth == 10 else None,
-        )
+        Row(f"digits-{model}", {"network": model, "depth": depth}, base.replaced(model=model))
         for model, depth in (("diracnet-10-0.25", 10), ("wrn-16-0.25", 16))
     ]
-    return Study("small", "A small study", "Which is better?", rows, seeds=3, picture=Lines("depth", "network"))
+    return Study("small", "A small study", "Which is better?", rows, seeds=3, figure=Lines("depth", "network"))
 
 
 @pytest.fixture
@@ -110,11 +99,34 @@ def options(tmp_path):
     """Options that write below the test's folder."""
 
     def make(**values):
-        return Trainings(device="cpu", out=tmp_path / "results", work=tmp_path / "runs", **values)
+        return Options(**{"device": "cpu", "out": tmp_path / "results", "work": tmp_path / "runs", **values})
 
     return make
 
 
 @pytest.fixture
-def circumstances():
-    return CIRCUMSTANCES
+def record(small_study):
+    """One run of a row of the small study, by its index."""
+
+    def make(index, accuracy, seed=0, jobs=1, *, environment=None, selection=None, **settings):
+        row = small_study.rows[index]
+        recipe = row.recipe.replaced(seed=seed, **settings).table()
+        result = {"accuracy": accuracy, "loss": 1.0, "epochs": 2, "seconds": 90.0, "images_per_second": 100.0}
+        if selection is not None:
+            result["selection_accuracy"] = selection
+        return Record(row.name, dict(row.axes), recipe, 8, result, {**ENVIRONMENT, "jobs": jobs, **(environment or {})})
+
+    return make
+
+
+@pytest.fixture
+def cells():
+    """The cells of one line of a table, by column."""
+
+    def find(page, network, table=0):
+        tables = [block for block in page.split("\n\n") if block.startswith("|")]
+        header, _, *lines = [text[2:-2].split(" | ") for text in tables[table].splitlines()]
+        (found,) = [line for line in lines if line[0] == network]
+        return dict(zip(header, found, strict=True))
+
+    return find

@@ -1,15 +1,20 @@
 import json
-import shutil
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from diracnets import create_model
 from diracnets.cli import main
 from diracnets.errors import DiracNetsError, FileError, UsageError
-from diracnets.studies.conduct import Trainings, conduct
-from diracnets.studies.study import Budget
+from diracnets.studies.conduct import conduct
+from diracnets.studies.grid import Budget, Row
+from diracnets.studies.options import Options
+from diracnets.studies.records import read_records
 
 DIRAC, WRN = "diracnet-10-0.25", "wrn-16-0.25"
 GOOD = {(DIRAC, 0): 0.8, (DIRAC, 1): 0.9, (WRN, 0): 0.5, (WRN, 1): 0.6}
@@ -21,159 +26,161 @@ def said():
     return []
 
 
-def test_a_study_is_trained_and_written(small_study, options, fake_runs, said, tmp_path):
+@pytest.fixture
+def found(tmp_path):
+    """What the results file holds, as (row, seed, accuracy)."""
+
+    def read():
+        records = read_records(tmp_path / "results/small.jsonl")
+        return [(record.row, record.settings["seed"], record.result["accuracy"]) for record in records]
+
+    return read
+
+
+def test_a_study_is_trained_and_written(small_study, options, fake_runs, said, found, cells, tmp_path):
     runs = fake_runs(GOOD)
     conduct(small_study, options(budget=TWO), said.append, runs)
-    trained = [words for words in runs.steps if words[0] == "train"]
-    assert len(trained) == 4
-    assert len(runs.steps) == 6  # and the chains of the two that have one
-    written = json.loads((tmp_path / "results/small.json").read_text())
-    assert [(record["row"], record["seed"], record["accuracy"]) for record in written["records"]] == [
-        (f"digits-{model}", seed, accuracy) for (model, seed), accuracy in GOOD.items()
+    assert [words[0] for words in runs.words] == ["train"] * 4
+    assert found() == [  # first seeds of all rows come first
+        *(
+            (f"digits-{DIRAC}", 0, 0.8),
+            (f"digits-{WRN}", 0, 0.5),
+            (f"digits-{DIRAC}", 1, 0.9),
+            (f"digits-{WRN}", 1, 0.6),
+        )
     ]
-    assert [record["chain_accuracy"] for record in written["records"]] == [0.8, 0.9, None, None]
-    assert str(tmp_path) not in (tmp_path / "results/small.json").read_text()
+    record = read_records(tmp_path / "results/small.jsonl")[0]
+    assert record.result == {
+        "accuracy": 0.8, "loss": 1.0, "epochs": 2, "seconds": 60.0, "images_per_second": 100.0
+    }  # fmt: skip
+    assert (record.full_epochs, record.environment["jobs"], record.axes) == (8, 1, {"network": DIRAC, "depth": 10})
+    assert str(tmp_path) not in (tmp_path / "results/small.jsonl").read_text()
     page = (tmp_path / "results/small.md").read_text()
-    assert "85.00 ± 7.07" in page
-    assert "2 of 8 epochs, 2 of 3 seeds" in page
+    assert cells(page, DIRAC)["accuracy, %"] == "85.00 ± 7.07"
+    assert "epochs 2 of 8" in page
     assert (tmp_path / "results/small.png").read_bytes()[1:4] == b"PNG"
     assert said[-1].startswith("wrote ")
-
-
-def test_parameters_are_written_where_a_study_tells_them(small_study, options, fake_runs, said, tmp_path, monkeypatch):
-    monkeypatch.setattr("diracnets.data.load.load_data", lambda data, data_dir: None)  # CIFAR may not be there
-    rows = [replace(row, recipe=replace(row.recipe, data="cifar10")) for row in small_study.rows]
-    conduct(replace(small_study, rows=rows, sizes=True), options(budget=TWO), said.append, fake_runs(GOOD))
-    written = json.loads((tmp_path / "results/small.json").read_text())
-    assert [row["parameters"] for row in written["rows"]] == [
-        sum(parameter.numel() for parameter in create_model(model).parameters()) for model in (DIRAC, WRN)
-    ]
-    assert "| parameters |" in (tmp_path / "results/small.md").read_text()
-
-
-def test_first_seeds_of_all_rows_come_first(small_study, options, fake_runs, said):
-    conduct(small_study, options(budget=TWO), said.append, fake_runs(GOOD))
-    begun = [line.split(":")[0] for line in said if "begun" in line]
-    assert begun == [f"digits-{model}, seed {seed}" for seed in (0, 1) for model in (DIRAC, WRN)]
 
 
 def test_what_is_trained_is_not_trained_again(small_study, options, fake_runs, said):
     conduct(small_study, options(budget=Budget(epochs=2, seeds=1), rows=("*wrn*",)), said.append, fake_runs(GOOD))
     again = fake_runs(GOOD)
     conduct(small_study, options(budget=TWO), said.append, again)
-    assert sum(words[0] == "train" for words in again.steps) == 3
+    assert len(again.words) == 3
     assert [line.split("(")[1] for line in said if "% (" in line] == ["1 of 1)", "2 of 4)", "3 of 4)", "4 of 4)"]
     none = fake_runs({})
     conduct(small_study, options(budget=TWO), said.append, none)
-    assert none.steps == []
+    assert none.words == []
     other = fake_runs(GOOD)
     conduct(small_study, options(budget=Budget(epochs=3, seeds=1)), said.append, other)
-    assert sum(words[0] == "train" for words in other.steps) == 2
+    assert len(other.words) == 2
+
+
+def test_a_learning_rate_is_an_axis_like_any_other(small_study, options, fake_runs, said, cells, tmp_path):
+    runs = fake_runs(lambda settings: settings["lr"])
+    conduct(small_study, options(budget=TWO, rates=(0.1, 0.2)), said.append, runs)
+    conduct(small_study, options(budget=TWO, rates=(0.2, 0.05)), said.append, runs)
+    assert sorted(settings["lr"] for settings in runs.settings) == [0.05] * 4 + [0.1] * 4 + [0.2] * 4
+    page = (tmp_path / "results/small.md").read_text()
+    assert "learning rate 0.2" in page
+    assert "rates tried 0.05, 0.1, 0.2" in page
+    assert cells(page, WRN, table=1)["0.05"] == "5.00 ± 0.00"
+    plan = []
+    conduct(small_study, options(budget=TWO, rates=(0.1, 0.8), rows=("*wrn*",), plan=True), plan.append, runs)
+    assert plan == [
+        f"digits-{WRN} at lr 0.1: 2 of 2 trained, 2 epochs each",
+        f"digits-{WRN} at lr 0.8: 0 of 2 trained, 2 epochs each",
+    ]
 
 
 def test_rows_stand_in_the_studys_order_however_they_were_asked_for(small_study, options, fake_runs, said, tmp_path):
-    conduct(small_study, options(budget=Budget(epochs=2, seeds=1), rows=("*wrn*",)), said.append, fake_runs(GOOD))
-    conduct(small_study, options(budget=Budget(epochs=2, seeds=1)), said.append, fake_runs(GOOD))
-    written = json.loads((tmp_path / "results/small.json").read_text())
-    assert [row["row"] for row in written["rows"]] == [row.name for row in small_study.rows]
+    for rows in (("*wrn*",), ("*",)):
+        conduct(small_study, options(budget=Budget(epochs=2, seeds=1), rows=rows), said.append, fake_runs(GOOD))
+    lines = (tmp_path / "results/small.md").read_text().splitlines()
+    assert [line.split(" | ")[0][2:] for line in lines if line.startswith(("| dirac", "| wrn"))] == [DIRAC, WRN]
 
 
 def test_an_interrupted_study_goes_on(small_study, options, fake_runs, said, tmp_path):
     runs = fake_runs({**GOOD, (WRN, 0): "endless"})
 
-    def launch(step, log, environment):
-        if len(runs.steps) == 4:  # one row's first seed is done, its second is at work, and so is the other row
+    def launch(words, log, environment):
+        if len(runs.words) == 3:  # one row's first seed is done, its second is at work, and so is the other row
             raise KeyboardInterrupt
-        return runs(step, log, environment)
+        return runs(words, log, environment)
 
-    with pytest.raises(KeyboardInterrupt, match="stopped after 1 of 4 trainings"):
+    with pytest.raises(KeyboardInterrupt, match="stopped after 2 of 4 training runs"):
         conduct(small_study, options(budget=TWO, jobs=2), said.append, launch)
-    assert sum(len(process.signals) for process in runs.processes) >= 1
-    assert "**Partial: " in (tmp_path / "results/small.md").read_text()
-    assert (tmp_path / "results/small.png").exists()
+    assert [process.signals for process in runs.processes] == [[], [signal.SIGTERM], []]
+    assert (tmp_path / "results/small.md").exists()
     after = fake_runs(GOOD)
     conduct(small_study, options(budget=TWO, jobs=2), said.append, after)
-    how = [words[1] for words in after.steps if words[0] == "train"]
-    assert how == ["--resume", "--recipe", "--recipe"]
-    assert "**Partial" not in (tmp_path / "results/small.md").read_text()
+    assert [words[1] for words in after.words] == ["--resume", "--recipe"]
 
 
 def test_a_terminated_study_says_how_to_go_on(small_study, options, said, capsys):
-    def launch(step, log, environment):
+    def launch(words, log, environment):
         raise SystemExit(143)  # what SIGTERM becomes
 
     with pytest.raises(SystemExit, match="143"):
         conduct(small_study, options(budget=TWO), said.append, launch)
-    told = "stopped after 0 of 4 trainings, and the rest is saved; the same command goes on"
-    assert f"diracnets: {told}\n" in capsys.readouterr().err
+    words = "stopped after 0 of 4 training runs; the rest is saved, and the same command goes on"
+    assert f"diracnets: {words}\n" in capsys.readouterr().err
 
 
-def test_data_that_is_wrong_is_told_once_and_before_any_training(small_study, options, fake_runs, said, tmp_path):
-    rows = [replace(row, recipe=replace(row.recipe, data="cifar100")) for row in small_study.rows]
+def test_data_that_is_wrong_is_said_once_and_before_any_run(small_study, options, fake_runs, said, tmp_path):
+    rows = [Row(row.name, row.axes, row.recipe.replaced(data="cifar100")) for row in small_study.rows]
     (tmp_path / "cifar-100-python.tar.gz").write_bytes(b"half an archive")
     runs = fake_runs(GOOD)
     with pytest.raises(FileError, match=r"cifar-100-python\.tar\.gz"):
         conduct(replace(small_study, rows=rows), options(budget=TWO, data_dir=tmp_path), said.append, runs)
-    assert runs.steps == []
+    assert runs.words == []
     assert not (tmp_path / "results").exists()
 
 
-def test_a_training_that_diverges_is_a_result(small_study, options, fake_runs, said, tmp_path):
+def test_a_run_that_diverges_is_a_result(small_study, options, fake_runs, said, found, cells, tmp_path):
     conduct(small_study, options(budget=TWO), said.append, fake_runs({**GOOD, (DIRAC, 0): "diverged"}))
-    record = json.loads((tmp_path / "results/small.json").read_text())["records"][0]
-    assert (record["outcome"], record["accuracy"], record["epochs"]) == ("diverged", None, 1)
-    assert record["message"] == "the loss became NaN in epoch 2"
-    page = (tmp_path / "results/small.md").read_text()
-    assert "| 90.00 |" in page
-    assert "| 1 of 2 |" in page
-    assert "**Partial" not in page
+    assert found()[0] == (f"digits-{DIRAC}", 0, None)
+    row = cells((tmp_path / "results/small.md").read_text(), DIRAC)
+    assert (row["accuracy, %"], row["diverged"]) == ("90.00", "1 of 2")
+    assert any("diverged: see" in line for line in said)
 
 
-def test_a_training_that_fails_is_told_and_the_others_go_on(small_study, options, fake_runs, said, tmp_path):
-    with pytest.raises(DiracNetsError, match=r"1 of 4 trainings failed, .*digits-wrn.*no such thing.*log.txt"):
+def test_a_run_that_fails_is_named_and_the_others_go_on(small_study, options, fake_runs, said, found):
+    with pytest.raises(DiracNetsError, match=r"1 of 4 training runs failed: see .*digits-wrn.*log.txt"):
         conduct(small_study, options(budget=TWO), said.append, fake_runs({**GOOD, (WRN, 0): "failed"}))
-    assert len(json.loads((tmp_path / "results/small.json").read_text())["records"]) == 3
+    assert len(found()) == 3
 
 
-def test_records_of_another_machine_are_taken_over(small_study, options, fake_runs, said, tmp_path):
+def test_results_of_another_machine_are_added(small_study, options, fake_runs, said, found, tmp_path):
+    path, theirs = tmp_path / "results/small.jsonl", tmp_path / "theirs.jsonl"
     conduct(small_study, options(budget=TWO, rows=("*wrn*",)), said.append, fake_runs(GOOD))
-    shutil.move(tmp_path / "results/small.json", tmp_path / "theirs.json")
-
-    def adding(file):
-        return Trainings(add=(file,), out=tmp_path / "results")
-
-    def written():
-        return json.loads((tmp_path / "results/small.json").read_text())
-
-    theirs = json.loads((tmp_path / "theirs.json").read_text())
-    conduct(small_study, adding(tmp_path / "theirs.json"), said.append, fake_runs({}))
-    assert written() == theirs
-    (tmp_path / "results/small.json").unlink()
+    path.rename(theirs)
     conduct(small_study, options(budget=TWO, rows=("*diracnet*",)), said.append, fake_runs(GOOD))
-    ours = written()
-    conduct(small_study, adding(tmp_path / "theirs.json"), said.append, fake_runs({}))
-    assert written()["records"] == [*ours["records"], *theirs["records"]]
-    assert written()["circumstances"] == ours["circumstances"]  # of the last call that trained
+    ours = path.read_text()
+    for _ in range(2):
+        conduct(small_study, Options(add=(theirs,), out=tmp_path / "results"), said.append, fake_runs({}))
+        assert path.read_text() == ours + theirs.read_text()
+    assert len(found()) == 4
     with pytest.raises(UsageError, match="there is no file"):
-        conduct(small_study, adding(tmp_path / "none.json"), said.append, fake_runs({}))
+        conduct(small_study, Options(add=(tmp_path / "none.jsonl",), out=tmp_path), said.append, fake_runs({}))
 
 
 def test_the_plan_writes_nothing(small_study, options, said, tmp_path):
     conduct(small_study, options(plan=True, budget=TWO), said.append, None)
-    assert said == [f"digits-{model}: 0 of 2 trained, 2 epochs each" for model in (DIRAC, WRN)]
+    assert said == [f"digits-{model} at lr 0.1: 0 of 2 trained, 2 epochs each" for model in (DIRAC, WRN)]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_call_beside_this_one_loses_nothing(small_study, options, fake_runs, said, tmp_path):
-    runs = fake_runs(GOOD)
+def test_another_call_at_the_same_time_loses_nothing(small_study, options, fake_runs, said, found):
+    runs, other = fake_runs(GOOD), fake_runs(GOOD)
 
-    def launch(step, log, environment):
-        if len(runs.steps) == 1:  # what another call would do, which knows no row of this one
-            (tmp_path / "results/small.json").unlink()
-        return runs(step, log, environment)
+    def launch(words, log, environment):
+        if len(runs.words) == 1:
+            conduct(small_study, options(budget=replace(TWO, epochs=3, seeds=1)), said.append, other)
+        return runs(words, log, environment)
 
     conduct(small_study, options(budget=TWO), said.append, launch)
-    assert len(json.loads((tmp_path / "results/small.json").read_text())["rows"]) == 2
+    assert len(found()) == 6
 
 
 WRONG = [
@@ -183,60 +190,80 @@ WRONG = [
     ("depth --depths 17", "17"),
     ("depth --budget.epochs 0", "budget.epochs is 0"),
     ("init --jobs 0", "jobs is 0"),
-    ("cifar --add none.json", "there is no file none.json"),
-    ("cifar --add none.json --rows * --jobs 2", "trains nothing, for which --jobs would mean nothing"),
-    ("cifar --add none.json --plan", "for which --plan would mean nothing"),
-    ("cifar --add none.json --recipe fast-cifar --budget.epochs 3", "for which --budget.epochs, --recipe would"),
-    ("depth --add none.json --depths 28 --data-dir .", "for which --data-dir, --depths would mean nothing"),
-    ("init --add none.json --width 1 --device cpu --out there", "for which --device, --width would mean nothing"),
+    ("init --rates 0.1 0.1", "give each of them once"),
+    ("cifar --add none.jsonl", "there is no file none.jsonl"),
+    ("cifar --add none.jsonl --rows x --jobs 2", "give no other options with it but --out"),
+    ("cifar --add none.jsonl --plan", "give no other options with it but --out"),
+    ("depth --add none.jsonl --depths 28", "give no other options with it but --out"),
     ("cifar --device gpu", "gpu"),
 ]
 
 
 @pytest.mark.parametrize(("words", "message"), WRONG)
-def test_wrong_use_is_told_and_writes_nothing(words, message, tmp_path, monkeypatch, capsys):
+def test_wrong_use_is_refused_and_writes_nothing(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["study", *words.split()]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_jobs_share_the_threads(small_study, options, fake_runs, said, monkeypatch):
+def test_runs_share_the_threads(small_study, options, fake_runs, said, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     runs = fake_runs(GOOD)
     conduct(small_study, options(budget=TWO, jobs=2), said.append, runs)
     assert {environment["OMP_NUM_THREADS"] for environment in runs.environments} == {"2"}
 
 
-def test_the_recipes_take_precision_and_compile(small_study, options, fake_runs, said, tmp_path):
-    conduct(small_study, options(budget=TWO, precision="bfloat16", compile=True), said.append, fake_runs(GOOD))
-    recipes = [row["recipe"] for row in json.loads((tmp_path / "results/small.json").read_text())["rows"]]
-    assert [(recipe["precision"], recipe["compile"]) for recipe in recipes] == [("bfloat16", True)] * 2
+def test_the_recipes_take_precision_and_compile(small_study, options, fake_runs, said):
+    runs = fake_runs(GOOD)
+    conduct(small_study, options(budget=TWO, precision="bfloat16", compile=True), said.append, runs)
+    assert {(settings["precision"], settings["compile"]) for settings in runs.settings} == {("bfloat16", True)}
 
 
-@pytest.mark.parametrize("text", ["[1]", "{", '{"study": "small"}', '{"rows": [{}], "records": [], "picture": null}'])
-def test_a_damaged_file_is_told(small_study, options, said, tmp_path, text):
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results/small.json").write_text(text)
-    with pytest.raises(FileError, match=r"small\.json"):
+def test_a_damaged_file_is_named_and_left_alone(small_study, options, said, tmp_path):
+    path = tmp_path / "results/small.jsonl"
+    path.parent.mkdir()
+    path.write_text("{")
+    with pytest.raises(FileError, match=r"small\.jsonl"):
         conduct(small_study, options(), said.append, None)
+    assert path.read_text() == "{"
 
 
-def test_no_jobs_is_refused(options):
-    with pytest.raises(UsageError, match="jobs is 0"):
-        options(jobs=0)
+STUDY = [*("study", "depth", "--data", "digits", "--depths", "10", "--width", "0.25", "--rows", "*diracnet*-deep")]
+HOW = ["--precision", "float32", "--device", "cpu"]
 
 
-def test_a_study_from_the_command_line(tmp_path, monkeypatch, capsys):
+def test_a_study_from_the_command_line_learns(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    words = ["study", "depth", "--data", "digits", "--depths", "10", "--width", "0.25", "--rows", "*diracnet*-deep"]
-    budget = ["--budget.epochs", "1", "--budget.seeds", "1", "--precision", "float32", "--device", "cpu"]
-    assert main([*words, *budget]) == 0
-    printed = capsys.readouterr().out
-    assert "digits-diracnet-10-0.25-deep, seed 0: begun" in printed
-    record = json.loads(Path("results/depth.json").read_text())["records"][0]
-    assert record["accuracy"] == record["chain_accuracy"] > 0.05
-    assert record["machine"]["threads"] == 1
-    assert main([*words, *budget]) == 0
-    assert "begun" not in capsys.readouterr().out
+    words = [*STUDY, *HOW, "--budget.epochs", "4", "--budget.seeds", "1"]
+    assert main(words) == 0
+    assert "digits-diracnet-10-0.25-deep at lr" in capsys.readouterr().out
+    (record,) = read_records(Path("results/depth.jsonl"))
+    assert record.result["accuracy"] > 0.7  # chance is 0.1
+    assert record.environment["threads"] == 1
+    assert main(words) == 0
+    assert "started" not in capsys.readouterr().out
+
+
+def test_a_signal_to_the_process_group_saves_what_runs(tmp_path):
+    words = [sys.executable, "-m", "diracnets", *STUDY, *HOW, "--budget.epochs", "2000", "--budget.seeds", "1"]
+    study = subprocess.Popen(
+        words, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/**/metrics.jsonl")) or not _epochs(tmp_path):
+        assert study.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(study.pid, signal.SIGTERM)
+    _, errors = study.communicate(timeout=60)
+    assert study.returncode == 143
+    assert b"stopped after 0 of 1 training runs" in errors
+    (checkpoint,) = tmp_path.glob("runs/**/last.pt")
+    assert b"saved" in (checkpoint.parent / "log.txt").read_bytes()
+
+
+def _epochs(folder):
+    (metrics,) = folder.glob("runs/**/metrics.jsonl")
+    return [json.loads(line) for line in metrics.read_text().splitlines()]

@@ -1,89 +1,93 @@
-from dataclasses import replace
-
 import pytest
 import torch
 
 from diracnets import create_model
-from diracnets.cli import parse
 from diracnets.errors import UsageError
 from diracnets.models.init import from_old
-from diracnets.studies.published import ERRORS
+from diracnets.studies.cifar import PUBLISHED, cifar_study
+from diracnets.studies.depth import depth_study
+from diracnets.studies.groups import groups_of
+from diracnets.studies.init import init_study
+from diracnets.studies.records import Record
 from diracnets.training.recipe import Recipe
 
 
-def study(*words):
-    return parse(["study", *words]).study.study()
+def plain_rows(study):
+    return [row for row in study.rows if row.recipe.model.startswith("plain")]
 
 
 @pytest.mark.parametrize(
-    "words",
+    "study",
     [
-        ["cifar"],
-        ["depth", "--depths", "16", "52"],
-        ["depth", "--data", "digits", "--depths", "10"],
-        ["init"],
-        ["init", "--data", "digits", "--depth", "16", "--width", "0.25"],
+        cifar_study(),
+        depth_study((16, 52)),
+        depth_study((10,), data="digits"),
+        init_study(),
+        init_study(16, 0.25, "digits"),
     ],
-    ids=" ".join,
+    ids=lambda study: study.name,
 )
-def test_rows_have_names_of_their_own_and_networks_that_exist(words):
-    made = study(*words)
-    assert len({row.name for row in made.rows}) == len(made.rows)
-    assert len({tuple(row.place.items()) for row in made.rows}) == len(made.rows)
-    for row in {row.recipe.model: row for row in made.rows}.values():
+def test_rows_have_names_of_their_own_and_networks_that_exist(study):
+    assert len({row.name for row in study.rows}) == len(study.rows)
+    assert len({tuple(row.axes.items()) for row in study.rows}) == len(study.rows)
+    for row in {row.recipe.model: row for row in study.rows}.values():
         recipe = row.recipe
         with torch.device("meta"):
             create_model(recipe.model, init=from_old(recipe.start, recipe.init, recipe.alpha, recipe.beta))
         assert Recipe.from_table(recipe.table()) == recipe
-    if made.picture is not None:
-        names = (made.picture.x, made.picture.series, *made.picture.panels)
-        assert all(set(row.place) >= set(names) for row in made.rows)
+    if study.figure is not None:
+        names = (study.figure.x, study.figure.series, *study.figure.panels)
+        assert all(set(row.axes) >= set(names) for row in study.rows)
 
 
-def test_every_published_number_has_its_row():
-    rows = study("cifar").rows
-    assert {(row.place["data"], row.place["network"]) for row in rows if row.published} == set(ERRORS)
-    paper = next(row for row in rows if row.name == "cifar100-diracnet-28-10-paper-cifar")
-    assert paper.published.error == 21.54
-    assert paper.recipe.drops == (60, 120, 160)
+def test_the_table_has_parameters_and_published_errors():
+    study = cifar_study()
+    assert {(row.axes["data"], row.axes["network"]) for row in study.rows} >= set(PUBLISHED)
+    row = next(row for row in study.rows if row.name == "cifar100-diracnet-28-10-paper-cifar")
+    assert row.recipe == Recipe.load("paper-cifar").replaced(model="diracnet-28-10", data="cifar100")
+    (group,) = groups_of(study, [Record(row.name, {}, row.recipe.table(), 200, {"accuracy": 0.5}, {})])
+    assert [column(group) for column in study.columns.values()] == [
+        "36,507,780",
+        "21.54 (quoted from the paper by another)",
+    ]
 
 
 def test_plain_networks_have_every_advantage_in_depth():
-    rows = [row for row in study("depth", "--depths", "28").rows if row.recipe.model == "plain-28-0.5"]
-    assert {(row.recipe.start, row.recipe.bias, row.recipe.alpha) for row in rows} == {
+    study = depth_study((28,))
+    assert {(row.recipe.start, row.recipe.bias, row.recipe.alpha) for row in plain_rows(study)} == {
         ("paper", None, None),
         ("deep", 0.0, None),
         ("deep", None, None),
         ("deep", None, 1.0),
     }
-    assert all(row.recipe.clip and row.recipe.fresh_statistics for row in rows)
+    assert all(row.recipe.clip and row.recipe.fresh_statistics for row in study.rows)
 
 
-def test_plain_networks_have_starts_of_their_own_where_the_recipe_is_ours():
-    rows = [row for row in study("cifar", "--recipe", "fast-cifar").rows if row.recipe.model == "plain-28-1"]
+def test_plain_networks_have_initializations_of_their_own_if_the_recipe_is_ours():
+    rows = plain_rows(cifar_study(["fast-cifar"]))
     own, usual, identity = (row.recipe for row in rows[:3])
     assert own.start == "deep"
-    assert replace(usual, start="deep", bias=own.bias, init=own.init) == own
-    assert replace(identity, alpha=None, beta=None) == own
+    assert usual.replaced(start="deep", bias=own.bias, init=own.init) == own
+    assert identity.replaced(alpha=None, beta=None) == own
     dirac = create_model("diracnet-28-1", init=from_old(own.start, bias=own.bias)).groups[0][0]
     assert identity.beta == pytest.approx(dirac.conv.beta[0].item())
-    assert [row.place.get("start") for row in rows] == [None, "the usual", "the Dirac network's filters"] * 2
+    assert [row.axes.get("initialization") for row in rows] == [None, "usual", "as the Dirac network"] * 2
 
 
-@pytest.mark.parametrize("arguments", [("depth", "--depths", "28"), ("init",), ("cifar", "--recipe", "deep-cifar")])
-def test_a_rate_of_the_scales_is_for_networks_that_have_them(arguments):
+@pytest.mark.parametrize("study", [depth_study((28,)), init_study(), cifar_study(["deep-cifar"])], ids=lambda s: s.name)
+def test_a_learning_rate_of_the_scales_is_for_networks_that_have_them(study):
     """`deep-cifar` has one, and training refuses it where there is no alpha and no beta."""
-    rows = study(*arguments).rows
-    assert {row.recipe.model.startswith("dirac"): row.recipe.scale_lr for row in rows} == {True: 0.02, False: None}
+    rates = {row.recipe.model.startswith("dirac"): row.recipe.scale_lr for row in study.rows}
+    assert rates == {True: 0.02, False: None}
 
 
-def test_starts_are_varied_one_at_a_time():
-    rows = study("init").rows
-    assert {row.recipe.init for row in rows if row.place["varied"] == "standard deviation of W"} == {
+def test_initializations_are_varied_one_at_a_time():
+    rows = init_study().rows
+    assert {row.recipe.init for row in rows if row.axes["varied"] == "standard deviation of W"} == {
         *(1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
     }
     for name in ("alpha", "beta"):
-        varied = [row.recipe for row in rows if row.place["varied"] == name]
+        varied = [row.recipe for row in rows if row.axes["varied"] == name]
         assert len({getattr(recipe, name) for recipe in varied}) == 6
         assert {recipe.model.split("-28")[0] for recipe in varied} == {"plain", "wrn", "diracnet", "dirac-wrn"}
         assert all(recipe.init == "kaiming" for recipe in varied)
@@ -91,11 +95,11 @@ def test_starts_are_varied_one_at_a_time():
 
 
 def test_other_recipes_are_rows_of_their_own():
-    rows = study("cifar", "--recipe", "best-cifar", "fast-cifar").rows
-    assert {row.place["recipe"] for row in rows} == {"best-cifar", "fast-cifar"}
+    rows = cifar_study(["best-cifar", "fast-cifar"]).rows
+    assert {row.axes["recipe"] for row in rows} == {"best-cifar", "fast-cifar"}
     assert len({row.name for row in rows}) == len(rows) == 44
 
 
 def test_a_recipe_that_does_not_exist_is_refused():
     with pytest.raises(UsageError, match="no recipe 'nonsense'"):
-        study("cifar", "--recipe", "nonsense")
+        cifar_study(["nonsense"])

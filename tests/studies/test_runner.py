@@ -2,7 +2,8 @@ import signal
 
 import pytest
 
-from diracnets.studies.runner import Job, Step, processors, run_jobs
+from diracnets.studies.grid import Row
+from diracnets.studies.runner import Job, processors, run_jobs
 from diracnets.training.recipe import Recipe
 
 
@@ -40,41 +41,43 @@ class Slow:
 @pytest.fixture
 def jobs(tmp_path):
     Slow.alive = Slow.most = 0
-    return [Job(f"row {number}", "key", Recipe(), tmp_path / str(number)) for number in range(4)]
+    return [Job(Row(f"row {number}", {}, Recipe()), 8, tmp_path / str(number)) for number in range(4)]
 
 
-def run(jobs, launch, at_once=2, steps=1, ended=lambda job, code: None):
-    words = lambda job: iter([Step([job.row, str(number)], job.log) for number in range(steps)])  # noqa: E731
-    run_jobs(jobs, words, at_once=at_once, threads=3, started=lambda job: None, ended=ended, launch=launch)
+def run(jobs, launch, at_once=2, ended=lambda job, code: None):
+    run_jobs(
+        jobs, lambda job: [job.row.name], at_once=at_once, threads=3, started=lambda job: None, ended=ended,
+        launch=launch,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 9])
 def test_so_many_run_at_once_and_all_end(jobs, at_once, monkeypatch):
     monkeypatch.setattr("diracnets.studies.runner._POLL_SECONDS", 0)
     done = []
-    run(jobs, lambda step, log, environment: Slow(3), at_once, ended=lambda job, code: done.append((job.row, code)))
-    assert sorted(done) == [(job.row, 0) for job in jobs]
+    run(jobs, lambda words, log, environment: Slow(3), at_once, ended=lambda job, code: done.append((job, code)))
+    assert sorted(done, key=lambda each: each[0].row.name) == [(job, 0) for job in jobs]
     assert Slow.most == min(at_once, 4)
 
 
-def test_the_next_command_comes_after_a_good_end_only(jobs, monkeypatch):
+def test_threads_and_words_reach_the_process(jobs, monkeypatch):
     monkeypatch.setattr("diracnets.studies.runner._POLL_SECONDS", 0)
     launched, done = [], []
 
-    def launch(step, log, environment):
-        launched.append(tuple(step.words))
+    def launch(words, log, environment):
+        launched.append(words)
         assert environment["OMP_NUM_THREADS"] == "3"
-        return Slow(1, code=1 if step.words[0] == "row 1" else 0)
+        return Slow(1, code=1 if words == ["row 1"] else 0)
 
-    run(jobs[:2], launch, steps=2, ended=lambda job, code: done.append((job.row, code)))
-    assert launched == [("row 0", "0"), ("row 1", "0"), ("row 0", "1")]
-    assert done == [("row 1", 1), ("row 0", 0)]
+    run(jobs[:2], launch, ended=lambda job, code: done.append((job.row.name, code)))
+    assert launched == [["row 0"], ["row 1"]]
+    assert done == [("row 0", 0), ("row 1", 1)]
 
 
 def test_an_interruption_asks_all_to_stop_and_waits(jobs):
     processes = []
 
-    def launch(step, log, environment):
+    def launch(words, log, environment):
         processes.append(Slow(5))
         if len(processes) == 2:
             raise KeyboardInterrupt
@@ -89,7 +92,7 @@ def test_an_interruption_asks_all_to_stop_and_waits(jobs):
 def test_a_second_interruption_ends_them(jobs):
     processes = []
 
-    def launch(step, log, environment):
+    def launch(words, log, environment):
         processes.append(Slow(5, stubborn=True))
         if len(processes) == 3:
             raise KeyboardInterrupt
@@ -102,20 +105,16 @@ def test_a_second_interruption_ends_them(jobs):
 
 def test_a_job_resumes_where_there_is_a_checkpoint(jobs, tmp_path):
     job = jobs[0]
-    (first,) = job.steps("cpu", None, chain=True)
-    assert list(first.words[:2]) == ["train", "--recipe"]
-    assert Recipe.load(first.words[2]) == job.recipe
+    first = job.command("cpu", None)
+    assert first[:2] == ["train", "--recipe"]
+    assert Recipe.load(first[2]) == job.row.recipe
     (job.folder / "last.pt").touch()
-    (job.folder / "model.safetensors").touch()
-    second, chain = job.steps("cpu", tmp_path, chain=True)
-    assert list(second.words) == [
+    assert job.command("cpu", tmp_path) == [
         *("train", "--resume", "--run", str(job.folder), "--device", "cpu", "--data-dir", str(tmp_path))
     ]
-    assert chain.words[0] == "eval"
-    assert len(list(job.steps("cpu", tmp_path, chain=False))) == 1
 
 
-@pytest.mark.parametrize(("told", "count"), [("3", 3), ("0", None), ("many", None), ("", None)])
-def test_threads_to_share(told, count, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", told)
+@pytest.mark.parametrize(("given", "count"), [("3", 3), ("0", None), ("many", None), ("", None)])
+def test_threads_to_share(given, count, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
     assert processors() == count if count else processors() >= 1

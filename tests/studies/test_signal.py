@@ -4,8 +4,9 @@ import math
 import pytest
 import torch
 
+from diracnets.commands.study import Signal
 from diracnets.errors import UsageError
-from diracnets.studies.signal import Signal, kept_in_theory, relu_correlation
+from diracnets.studies.signal import kept_in_theory, relu_correlation
 
 
 @pytest.fixture(scope="module")
@@ -13,14 +14,13 @@ def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("signal")
     said = []
     Signal(depths=(52,), width=0.25, data="digits", images=32, device="cpu", out=folder).run(said.append)
-    assert "diracnet-52-0.25, deep start: signal left" in said[1]
+    assert "diracnet-52-0.25, deep initialization: signal left" in said[1]
     return folder
 
 
 def test_the_deep_start_lets_the_signal_through_where_the_papers_does_not(out):
     rows = {
-        (row["family"], row["start"], row["depth"]): row
-        for row in json.loads((out / "signal.json").read_text())["rows"]
+        (row["family"], row["init"], row["depth"]): row for row in json.loads((out / "signal.json").read_text())["rows"]
     }
     assert len(rows) == 4
     assert rows["diracnet", "deep", 52]["arrived"] > 0.4 > 0.3 > rows["diracnet", "paper", 52]["arrived"]
@@ -36,7 +36,7 @@ def test_the_deep_start_lets_the_signal_through_where_the_papers_does_not(out):
 
 def test_the_page_stands_alone(out):
     text = (out / "signal.md").read_text()
-    assert text.startswith("# The signal at the start")
+    assert text.startswith("# The signal before training")
     assert "![" in text
     assert (out / "signal.png").stat().st_size > 1000
     assert sum(line.startswith(("| diracnet-", "| plain-")) for line in text.splitlines()) == 4
@@ -53,7 +53,7 @@ def test_what_a_relu_keeps_is_what_sampling_finds(bias):
 
 
 def test_a_study_of_nothing_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="nothing is asked for"):
+    with pytest.raises(UsageError, match="nothing to measure"):
         Signal(depths=(), out=tmp_path).run(print)
     with pytest.raises(UsageError, match="the depth must be 6n"):
         Signal(depths=(17,), data="digits", out=tmp_path).run(print)

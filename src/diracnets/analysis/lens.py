@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from tyro.conf import Positional, arg
-
-from diracnets.studies.report import markdown_table, told, write_study
+from diracnets.analysis.layer_signal import signal
+from diracnets.analysis.report import Say, environment_line, markdown_table, short_numbers, write_report
+from diracnets.analysis.subject import find_subject
+from diracnets.runtime.environment import circumstances
+from diracnets.training.scales import LayerScales, layer_scales, read_scales
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from diracnets.training.scales import LayerScales
 
 ROWS = 60  # layers in a table of the page; the JSON has all
 EPOCHS = 20  # through which the scales are followed, evenly over the run
@@ -46,61 +46,45 @@ EXPLANATION = """- *alpha / beta*: how much longer the identity is than the norm
   identity, so that alpha / beta, not this, says how near to an identity a layer is.
 - *ReLU passes*: the part of the layer's input above 0. *ReLU keeps*, *layer keeps*: correlation of the input with its
   own ReLU, and with the layer's output. *signal left*: how alike the differences between images still are to those
-  behind the stem, 1 for the same, 0 for unrelated. *directions*: in how many the images differ, counted evenly.
+  after the stem, 1 for the same, 0 for unrelated. *directions*: in how many the images differ, counted evenly.
 - *gradient*: norm of an image's gradient on the layer's output. *gradient of filters*: norm of the batch's on W."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lens:
-    """What has each layer of one network become: identity, signal, gradient, and the scales through the epochs?"""
+def look_into(
+    net: str, *, data: str | None, data_dir: Path | None, images: int, device: str, out: Path, say: Say
+) -> None:
+    """Measure the layers of one network, and write lens.json, lens.md and lens.png.
 
-    net: Positional[str]
-    """A run's folder, a model file or checkpoint, the name of trained weights, or that of a network, fresh."""
-    data: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """digits, cifar10, cifar100 or folder; by default what the network was trained on, cifar10 for a fresh one."""
-    data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """Where the images are."""
-    images: int = 64
-    """Training images to send through, unchanged."""
-    device: str = "auto"
-    """cpu, cuda, mps, or auto for the best that there is."""
-    out: Annotated[Path, arg(metavar="FOLDER")] = Path("results")
-    """Where lens.json, lens.md and lens.png go."""
+    Args:
+        net, data, data_dir, device: see `find_subject`.
+        images: training images to send through.
+        out: the folder to write to.
+        say: takes one line at a time.
 
-    def run(self, say: Callable[[str], None]) -> None:
-        """Measure, and write lens.json, lens.md and lens.png.
-
-        Raises:
-            UsageError: no such network, or data that it is not for.
-            FileError, DataError: files or images that cannot be read.
-            TrainingError: activations that are infinite or NaN.
-        """
-        from diracnets.analysis.layer_signal import signal
-        from diracnets.analysis.subject import find_subject
-        from diracnets.runtime.environment import circumstances
-        from diracnets.training.scales import layer_scales, read_scales
-
-        subject = find_subject(self.net, self.data, self.data_dir, self.device)
-        images, labels = subject.images(self.images)
-        history = read_scales(subject.run.scales) if subject.run and subject.run.scales.exists() else {}
-        layers = [_plain(asdict(layer)) for layer in signal(subject.net, images, labels)]
-        facts = {
-            "study": "lens",
-            "title": f"The layers of {subject.name}",
-            "question": QUESTION,
-            "circumstances": circumstances(images.device),
-            "network": subject.name,
-            "mode": "training" if subject.net.training else "evaluation",
-            "data": subject.data.name,
-            "images": len(images),
-            "scales": [
-                _plain({**asdict(layer), "ratio_by_norm": layer.ratio_by_norm}) for layer in layer_scales(subject.net)
-            ],
-            "signal": layers,
-            "history": followed(history),
-        }
-        say(page(facts, picture=False))
-        write_study(self.out, facts, page, lambda figure: draw(figure, facts), (12, 7), say)
+    Raises:
+        UsageError: no such network, or data that it is not for.
+        FileError, DataError: files or images that cannot be read.
+        TrainingError: activations that are infinite or NaN.
+    """
+    subject = find_subject(net, data, data_dir, device)
+    batch, labels = subject.images(images)
+    history = read_scales(subject.run.scales) if subject.run and subject.run.scales.exists() else {}
+    scales = [{**asdict(layer), "ratio_by_norm": layer.ratio_by_norm} for layer in layer_scales(subject.net)]
+    facts = {
+        "study": "lens",
+        "title": f"The layers of {subject.name}",
+        "question": QUESTION,
+        "circumstances": circumstances(batch.device),
+        "network": subject.name,
+        "mode": "training" if subject.net.training else "evaluation",
+        "data": subject.data.name,
+        "images": len(batch),
+        "scales": [short_numbers(layer) for layer in scales],
+        "signal": [short_numbers(asdict(layer)) for layer in signal(subject.net, batch, labels)],
+        "history": followed(history),
+    }
+    say(page(facts, picture=False))
+    write_report(out, facts, page, lambda figure: draw(figure, facts), (12, 7), say)
 
 
 def followed(history: Mapping[int, Sequence[LayerScales]]) -> dict[str, Any]:
@@ -123,9 +107,8 @@ def page(facts: Mapping[str, Any], *, picture: bool) -> str:
     for title, columns, rows in (("Scales", SCALES, facts["scales"]), ("Signal", SIGNAL, facts["signal"])):
         if rows:
             parts.append(f"## {title}\n\n{_table(columns, rows)}")
-    parts.append(
-        f"{facts['images']} training images of {facts['data']}, in {facts['mode']} mode; {told(facts['circumstances'])}"
-    )
+    used = f"{facts['images']} training images of {facts['data']}, in {facts['mode']} mode"
+    parts.append(f"{used}; {environment_line(facts['circumstances'])}")
     return "\n\n".join(parts)
 
 
@@ -167,11 +150,3 @@ def _table(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str
     ]
     rest = f"\n\nEvery {step}th of {len(rows)} layers; lens.json has all." if step > 1 else ""
     return markdown_table(["layer", *columns.values()], lines) + rest
-
-
-def _plain(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON can hold it: with the digits that count, and None for what has overflowed."""
-    return {
-        key: (float(f"{value:.5g}") if math.isfinite(value) else None) if isinstance(value, float) else value
-        for key, value in numbers.items()
-    }

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from tyro.conf import Positional, arg
+from torch import Tensor, nn
 
+from diracnets.analysis.cut import candidates, output_statistics, settle, without
+from diracnets.analysis.report import Say, environment_line, markdown_table, write_report
+from diracnets.analysis.subject import find_subject
+from diracnets.artifacts.card import facts_of
+from diracnets.artifacts.model_file import save
+from diracnets.data.images import ImageData
 from diracnets.errors import UsageError
-from diracnets.studies.report import markdown_table, told, write_study
+from diracnets.evaluation.metrics import evaluate
+from diracnets.folding.fold import fold
+from diracnets.runtime.environment import circumstances
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import Tensor, nn
-
-    from diracnets.data.images import ImageData
 
 QUESTION = "How many layers of a trained chain are needed, when those that became almost the identity are taken out?"
 EXPLANATION = """A layer's output is fitted, channel by channel, by a line of what comes into its ReLU; *explained* is
@@ -27,80 +32,75 @@ all. Nothing is trained. How many layers can go is chosen by the accuracy on tra
 out have no part in any choice."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prune:
-    """How many layers of a trained chain are needed, when those that became almost the identity are taken out?"""
+def prune(
+    net: str,
+    *,
+    most: int | None,
+    lose: float,
+    choose: int,
+    write: Path | None,
+    data: str | None,
+    data_dir: Path | None,
+    images: int,
+    device: str,
+    out: Path,
+    say: Say,
+) -> None:
+    """Take out layers, evaluate each chain, choose one, and write prune.json, prune.md and prune.png.
 
-    net: Positional[str]
-    """A model file, a checkpoint or a run's folder (which is folded first), or the name of trained weights."""
-    most: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
-    """Take out at most so many; by default all that can be."""
-    write: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Write the shortest chain that loses no more than --lose into this model file."""
-    lose: float = 0.01
-    """How much accuracy on the training images of --choose that chain may lose, 0 to 1."""
-    choose: int = 1000
-    """Training images, evenly of all classes, by whose labels it is chosen how many layers can go."""
-    data: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """digits, cifar10, cifar100 or folder; by default what the network was trained on."""
-    data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """Where the images are."""
-    images: int = 512
-    """Training images on which the layers are measured; their labels are not used."""
-    device: str = "auto"
-    """cpu, cuda, mps, or auto for the best that there is."""
-    out: Annotated[Path, arg(metavar="FOLDER")] = Path("results")
-    """Where prune.json, prune.md and prune.png go."""
+    Args:
+        net, data, data_dir, device: see `find_subject`.
+        most: take out at most so many layers; None for all that can be.
+        lose: the accuracy, 0 to 1, that the chosen chain may lose on training images.
+        choose: how many training images, evenly of all classes, that is measured on.
+        write: write the chosen chain into this model file.
+        images: training images on which the layers are measured.
+        out: the folder to write to.
+        say: takes one line at a time.
 
-    def run(self, say: Callable[[str], None]) -> None:
-        """Take out layers, evaluate each chain, choose one, and write prune.json, prune.md and prune.png.
-
-        Raises:
-            UsageError: no such network, one with branches, or an option that makes no sense.
-            FileError, DataError: files or images that cannot be read or written.
-        """
-        if self.most is not None and self.most < 1:
-            raise UsageError(f"most is {self.most}; at least one layer has to be taken out")
-        if not 0 <= self.lose <= 1:
-            raise UsageError(f"lose is {self.lose}; it must be from 0 to 1")
-        if self.choose < 1:
-            raise UsageError(f"choose is {self.choose}; at least one image is needed to choose by")
-        from diracnets.analysis.subject import find_subject
-        from diracnets.runtime.environment import circumstances
-
-        subject = find_subject(self.net, self.data, self.data_dir, self.device)
-        if subject.net.training:
-            raise UsageError(f"{self.net} is a fresh network; give one that is trained")
-        images, _ = subject.images(self.images)
-        choice = subject.data.with_fewer(self.choose)
-        chain = _chain(subject.net)
-        rows: list[dict[str, Any]] = []
-        best = chain
-        for shorter, row in _shorten(chain, images, choice, self.most):
-            rows.append(row)
-            less = f" without {row['taken']}" if row["taken"] else ""
-            say(f"{row['layers']} convolutions{less}: {row['accuracy']:.2%}")
-            if row["choice_accuracy"] >= rows[0]["choice_accuracy"] - self.lose:
-                best, kept = shorter, len(rows) - 1
-        facts = {
-            "study": "prune",
-            "title": f"Fewer layers of {subject.name}",
-            "question": QUESTION,
-            "circumstances": circumstances(images.device),
-            "network": subject.name,
-            "data": subject.data.name,
-            "images": len(images),
-            "choice_images": len(choice.train),
-            "held_out": len(choice.val),
-            "lose": self.lose,
-            "kept": kept,
-            "rows": rows,
-        }
-        if self.write is not None:
-            _write(best, subject.net, rows[: kept + 1], self.write)
-            say(f"wrote {self.write}: {rows[kept]['layers']} convolutions, {rows[kept]['accuracy']:.2%}")
-        say(_table(rows))
-        write_study(self.out, facts, page, lambda figure: draw(figure, rows), (7, 4), say)
+    Raises:
+        UsageError: no such network, one with branches, or a number that makes no sense.
+        FileError, DataError: files or images that cannot be read or written.
+    """
+    if most is not None and most < 1:
+        raise UsageError(f"most is {most}; at least one layer has to be taken out")
+    if not 0 <= lose <= 1:
+        raise UsageError(f"lose is {lose}; it must be from 0 to 1")
+    if choose < 1:
+        raise UsageError(f"choose is {choose}; at least one image is needed to choose by")
+    subject = find_subject(net, data, data_dir, device)
+    if subject.net.training:
+        raise UsageError(f"{net} is a fresh network; give one that is trained")
+    batch, _ = subject.images(images)
+    choice = subject.data.with_fewer(choose)
+    chain = _chain(subject.net)
+    rows: list[dict[str, Any]] = []
+    best, kept = chain, 0
+    for shorter, row in _shorten(chain, batch, choice, most):
+        rows.append(row)
+        less = f" without {row['taken']}" if row["taken"] else ""
+        say(f"{row['layers']} convolutions{less}: {row['accuracy']:.2%}")
+        if row["choice_accuracy"] >= rows[0]["choice_accuracy"] - lose:
+            best, kept = shorter, len(rows) - 1
+    facts = {
+        "study": "prune",
+        "title": f"Fewer layers of {subject.name}",
+        "question": QUESTION,
+        "circumstances": circumstances(batch.device),
+        "network": subject.name,
+        "data": subject.data.name,
+        "images": len(batch),
+        "choice_images": len(choice.train),
+        "held_out": len(choice.val),
+        "lose": lose,
+        "kept": kept,
+        "rows": rows,
+    }
+    if write is not None:
+        _write(best, subject.net, rows[: kept + 1], write)
+        say(f"wrote {write}: {rows[kept]['layers']} convolutions, {rows[kept]['accuracy']:.2%}")
+    say(_table(rows))
+    write_report(out, facts, page, lambda figure: draw(figure, rows), (7, 4), say)
 
 
 def page(facts: Mapping[str, Any], *, picture: bool) -> str:
@@ -119,7 +119,7 @@ def page(facts: Mapping[str, Any], *, picture: bool) -> str:
     parts.append(
         f"Accuracy on the {facts['held_out']:,} held-out images of {facts['data']}; layers measured on "
         f"{facts['images']:,} training images, their number chosen by the accuracy on {facts['choice_images']:,}; "
-        f"{told(facts['circumstances'])}"
+        f"{environment_line(facts['circumstances'])}"
     )
     return "\n\n".join(parts)
 
@@ -138,10 +138,6 @@ def draw(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _chain(net: nn.Module) -> nn.Sequential:
-    from torch import nn
-
-    from diracnets.folding.fold import fold
-
     chain = net if isinstance(net, nn.Sequential) else fold(net)
     if not isinstance(chain, nn.Sequential):
         raise UsageError("this network has branches, so that it is no chain from which layers could be taken")
@@ -152,9 +148,6 @@ def _shorten(
     chain: nn.Sequential, images: Tensor, data: ImageData, most: int | None
 ) -> Iterator[tuple[nn.Sequential, dict[str, Any]]]:
     """The chain and its row, and then shorter and shorter ones, layers measured on some images."""
-    from diracnets.analysis.cut import candidates, output_statistics, settle, without
-    from diracnets.evaluation.metrics import evaluate
-
     wanted = output_statistics(chain, images)
     taken, explained = None, None
     while True:
@@ -180,9 +173,6 @@ def _shorten(
 
 
 def _write(chain: nn.Sequential, net: nn.Module, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    from diracnets.artifacts.card import facts_of
-    from diracnets.artifacts.model_file import save
-
     facts = facts_of(net)
     if facts is None:
         raise UsageError("the network does not say which images it takes, as a model file has to")

@@ -1,75 +1,88 @@
-"""The paper's table of errors on CIFAR-10 and CIFAR-100, row by row, ours beside the published."""
+"""The paper's table of errors on CIFAR-10 and CIFAR-100, row by row, ours next to the published ones."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
 
-from tyro.conf import arg
-
-from diracnets.studies.conduct import Trainings
-from diracnets.studies.published import ERRORS
-from diracnets.studies.study import Row, Study, of_network
+from diracnets.models.build import on_meta
+from diracnets.models.init import from_old
+from diracnets.models.initializer import resolved
+from diracnets.models.names import parse
+from diracnets.studies.grid import Row, Study, for_network
+from diracnets.studies.groups import Group
 from diracnets.training.recipe import Recipe
 
 LARGE = ("vgg-16", "diracnet-28-5", "diracnet-28-10", "resnet-1001", "wrn-28-10")
 SMALL = ("plain-28-1", "diracnet-28-1", "wrn-28-1", "dirac-wrn-28-1")
+CLASSES = {"cifar10": 10, "cifar100": 100}
+PUBLISHED = {  # errors of the test images in percent, each with where it was read
+    ("cifar10", "vgg-16"): "6.09 ± 0.11 (remembered from the paper, not checked)",
+    ("cifar10", "diracnet-28-5"): "5.16 ± 0.14 (remembered from the paper, not checked)",
+    ("cifar10", "diracnet-28-10"): "4.75 ± 0.16 (remembered from the paper, not checked)",
+    ("cifar10", "resnet-1001"): "4.92 (its own paper has 4.62)",
+    ("cifar10", "wrn-28-10"): "4.00 (its README, median of 5)",
+    ("cifar100", "vgg-16"): "25.92 ± 0.09 (remembered from the paper, not checked)",
+    ("cifar100", "diracnet-28-5"): "23.44 ± 0.14 (remembered from the paper, not checked)",
+    ("cifar100", "diracnet-28-10"): "21.54 (quoted from the paper by another)",
+    ("cifar100", "resnet-1001"): "22.71 (its own paper)",
+    ("cifar100", "wrn-28-10"): "19.25 (its README, median of 5)",
+}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cifar(Trainings):
-    """How wrong are plain chains on CIFAR-10 and CIFAR-100, beside residual networks and what was published?
+def cifar_study(recipes: Sequence[str] = ()) -> Study:
+    """Each network on each data set; rows are named DATA-NETWORK-RECIPE.
 
-    The rows of the paper's table by its recipe, and networks of 28 layers and width 1 also by a short one, with which
-    the plain network is also trained from the usual start, and from the very filters that the Dirac one begins with.
-    One learning rate need not suit all: --rates gives each row the best of several."""
+    Args:
+        recipes: train every row by these instead: names or TOML files.
 
-    recipe: Annotated[tuple[str, ...], arg(metavar="NAME|FILE.toml")] = ()
-    """Train every row by these recipes instead, such as best-cifar."""
-
-    def study(self) -> Study:
-        """Each network on each data by each recipe; names are DATA-NETWORK-RECIPE."""
-        rows: list[Row] = []
-        for data in ("cifar10", "cifar100"):
-            for model in (*LARGE, *SMALL):
-                for name in self.recipe or (("paper-cifar",) if model in LARGE else ("paper-cifar", "fast-cifar")):
-                    recipe = of_network(Recipe.load(name), model, data=data)
-                    title = Path(name).stem
-                    place = {"data": data, "network": model, "recipe": title}
-                    row = Row(f"{data}-{model}-{title}", place, recipe, ERRORS.get((data, model)))
-                    rows.append(row)
-                    if model in SMALL and model.startswith("plain") and title != "paper-cifar":
-                        rows += _other_starts(row)
-        return Study(
-            "cifar",
-            "Errors on CIFAR-10 and CIFAR-100",
-            "How wrong are plain chains of convolutions, trained with the Dirac parameterization, beside residual "
-            "networks of the same size, and how near is that to what was published? Published numbers are errors of "
-            "the same network by its authors' recipe.",
-            rows,
-            seeds=5,
-            measure="error",
-            sizes=True,
-        )
+    Raises:
+        UsageError, FileError: as `Recipe.load`.
+    """
+    rows: list[Row] = []
+    for data in CLASSES:
+        for model in (*LARGE, *SMALL):
+            for name in recipes or (("paper-cifar",) if model in LARGE else ("paper-cifar", "fast-cifar")):
+                title = Path(name).stem
+                axes = {"data": data, "network": model, "recipe": title}
+                row = Row(f"{data}-{model}-{title}", axes, for_network(Recipe.load(name), model, data=data))
+                rows.append(row)
+                if model == "plain-28-1" and title != "paper-cifar":
+                    rows += _other_initializations(row)
+    return Study(
+        "cifar",
+        "Errors on CIFAR-10 and CIFAR-100",
+        "How large is the error of plain chains of convolutions, trained with the Dirac parameterization, next to "
+        "residual networks of the same size, and how near is that to what was published? Published numbers are errors "
+        "of the same network by its authors' recipe.",
+        rows,
+        seeds=5,
+        measure="error",
+        columns={"parameters": _parameters, "published error, %": _published},
+    )
 
 
-def _other_starts(row: Row) -> list[Row]:
-    """The row of a plain network, from starts that its recipe may not be made for, but that network."""
-    from diracnets.models.init import from_old
-    from diracnets.models.initializer import resolved
-    from diracnets.models.names import parse
-
+def _other_initializations(row: Row) -> list[Row]:
+    """The row of a plain network with other initializations: the usual one, and the filters of the Dirac network."""
     recipe = row.recipe
     init = from_old(recipe.start, recipe.init, recipe.alpha, recipe.beta, recipe.bias)
-    of_dirac = resolved(init, parse(recipe.model).blocks, dirac=True, scale="uniform")
-    starts: dict[str, tuple[str, dict[str, Any]]] = {
-        "usual": ("the usual", {"start": "deep", "init": "kaiming", "alpha": None, "beta": None, "bias": 0.0}),
-        "identity": ("the Dirac network's filters", {"alpha": of_dirac.alpha, "beta": of_dirac.beta}),
-    }
+    dirac = resolved(init, parse(recipe.model).blocks, dirac=True, scale="uniform")
+    usual = recipe.replaced(start="deep", init="kaiming", alpha=None, beta=None, bias=0.0)
+    same = recipe.replaced(alpha=dirac.alpha, beta=dirac.beta)
     return [
-        replace(
-            row, name=f"{row.name}-{name}", place={**row.place, "start": title}, recipe=replace(row.recipe, **changes)
-        )
-        for name, (title, changes) in starts.items()
+        Row(f"{row.name}-usual", {**row.axes, "initialization": "usual"}, usual),
+        Row(f"{row.name}-identity", {**row.axes, "initialization": "as the Dirac network"}, same),
     ]
+
+
+def _parameters(group: Group) -> str:
+    """How many parameters the network has as it is trained, counted without memory for its weights."""
+    settings = group.settings
+    if settings["data"] not in CLASSES:
+        return ""
+    net = on_meta({"name": settings["model"], "width": settings["width"], "num_classes": CLASSES[settings["data"]]})
+    return f"{sum(parameter.numel() for parameter in net.parameters()):,}"
+
+
+def _published(group: Group) -> str:
+    return PUBLISHED.get((group.settings["data"], group.settings["model"]), "")

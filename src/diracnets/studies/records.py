@@ -1,154 +1,129 @@
-"""The records of a study: one for each finished training, kept in one JSON file that grows with every call."""
+"""The results of a study: a file of JSON lines, one for each finished training run, to which runs are appended."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import json
+import statistics
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from diracnets.errors import FileError
-from diracnets.studies.report import read_json, write_json
-from diracnets.studies.study import Budget, Lines, Published, Row, Study, recipe_key
+from diracnets.files import append_json
+from diracnets.studies.grid import Row
+from diracnets.training.recipe import Recipe
+
+_ENVIRONMENT = ("device", "processor", "instructions", "threads", "precision", "versions", "commit", "started")
 
 
 @dataclass(frozen=True)
 class Record:
-    """What one training gave. Accuracies are parts of the held-out images, 0 to 1."""
+    """One finished training run: a line of the file."""
 
     row: str
-    key: str
-    """That of the recipe, see `recipe_key`."""
-    seed: int
-    outcome: Literal["trained", "diverged"]
-    accuracy: float | None
-    """After the last epoch; None for a training that diverged."""
-    chain_accuracy: float | None
-    """Of the folded chain; None where there is none, or it was not asked for."""
-    loss: float | None
-    epochs: int
-    """Those that were trained."""
-    seconds: float
-    """Of training, the batch norms' fresh statistics included, without evaluation and start."""
-    images_per_second: float | None
-    """In the median epoch."""
-    machine: dict[str, Any]
-    """Device, threads, jobs beside it, arithmetic, versions, commit."""
-    message: str = ""
-    """Why it diverged."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A row at a budget: what was asked for, whether or not it has been trained yet."""
-
-    row: str
-    key: str
-    place: dict[str, str | float]
+    """The name of the study's row."""
+    axes: dict[str, str | float]
+    """Those of the row."""
     recipe: dict[str, Any]
-    """As `Recipe.table` gives it, of the first seed."""
-    seeds: int
+    """As a table, with the random seed."""
     full_epochs: int
-    full_seeds: int
-    published: Published | None = None
-    parameters: int | None = None
-    """Of the network; None where the study does not tell them, or they are not counted yet."""
-    rate: float | None = None
-    """That of the recipe, where the row was asked for with several, the best of which is told."""
+    """Epochs of the row's recipe before a budget scaled it down."""
+    result: dict[str, Any]
+    """accuracy on the test images (0 to 1), loss, epochs, seconds of training, images_per_second in the median epoch;
+    accuracy is None for a run that diverged."""
+    environment: dict[str, Any]
+    """Device, threads, runs at the same time (jobs), arithmetic, versions, commit."""
 
-    @classmethod
-    def of(cls, row: Row, study: Study, budget: Budget) -> Asked:
-        """What a row is at a budget."""
-        recipe = budget.scaled(row.recipe)
-        seeds = study.seeds if budget.seeds is None else budget.seeds
-        key, place = recipe_key(recipe), dict(row.place)
-        return cls(
-            row.name, key, place, recipe.table(), seeds, row.recipe.epochs, study.seeds, row.published, rate=row.rate
-        )
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All settings of the recipe by today's names."""
+        return Recipe.from_table(self.recipe, f"recipe of {self.row}").settings()
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What makes a run the same run: its row, and all settings, the random seed among them."""
+        return self.row, repr(sorted(self.settings.items()))
 
 
-@dataclass
-class Results:
-    """All that is known of a study's answer; `write` makes it a JSON file, `read` takes it from there."""
+def key_of(row: Row) -> tuple[str, str]:
+    """The key that the record of this row's run will have."""
+    return row.name, repr(sorted(row.recipe.settings().items()))
 
-    study: str
-    title: str
-    question: str
-    measure: Literal["error", "accuracy"]
-    picture: Lines | None
-    circumstances: dict[str, Any] | None
-    """Of the last call; None where there was none."""
-    rows: list[Asked] = field(default_factory=list)
-    records: list[Record] = field(default_factory=list)
 
-    @classmethod
-    def of(cls, study: Study, circumstances: dict[str, Any] | None) -> Results:
-        """Of a study of which nothing is known yet."""
-        return cls(study.name, study.title, study.question, study.measure, study.picture, circumstances)
+def read_records(path: Path) -> list[Record]:
+    """What a file holds, each run once, a repeated one as it was last; nothing if there is no such file.
 
-    @classmethod
-    def read(cls, path: Path) -> Results | None:
-        """What a file holds; None where there is no such file.
+    Reads files of JSON lines, and the single JSON objects that versions before 0.2 wrote.
 
-        Raises:
-            FileError: it cannot be read, or does not hold the records of trainings.
-        """
-        content = read_json(path)
-        if content is None:
-            return None
-        try:
-            picture = content.pop("picture")
-            rows = [
-                Asked(**{**row, "published": row["published"] and Published(**row["published"])})
-                for row in content.pop("rows")
-            ]
-            records = [Record(**record) for record in content.pop("records")]
-            lines = picture and Lines(**{**picture, "panels": tuple(picture["panels"])})
-            return cls(**content, picture=lines, rows=rows, records=records)
-        except (KeyError, TypeError) as error:
-            raise FileError(f"{path} does not hold the records of a study's trainings: {error}") from error
+    Raises:
+        FileError: it cannot be read, or does not hold the results of training runs.
+    """
+    if not path.exists():
+        return []
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            records = _from_earlier(json.loads(text))
+        else:
+            records = [Record(**json.loads(line)) for line in text.splitlines() if line.strip()]
+        return list({record.key: record for record in records}.values())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileError(f"{path} does not hold the results of a study's training runs: {error}") from error
 
-    def write(self, path: Path) -> None:
-        """Write everything to a file.
 
-        Raises:
-            FileError: it cannot be written.
-        """
-        write_json(path, dataclasses.asdict(self))
+def add_record(path: Path, record: Record) -> None:
+    """Append one run.
 
-    def ask(self, rows: Iterable[Asked]) -> None:
-        """Note what is asked for.
+    Raises:
+        FileError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+    append_json(path, dataclasses.asdict(record))
 
-        A row asked for again keeps its place, no fewer seeds than were trained, and that it is one of several rates.
-        """
-        for new in rows:
-            at = [(row.row, row.key) for row in self.rows]
-            if (new.row, new.key) not in at:
-                self.rows.append(new)
-                continue
-            index = at.index((new.row, new.key))
-            rate = self.rows[index].rate if new.rate is None else new.rate
-            self.rows[index] = dataclasses.replace(new, seeds=max(new.seeds, len(self.of_row(new))), rate=rate)
 
-    def forget_untrained(self) -> None:
-        """Leave out rows that were asked for once and of which nothing has been trained."""
-        self.rows = [row for row in self.rows if self.of_row(row)]
+def record_of(row: Row, full_epochs: int, folder: Path, jobs: int, *, diverged: bool) -> Record:
+    """The record of a run that has ended, from what its folder holds.
 
-    def count_parameters(self) -> None:
-        """Count the parameters of the rows' networks, where that is not done yet."""
-        from diracnets.studies.size import parameter_count
+    Args:
+        row: with the recipe and random seed of the run.
+        full_epochs: of the row's recipe before it was scaled down.
+        folder: the run folder.
+        jobs: how many runs there were at the same time.
+        diverged: whether the loss became infinite or NaN.
 
-        for index, row in enumerate(self.rows):
-            if row.parameters is None:
-                count = parameter_count(row.recipe["model"], row.recipe["width"], row.recipe["data"])
-                self.rows[index] = dataclasses.replace(row, parameters=count)
+    Raises:
+        FileError: the run folder lacks a file, or holds a damaged one.
+    """
+    try:
+        history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))[-1]
+        rates = [epoch["images_per_second"] for epoch in history]
+        result = {
+            "accuracy": None if diverged else history[-1]["val_accuracy"],
+            "loss": None if diverged else history[-1]["val_loss"],
+            "epochs": len(history),
+            "seconds": round(sum(epoch["seconds"] for epoch in history), 1),
+            "images_per_second": round(statistics.median(rates), 1) if rates else None,
+        }
+        machine = {**{name: environment[name] for name in _ENVIRONMENT}, "jobs": jobs}
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise FileError(f"the run in {folder} is damaged ({error}): delete it, and it is trained again") from error
+    return Record(row.name, dict(row.axes), row.recipe.table(), full_epochs, result, machine)
 
-    def add(self, records: Iterable[Record]) -> None:
-        """Note what was trained; a training that is known already is replaced."""
-        known = {(record.row, record.key, record.seed): record for record in (*self.records, *records)}
-        self.records = sorted(known.values(), key=lambda record: (record.row, record.key, record.seed))
 
-    def of_row(self, row: Asked) -> list[Record]:
-        """The records of a row, by seed."""
-        return [record for record in self.records if (record.row, record.key) == (row.row, row.key)]
+def _from_earlier(content: dict[str, Any]) -> list[Record]:
+    """The records of a file of before 0.2, which kept rows, with their recipes, apart from records."""
+    rows = {(row["row"], row["key"]): row for row in content["rows"]}
+    records = []
+    for old in content["records"]:
+        row = rows[old["row"], old["key"]]
+        names = ("accuracy", "chain_accuracy", "loss", "epochs", "seconds", "images_per_second")
+        result = {name: old[name] for name in names if name != "chain_accuracy" or old[name] is not None}
+        recipe = {**row["recipe"], "seed": old["seed"]}
+        records.append(Record(row["row"], row["place"], recipe, row["full_epochs"], result, old["machine"]))
+    return records

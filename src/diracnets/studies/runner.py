@@ -1,4 +1,4 @@
-"""Trainings in processes of their own: some at a time, each resumable, all of them stopped and saved together."""
+"""Training runs in processes of their own: several at a time, each resumable, all stopped and saved together."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
-from diracnets.training.recipe import Recipe
+from diracnets.studies.grid import Row
 
 _POLL_SECONDS = 0.1
 
@@ -34,119 +34,102 @@ class Process(Protocol):
 
 
 @dataclass(frozen=True)
-class Step:
-    """One command of a job: words behind `diracnets`, and the file that takes what it prints."""
-
-    words: Sequence[str]
-    output: Path
-
-
-@dataclass(frozen=True)
 class Job:
-    """One training, with the evaluation of its chain where that is wanted."""
+    """One training run."""
 
-    row: str
-    key: str
-    recipe: Recipe
-    """With its seed."""
+    row: Row
+    """With the random seed of this run in its recipe."""
+    full_epochs: int
+    """Epochs of the row's recipe before a budget scaled it down."""
     folder: Path
-    """The run folder; it also gets log.txt and chain.json."""
+    """The run folder; it also gets log.txt."""
 
     @property
     def log(self) -> Path:
-        """What the job's commands say."""
+        """What the run prints."""
         return self.folder / "log.txt"
 
-    @property
-    def chain(self) -> Path:
-        """The evaluation of the folded chain."""
-        return self.folder / "chain.json"
+    def command(self, device: str, data_dir: Path | None) -> list[str]:
+        """The words of the command that trains, or resumes what was stopped. Writes the recipe.
 
-    def steps(self, device: str, data_dir: Path | None, *, chain: bool) -> Iterator[Step]:
-        """The commands of this job, each asked for when the one before has ended well."""
+        Raises:
+            FileError: the recipe cannot be written.
+        """
         where = ["--device", device] if data_dir is None else ["--device", device, "--data-dir", str(data_dir)]
         if (self.folder / "last.pt").exists():
-            yield Step(["train", "--resume", "--run", str(self.folder), *where], self.log)
-        else:
-            recipe = self.folder / "recipe.toml"
-            self.recipe.save(recipe)
-            yield Step(["train", "--recipe", str(recipe), "--run", str(self.folder), *where], self.log)
-        model = self.folder / "model.safetensors"
-        if chain and model.exists():
-            words = ["eval", str(model), "--data", self.recipe.data, "--json", "--worst", "0"]
-            yield Step([*words, *where], self.chain)
+            return ["train", "--resume", "--run", str(self.folder), *where]
+        recipe = self.folder / "recipe.toml"
+        self.row.recipe.save(recipe)
+        return ["train", "--recipe", str(recipe), "--run", str(self.folder), *where]
+
+
+Launch = Callable[[Sequence[str], Path, Mapping[str, str]], Process]
 
 
 def processors() -> int:
-    """Threads to share among jobs: OMP_NUM_THREADS where it is set, else the processors that this process may use."""
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    if told.isdigit() and int(told) > 0:
-        return int(told)
+    """Threads to share among runs: OMP_NUM_THREADS if it is set, else the processors that this process may use."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def launch(step: Step, log: Path, environment: Mapping[str, str]) -> Process:
-    """Start one command; what it says on stderr goes to the log."""
-    output: IO[bytes]
-    with log.open("ab") as errors, step.output.open("ab" if step.output == log else "wb") as output:
+def launch(words: Sequence[str], log: Path, environment: Mapping[str, str]) -> Process:
+    """Start `diracnets WORDS`; what it prints goes to the log."""
+    with log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "diracnets", *step.words],
+            [sys.executable, "-m", "diracnets", *words],
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=errors,
+            stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
-            start_new_session=True,  # Ctrl-C in the terminal reaches the study alone, which then stops its trainings
+            start_new_session=True,  # a signal to the process group reaches the study alone, which stops its runs
         )
 
 
 def run_jobs(
     jobs: Sequence[Job],
-    steps: Callable[[Job], Iterator[Step]],
+    command: Callable[[Job], Sequence[str]],
     *,
     at_once: int,
     threads: int,
     started: Callable[[Job], None],
     ended: Callable[[Job, int], None],
-    launch: Callable[[Step, Path, Mapping[str, str]], Process] = launch,
+    launch: Launch = launch,
 ) -> None:
-    """Run jobs, `at_once` at a time, in their order. Where anything is raised, such as by Ctrl-C, those that run are
-    asked to stop, and waited for while they save.
+    """Run jobs, `at_once` at a time, in their order. If anything is raised, such as by Ctrl-C, those that run are asked
+    to stop, and waited for while they save.
 
     Args:
         jobs: what to run.
-        steps: the commands of a job.
-        at_once: so many jobs run beside each other.
+        command: the words of a job's command.
+        at_once: how many jobs run at the same time.
         threads: that each may use.
         started: called when a job is started.
-        ended: called when it has ended, with the exit code of its last command.
+        ended: called when it has ended, with its exit code.
         launch: starts a process.
     """
     environment = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    waiting, running = list(jobs), dict[int, tuple[Job, Iterator[Step], Process]]()
+    waiting, running = list(jobs), list[tuple[Job, Process]]()
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
                 job = waiting.pop(0)
-                commands = steps(job)
+                words = command(job)
                 started(job)
-                running[id(job)] = job, commands, launch(next(commands), job.log, environment)
-            for name, (job, commands, process) in list(running.items()):
+                running.append((job, launch(words, job.log, environment)))
+            for job, process in list(running):
                 code = process.poll()
-                if code is None:
-                    continue
-                step = next(commands, None) if code == 0 else None
-                if step is not None:
-                    running[name] = job, commands, launch(step, job.log, environment)
-                else:
-                    del running[name]
+                if code is not None:
+                    running.remove((job, process))
                     ended(job, code)
             time.sleep(_POLL_SECONDS if running else 0)
     finally:
-        _stop([process for _, _, process in running.values()])
+        _stop([process for _, process in running])
 
 
 def _stop(processes: Sequence[Process]) -> None:
-    """Let trainings save and end; what interrupts the waiting, such as a second Ctrl-C, ends them at once."""
+    """Let runs save and end; what interrupts the waiting, such as a second Ctrl-C, ends them at once."""
     for process in processes:
         process.send_signal(signal.SIGTERM)
     try:

@@ -1,125 +1,121 @@
-"""What arrives at the last layer before any training: the paper's start and the deep start, by depth."""
+"""What of the signal reaches the last layer of an untrained network: paper and deep initialization, by depth."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from tyro.conf import arg
+import torch
+from torch import Tensor
 
+from diracnets.analysis.layer_signal import LayerSignal, signal
+from diracnets.analysis.report import Say, environment_line, markdown_table, short_numbers, write_report
+from diracnets.data.load import load_data
 from diracnets.errors import UsageError
-from diracnets.studies.report import markdown_table, told, write_study
+from diracnets.models.build import build_model
+from diracnets.runtime.device import choose_device
+from diracnets.runtime.environment import circumstances
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from diracnets.analysis.layer_signal import LayerSignal
-
+Family = Literal["diracnet", "plain"]
+Initialization = Literal["paper", "deep"]
 POINTS = 100  # of a network's curves that are kept
-TITLE = "The signal at the start, layer by layer"
+TITLE = "The signal before training, layer by layer"
 QUESTION = "What is left of the differences between images, and of the gradient, after each layer of a fresh network?"
 EXPLANATION = """Every row is a fresh network in training mode, with one batch of images.
 
-- *signal left*: how alike the differences between images still are to those behind the stem (centred kernel alignment,
-  unbiased): 1 for the same, 0 for unrelated. Turning the features around changes nothing; only what is lost counts.
+- *signal left*: how alike the differences between images still are to those after the stem (centred kernel alignment,
+  unbiased): 1 for the same, 0 for unrelated. Rotating the features changes nothing; only what is lost counts.
 - *directions*: in how many directions the images differ at the end, counted evenly.
 - *a layer keeps*: the correlation of a layer's output with its input, mean over the layers that keep the size; what
   *its ReLU alone* would keep; and what follows for both from alpha, beta and the bias of the batch norms, for normal
-  activations: `corr(x, relu(x)) / sqrt(1 + (beta / alpha)^2)` for x from N(bias, 1). Behind ReLUs that clip
+  activations: `corr(x, relu(x)) / sqrt(1 + (beta / alpha)^2)` for x from N(bias, 1). After ReLUs that clip,
   activations are not normal, and the next ReLUs clip less of them.
-- *gradient*: the norm of an image's gradient on the first layer's output, and how many times that on the last layer's.
+- *gradient*: the norm of an image's gradient on the first layer's output, and its ratio to that on the last layer's.
 
 A Dirac layer whose ReLU clips keeps little: each batch norm centres the activations again, and each ReLU throws half of
 them away. With a bias of 1, what the first ReLUs let pass the next ones hardly change, and the identity carries it
 through. A plain network has no identity: with the same bias it still mixes all channels at every layer."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Signal:
-    """What arrives at the last layer before any training, with the paper's start and with the deep start?"""
+def measure_signal(
+    depths: Sequence[int],
+    width: float,
+    families: Sequence[Family],
+    initializations: Sequence[Initialization],
+    *,
+    data: str,
+    data_dir: Path | None,
+    images: int,
+    seed: int,
+    device: str,
+    out: Path,
+    say: Say,
+) -> None:
+    """Measure a fresh network of each family, initialization and depth, and write signal.json, .md and .png.
 
-    depths: tuple[int, ...] = (28, 52, 100, 196, 400, 1000)
-    """Numbers of layers, each 6n + 4."""
-    width: float = 1.0
-    """Of all networks; 1 has 16, 32 and 64 channels."""
-    families: tuple[Literal["diracnet", "plain"], ...] = ("diracnet", "plain")
-    """Which networks."""
-    starts: tuple[Literal["paper", "deep"], ...] = ("paper", "deep")
-    """Which starts of each."""
-    data: Literal["cifar10", "cifar100", "digits"] = "cifar10"
-    """Whose training images are sent through."""
-    data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """Where CIFAR is, or is downloaded to."""
-    images: int = 64
-    """How many."""
-    seed: int = 0
-    """Of the networks' random weights."""
-    device: str = "auto"
-    """cpu, cuda, mps, or auto for the best that there is."""
-    out: Annotated[Path, arg(metavar="FOLDER")] = Path("results")
-    """Where the table, the picture and all numbers go."""
+    Args:
+        depths: numbers of layers, each 6n + 4.
+        width: of all networks; 1 has 16, 32 and 64 channels.
+        families, initializations: of the networks.
+        data, data_dir: whose training images are sent through, and where they are.
+        images: how many.
+        seed: of the networks' random weights.
+        device: "auto", "cpu", "cuda" or "mps".
+        out: the folder to write to.
+        say: takes one line at a time.
 
-    def run(self, say: Callable[[str], None]) -> None:
-        """Measure each network, and write signal.json, signal.md and signal.png.
+    Raises:
+        UsageError: a depth or width that no network has.
+        TrainingError: activations that are infinite or NaN.
+    """
+    if not (depths and families and initializations):
+        raise UsageError("nothing to measure: give at least one of --depths, --families and --inits")
+    place = choose_device(device)
+    loaded = load_data(data, data_dir=data_dir, device=place)
+    batch, labels, _ = next(loaded.train.batches(images, epoch=0))
+    rows = []
+    for family in families:
+        for initialization in initializations:
+            for depth in depths:
+                row = _measure(f"{family}-{depth}-{width:g}", initialization, batch, labels, seed)
+                rows.append({"family": family, "depth": depth, **row})
+                say(f"{row['model']}, {initialization} initialization: signal left {row['arrived']:.3f}")
+    facts = {
+        "study": "signal",
+        "title": TITLE,
+        "question": QUESTION,
+        "circumstances": circumstances(place),
+        "data": data,
+        "images": images,
+        "seed": seed,
+        "rows": rows,
+    }
+    say(table(rows))
+    write_report(out, facts, page, lambda figure: draw(figure, rows), (11, 7), say)
 
-        Raises:
-            UsageError: a depth or width that no network has.
-            TrainingError: activations that are infinite or NaN.
-        """
-        if not (self.depths and self.families and self.starts):
-            raise UsageError("nothing is asked for: give at least one of --depths, --families and --starts")
-        from diracnets.data.load import load_data
-        from diracnets.runtime.device import choose_device
-        from diracnets.runtime.environment import circumstances
 
-        device = choose_device(self.device)
-        data = load_data(self.data, data_dir=self.data_dir, device=device)
-        images, labels, _ = next(data.train.batches(self.images, epoch=0))
-        rows = []
-        for family in self.families:
-            for start in self.starts:
-                for depth in self.depths:
-                    row = self._measure(f"{family}-{depth}-{self.width:g}", start, images, labels)
-                    rows.append({"family": family, "depth": depth, **row})
-                    say(f"{row['model']}, {start} start: signal left {row['arrived']:.3f}")
-        facts = {
-            "study": "signal",
-            "title": TITLE,
-            "question": QUESTION,
-            "circumstances": circumstances(device),
-            "data": self.data,
-            "images": self.images,
-            "seed": self.seed,
-            "rows": rows,
-        }
-        say(table(rows))
-        write_study(self.out, facts, page, lambda figure: draw(figure, rows), (11, 7), say)
-
-    def _measure(self, model: str, start: str, images: Any, labels: Any) -> dict[str, Any]:  # noqa: ANN401
-        import torch
-
-        from diracnets.analysis.layer_signal import signal
-        from diracnets.models.build import build_model
-
-        torch.manual_seed(self.seed)
-        channels, *size = images.shape[1:]
-        net = build_model(model, init=start, in_channels=channels, image_size=tuple(size), device=images.device)
-        block = net.groups[0][1]  # type: ignore[index]
-        scales = {
-            name: getattr(block.conv, name).mean().item() for name in ("alpha", "beta") if hasattr(block.conv, name)
-        }
-        layers = signal(net.train(), images, labels)
-        return {
-            "model": model,
-            "start": start,
-            **scales,
-            "bias": block.bn.bias.mean().item(),
-            **_summary(layers),
-            "curve": _curve(layers),
-        }
+def _measure(model: str, initialization: Initialization, images: Tensor, labels: Tensor, seed: int) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    channels, height, width = images.shape[1:]
+    net = build_model(
+        model, init=initialization, in_channels=channels, image_size=(height, width), device=images.device
+    )
+    block = net.groups[0][1]  # type: ignore[index]
+    scales = {name: getattr(block.conv, name).mean().item() for name in ("alpha", "beta") if hasattr(block.conv, name)}
+    layers = signal(net.train(), images, labels)
+    return {
+        "model": model,
+        "init": initialization,
+        **scales,
+        "bias": block.bn.bias.mean().item(),
+        **_summary(layers),
+        "curve": _curve(layers),
+    }
 
 
 def _summary(layers: Sequence[LayerSignal]) -> dict[str, Any]:
@@ -148,8 +144,8 @@ def _curve(layers: Sequence[LayerSignal]) -> dict[str, list[float | None]]:
 
 
 def _finite(value: float | None) -> float | None:
-    """With the digits that count; None, which JSON can hold, for what has overflowed."""
-    return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
+    """As JSON can hold it, see `short_numbers`."""
+    return short_numbers({"value": value})["value"]  # type: ignore[no-any-return]
 
 
 def relu_correlation(bias: float) -> float:
@@ -166,7 +162,7 @@ def relu_correlation(bias: float) -> float:
 
 
 def kept_in_theory(alpha: float, beta: float, bias: float) -> float:
-    """The correlation of a Dirac layer's output with its input at the start, for inputs from N(bias, 1)."""
+    """The correlation of a Dirac layer's output with its input at initialization, for inputs from N(bias, 1)."""
     return relu_correlation(bias) / math.sqrt(1 + (beta / alpha) ** 2)
 
 
@@ -174,7 +170,7 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
     """One line a network, in Markdown."""
     columns = [
         "network",
-        "start",
+        "init",
         "beta",
         "bias",
         "signal left",
@@ -183,7 +179,7 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
         "its ReLU alone",
         "in theory",
         "gradient at the first layer",
-        "times that at the last",
+        "ratio to the last layer's",
     ]
     return markdown_table(columns, (_line(row) for row in rows))
 
@@ -193,23 +189,25 @@ def page(facts: dict[str, Any], *, picture: bool) -> str:
     parts = [f"# {TITLE}", QUESTION, EXPLANATION, table(facts["rows"])]
     if picture:
         parts.append("![What is left of the signal, and the gradient, layer by layer](signal.png)")
-    parts.append(f"{facts['images']} images of {facts['data']}, seed {facts['seed']}; {told(facts['circumstances'])}")
+    parts.append(
+        f"{facts['images']} images of {facts['data']}, seed {facts['seed']}; {environment_line(facts['circumstances'])}"
+    )
     return "\n\n".join(parts)
 
 
 def draw(figure: Figure, rows: Sequence[dict[str, Any]]) -> None:
-    """What is left of the signal above, the gradient below; one column a network and start, one line a depth."""
-    kinds = list(dict.fromkeys((row["family"], row["start"]) for row in rows))
+    """Above what is left of the signal, below the gradient; a column a network and initialization, a line a depth."""
+    kinds = list(dict.fromkeys((row["family"], row["init"]) for row in rows))
     depths = sorted({row["depth"] for row in rows})
     grid = figure.subplots(2, len(kinds), sharex=True, sharey="row", squeeze=False)
     for column, kind in zip(grid.T, kinds, strict=True):
-        for row in (row for row in rows if (row["family"], row["start"]) == kind):
+        for row in (row for row in rows if (row["family"], row["init"]) == kind):
             curve = row["curve"]
             parts = [number / curve["layer"][-1] for number in curve["layer"]]
             color = f"C{depths.index(row['depth'])}"
             column[0].plot(parts, curve["arrived"], color=color, label=f"{row['depth']} layers")
             column[1].plot(parts, [value or math.nan for value in curve["gradient"]], color=color)
-        column[0].set_title(f"{kind[0]}, {kind[1]} start", fontsize=10)
+        column[0].set_title(f"{kind[0]}, {kind[1]} initialization", fontsize=10)
         column[1].set_yscale("log")
         column[1].set_xlabel("part of the depth")
         for axes in column:
@@ -226,7 +224,7 @@ def _line(row: dict[str, Any]) -> list[str]:
     first, last = row["first_gradient"], row["last_gradient"]
     return [
         row["model"],
-        row["start"],
+        row["init"],
         f"{row['beta']:.3f}" if "beta" in row else "",
         f"{row['bias']:.2f}",
         f"{row['arrived']:.3f}",

@@ -1,10 +1,10 @@
 import json
 
 import pytest
+from cost import OTHERS, Cost
+from cost_page import CHAIN, known_measurements
 
 from diracnets.errors import FileError, UsageError
-from diracnets.studies.cost import OTHERS, Cost
-from diracnets.studies.cost_page import CHAIN, known_measurements
 
 
 def test_all_variants_are_measured_side_by_side(tmp_path):

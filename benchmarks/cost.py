@@ -1,24 +1,34 @@
-"""What the Dirac parameterization costs in training, beside other ways to train a chain, and what its chain saves."""
+"""What a training step with the Dirac parameterization costs, next to other ways to train a chain, and inference.
+
+python benchmarks/cost.py --networks 28-1:128 --precisions float32 bfloat16
+"""
 
 from __future__ import annotations
 
+import json
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
+import blocks
+import torch
+import tyro
+from cost_page import CHAIN, QUESTION, TITLE, draw, known_measurements, page, table, with_new
+from timing import Work, interleaved
+from torch import nn
 from tyro.conf import FlagCreatePairsOff, arg
 
-from diracnets.errors import UsageError
-from diracnets.studies.cost_page import CHAIN, QUESTION, TITLE, draw, known_measurements, page, table, with_new
-from diracnets.studies.report import write_json, write_study
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from diracnets.models.network import Network
+from diracnets import fold
+from diracnets.analysis.report import write_report, write_text
+from diracnets.errors import DiracNetsError, UsageError
+from diracnets.models.build import build_model
+from diracnets.models.names import parse
+from diracnets.models.network import Network
+from diracnets.runtime.device import choose_device
+from diracnets.runtime.environment import circumstances
 
 Variant = Literal["dirac", "layer by layer", "composed", "repvgg", "dbb", "paired", "residual"]
 OTHERS: tuple[Variant, ...] = ("dirac", "layer by layer", "composed", "repvgg", "dbb", "paired", "residual")
@@ -34,7 +44,7 @@ class Cost:
     networks: tuple[str, ...] = ("28-1:128",)
     """Size and batch, as in 28-10:128, or 18:64 for images of ImageNet's size, for which there is no RepVGG."""
     variants: tuple[Variant, ...] = OTHERS
-    """What is measured beside the plain network and the folded chain."""
+    """What is measured besides the plain network and the folded chain."""
     precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
     """Arithmetic of convolutions; bfloat16 by autocast."""
     rounds: int = 21
@@ -57,9 +67,6 @@ class Cost:
         if not (self.networks and self.precisions):
             raise UsageError("nothing is asked for: give at least one of --networks and of --precisions")
         sizes = [_size(network) for network in self.networks]
-        from diracnets.runtime.device import choose_device
-        from diracnets.runtime.environment import circumstances
-
         device = choose_device(self.device)
         around = circumstances(device)
         facts: dict[str, Any] = {"study": "cost", "title": TITLE, "question": QUESTION, "measured": []}
@@ -71,20 +78,14 @@ class Cost:
                 say(table(rows))
                 new = {"circumstances": around, "compiled": self.compile, "rounds": self.rounds, "rows": rows}
                 facts["measured"] = with_new(known_measurements(self.out / "cost.json"), new)
-                write_json(self.out / "cost.json", facts)  # at once: a call that is stopped keeps what it measured
+                write_text(self.out / "cost.json", json.dumps(facts, indent=2))  # kept if stopped
         measured = facts["measured"]
         inches = (11, 4 + 0.8 * len(measured))
-        write_study(self.out, facts, page, lambda figure: draw(figure, measured), inches, say)
+        write_report(self.out, facts, page, lambda figure: draw(figure, measured), inches, say)
 
     def _measure(
         self, size: str, batch: int, precision: Literal["float32", "bfloat16"], device: torch.device
     ) -> list[dict[str, Any]]:
-        import torch
-
-        from diracnets.folding.fold import fold
-        from diracnets.models.names import parse
-        from diracnets.studies.timing import Work, interleaved
-
         torch.manual_seed(0)
         names = dict.fromkeys(("plain", *self.variants))
         nets: dict[str, Any] = {
@@ -124,10 +125,6 @@ class Cost:
 
 
 def _network(variant: str, size: str) -> Network:
-    from diracnets.models.build import build_model
-    from diracnets.models.names import parse
-    from diracnets.studies import blocks
-
     families = {"plain": "plain", "dirac": "diracnet", "repvgg": "repvgg"}
     families["residual"] = "resnet" if parse(f"plain-{size}").imagenet else "wrn"
     if variant in families:
@@ -143,8 +140,6 @@ def _network(variant: str, size: str) -> Network:
 
 def _size(network: str) -> tuple[str, int]:
     """'28-1:128' -> ('28-1', 128)."""
-    from diracnets.models.names import parse
-
     size, colon, batch = network.partition(":")
     if not colon or not batch.isdecimal() or int(batch) < 2:
         raise UsageError(f"{network!r} does not say size and batch; write it as 28-1:128, with a batch of at least 2")
@@ -161,3 +156,10 @@ def _compared(kind: str, seconds: Sequence[float], others: Sequence[float]) -> d
         f"{kind}_ratio": round(ratio, 4),
         f"{kind}_ratio_quartiles": [round(low, 4), round(high, 4)],
     }
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(Cost).run(print)
+    except DiracNetsError as error:
+        sys.exit(f"cost.py: {error}")

@@ -1,13 +1,14 @@
-"""What the study `cost` measured: kept from call to call, told as a page, and drawn."""
+"""What cost.py measured: kept from call to call, as a page and as a figure."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diracnets.analysis.report import environment_line, machine_name, markdown_table
 from diracnets.errors import FileError
-from diracnets.studies.report import machine_name, markdown_table, read_json, told
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +23,7 @@ VARIANTS: dict[str, str] = {  # in the order of the table
     "composed": "the formula as it is written, with a dense identity, differentiated by autograd",
     "repvgg": "RepVGG: 3x3, 1x1 and identity, each with a batch norm",
     "dbb": "diverse branch blocks: four branches with six convolutions",
-    "paired": "VanillaNet's pairs: a second, 1x1 convolution behind each, with an activation that fades",
+    "paired": "VanillaNet's pairs: a second, 1x1 convolution after each, with an activation that fades",
     "residual": "the wide ResNet of the same depth and width, which stays as it is at inference",
 }
 CHAIN = "folded chain"
@@ -35,11 +36,13 @@ def known_measurements(path: Path) -> list[dict[str, Any]]:
     Raises:
         FileError: the file is damaged.
     """
-    content = read_json(path) or {"measured": []}
+    if not path.exists():
+        return []
     try:
+        content = json.loads(path.read_text(encoding="utf-8"))
         return [dict(measurement) for measurement in content["measured"] if _place(measurement)]
-    except (KeyError, IndexError, TypeError) as error:
-        raise FileError(f"{path} does not hold measurements of the study cost; mend or delete it") from error
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise FileError(f"{path} does not hold measurements of cost.py; mend or delete it") from error
 
 
 def with_new(known: Sequence[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
@@ -57,13 +60,16 @@ def page(facts: Mapping[str, Any], *, picture: bool) -> str:
     parts.append(
         "Medians of interleaved rounds, and of the rounds' ratios, with the quartiles of these in brackets; "
         "channels_last, random images. "
-        "*Kept for backward* is what the forward pass of a training step that is not compiled holds beside the "
-        "parameters; *beyond plain*, how much more than the plain network's that is, in sizes of all its filters. "
+        "*Saved activations* are what the forward pass of an eager training step keeps for the backward pass, "
+        "parameters not counted; *beyond plain*, how much more than the plain network that is, in multiples of the "
+        "size of all its filters. "
         f"Inference is against the {CHAIN}; no other network is folded for it."
     )
     for measurement in facts["measured"]:
         parts.append(table(measurement["rows"]))
-        parts.append(f"{measurement['rounds']} rounds, {_how(measurement)}; {told(measurement['circumstances'])}")
+        parts.append(
+            f"{measurement['rounds']} rounds, {_how(measurement)}; {environment_line(measurement['circumstances'])}"
+        )
     return "\n\n".join(parts)
 
 
@@ -77,7 +83,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         "parameters",
         "step, ms",
         "against plain",
-        "kept for backward, MB",
+        "saved activations, MB",
         "beyond plain",
         "inference, ms",
         "against the chain",
@@ -94,10 +100,10 @@ def draw(figure: Figure, measured: Sequence[Mapping[str, Any]]) -> None:
     for axes, kind, against in zip(panels, ("step", "inference"), ("plain", CHAIN), strict=True):
         for number, measurement in enumerate(measured):
             rows = measurement["rows"]
-            told = [row for row in rows if f"{kind}_ratio" in row and row["variant"] != against]
-            ratios = [row[f"{kind}_ratio"] for row in told]
-            low, high = zip(*(row[f"{kind}_ratio_quartiles"] for row in told), strict=True)
-            at = [names.index(row["variant"]) + (number - (len(measured) - 1) / 2) * apart for row in told]
+            shown = [row for row in rows if f"{kind}_ratio" in row and row["variant"] != against]
+            ratios = [row[f"{kind}_ratio"] for row in shown]
+            low, high = zip(*(row[f"{kind}_ratio_quartiles"] for row in shown), strict=True)
+            at = [names.index(row["variant"]) + (number - (len(measured) - 1) / 2) * apart for row in shown]
             place = f"{rows[0]['network']}, batch {rows[0]['batch']}, {rows[0]['precision']}"
             label = f"{place}, {_how(measurement)}, {machine_name(measurement['circumstances'])}"
             axes.hlines(at, low, high, color=f"C{number}", alpha=0.5)

@@ -1,8 +1,8 @@
 import pytest
 import torch
+from timing import WARM_UP, Work, interleaved
 
 from diracnets import create_model, fold
-from diracnets.studies.timing import WARM_UP, Work, interleaved
 
 
 def test_the_order_turns_with_every_round():

@@ -35,7 +35,7 @@ class ComposedDiracConv2d(DiracConv2d):
 
 
 class NormAndPad(nn.BatchNorm2d):
-    """A batch norm, and a border of one pixel of what it makes of zeros, so that a 3x3 filter behind it can be merged.
+    """A batch norm, and a border of one pixel of what it makes of zeros, so that a 3x3 filter after it can be merged.
 
     The border is made by the running statistics, in training too.
     """
@@ -56,8 +56,8 @@ class NormAndPad(nn.BatchNorm2d):
 class DiverseBlock(nn.Module):
     """A diverse branch block: the sum of four branches, all of them linear.
 
-    They are a 3x3 convolution, a 1x1 convolution, a 1x1 and a 3x3 one behind each other, and a 1x1 one with average
-    pooling behind it, each with its batch norms.
+    They are a 3x3 convolution, a 1x1 convolution, a 1x1 followed by a 3x3 one, and a 1x1 one with average
+    pooling after it, each with its batch norms.
 
     Source: Ding et al., "Diverse Branch Block: Building a Convolution as an Inception-like Unit", arXiv 2103.13425.
     """

@@ -1,13 +1,6 @@
 import pytest
 import torch
-from torch import nn
-
-from diracnets import DiracConv2d
-from diracnets.errors import UsageError
-from diracnets.models.diracnet import DiracNet
-from diracnets.models.initializer import paper
-from diracnets.models.repvgg import RepBlock
-from diracnets.studies.blocks import (
+from blocks import (
     ComposedDiracConv2d,
     DiverseBlock,
     NormAndPad,
@@ -16,6 +9,13 @@ from diracnets.studies.blocks import (
     dirac_block,
     network_of,
 )
+from torch import nn
+
+from diracnets import DiracConv2d
+from diracnets.errors import UsageError
+from diracnets.models.diracnet import DiracNet
+from diracnets.models.initializer import paper
+from diracnets.models.repvgg import RepBlock
 
 
 def warmed(block, channels):
