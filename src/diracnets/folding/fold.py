@@ -30,6 +30,7 @@ from diracnets.folding.rules import Folded, Plan, make_plan
 from diracnets.folding.surgery import as_in, copied, is_finite, rebuilt, replace_inside, tensors_of
 from diracnets.nn.dirac import DiracConv1d, DiracConv2d, DiracConv3d
 from diracnets.nn.diracify import undiracify
+from diracnets.nn.kernels import warn_of_unsafe
 
 DIRAC = (DiracConv1d, DiracConv2d, DiracConv3d)
 TOLERANCE = 1e-9  # relative, in float64
@@ -104,6 +105,9 @@ def fold(model: nn.Module, example_input: object = None, *, inplace: bool = Fals
         `nn.Sequential` without Dropout and Identity. Any other, and every one with `inplace`, keeps its class, with its
         layers replaced. The result is in evaluation mode, and no parameter of it asks for gradients.
 
+    Warns:
+        KernelWarning: training a convolution of the result can crash on this processor, which running it cannot.
+
     Raises:
         FoldError: the model is in training mode, has a batch norm without running statistics or with negative
             variances, has weights that are not finite, cannot be copied or run, gives another output each time, the
@@ -127,7 +131,9 @@ def fold(model: nn.Module, example_input: object = None, *, inplace: bool = Fals
         raise UsageError(f"fold takes a torch.nn.Module, not a {type(model).__name__}")
     devices = {tensor.device for tensor in tensors_of(model).values() if tensor.device.type == "cuda"}
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices):
-        return _fold(model, example_input, inplace)
+        folded = _fold(model, example_input, inplace)
+    warn_of_unsafe(folded)
+    return folded
 
 
 def _fold(model: nn.Module, example_input: object, inplace: bool) -> nn.Module:

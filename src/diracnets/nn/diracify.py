@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from diracnets.errors import UsageError, did_you_mean
 from diracnets.nn.dirac import DiracConv, DiracConv1d, DiracConv2d, DiracConv3d, Init, dirac_weight, identity_diagonal
+from diracnets.nn.kernels import warn_of_unsafe
 
 _DIRAC_OF: dict[type[nn.Module], type[DiracConv]] = {
     nn.Conv1d: DiracConv1d,
@@ -66,6 +67,9 @@ def diracify(
     Returns:
         The model and a report of what was converted and what was left.
 
+    Warns:
+        KernelWarning: training a convolution that was left can crash on this processor.
+
     Raises:
         UsageError: a name in `where` that is no convolution of the model; `beta` or `init` together with `preserve`;
             a model that cannot be copied.
@@ -91,6 +95,7 @@ def diracify(
         if name not in left:
             first = tied.setdefault(id(layer.weight), layer)
             _become_dirac(layer, first, preserve, alpha, beta, init)
+    warn_of_unsafe(model)
     return model, DiracifyReport(tuple(name for name in chosen if name not in left), left)
 
 
