@@ -136,7 +136,7 @@ def test_layers_are_chosen_by_name_or_predicate():
     assert (report.converted, report.left) == (("2",), {"0": "was not chosen"})
     _, report = diracify(make(), lambda name, layer: layer.groups == 3)
     assert report.converted == ("0",)
-    with pytest.raises(UsageError, match="no convolution called 'downs'; did you mean 'down'"):
+    with pytest.raises(UsageError, match=r"no convolution called 'downs'; did you mean down\?"):
         diracify(UNet(), ["downs"])
     with pytest.raises(UsageError, match="leave beta and init out"):
         diracify(make(), preserve=True, beta=0.5)
