@@ -1,6 +1,9 @@
 import re
 
+import figures
 import pages
+import pytest
+import torch
 
 
 def test_the_page_is_what_the_results_give():
@@ -27,3 +30,23 @@ def test_every_link_leads_somewhere_and_every_file_is_listed():
         for path in pages.RESULTS.rglob("*.json*")
         if path.name not in ("environment.json", "metrics.jsonl")
     }
+
+
+def test_the_figures_show_the_measured_numbers():
+    axes = figures.new_figure(5, 5).subplots()
+    figures.by_depth(axes, pages.found(figures.STUDY))
+    lines = [[float(f"{value:.1f}") for value in container.lines[0].get_ydata()] for container in axes.containers]
+    table = [line[2:-2].split(" | ") for line in pages.by_depth().splitlines()[2:]]
+    for line, column in zip(lines, (1, 4, 2, 3), strict=True):
+        assert line == [float(row[column].split()[0]) for row in table if row[column].strip()]
+
+
+def test_what_relus_pass_on_by_their_bias_is_as_the_page_on_depth_says():
+    text = " ".join((pages.ROOT / "docs" / "depth.md").read_text(encoding="utf-8").split())
+    shifted, centred = re.search(r"is still ([\d.]+), where it is ([\d.]+) without a bias", text).groups()
+    for bias, written in ((0.0, centred), (1.0, shifted)):
+        first = x = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+        for _ in range(1000):
+            y = (x + bias).relu()
+            x = (y - y.mean()) / y.std()
+        assert float(written) == pytest.approx(torch.corrcoef(torch.stack([first, y]))[0, 1].item(), abs=0.02)
