@@ -1,4 +1,4 @@
-"""The time that CIFAR-10 takes to 94%: a recipe of ours beside the Muon network of cifar10-airbench, on one machine.
+"""The time that CIFAR-10 takes to 94%: a recipe of ours and the Muon network of cifar10-airbench, on one machine.
 
     git clone https://github.com/KellerJordan/cifar10-airbench
     python benchmarks/airbench.py --airbench cifar10-airbench --data-dir data --out results/airbench.json
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="sprint-cifar")
     parser.add_argument("--epochs", type=int, help="of our recipe; by default its own")
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--rounds", type=int, default=1, help="trainings of each, with seeds 0, 1, ...")
+    parser.add_argument("--rounds", type=int, default=1, help="training runs of each, with random seeds 0, 1, ...")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
@@ -159,16 +159,16 @@ def main() -> None:
     measured = []
     for seed in range(options.rounds):
         measured.append({"seed": seed, **ours(replace(recipe, seed=seed), images, options.device)})
-        print(_told(measured[-1]), flush=True)
+        print(_line(measured[-1]), flush=True)
         if module is not None:
             measured.append({"seed": seed, **theirs(module, images, options.precision, seed)})
-            print(_told(measured[-1]), flush=True)
+            print(_line(measured[-1]), flush=True)
         if options.out:  # after each round: a measurement that is stopped is not lost
             facts = {"circumstances": circumstances(options.device), "precision": options.precision}
             write_text(options.out, json.dumps({**facts, "measured": measured}, indent=2))
 
 
-def _told(row: dict[str, Any]) -> str:
+def _line(row: dict[str, Any]) -> str:
     return (
         f"{row['network']}, seed {row['seed']}: {row['accuracy']:.2%}, {row['accuracy_views']:.2%} with views, "
         f"{row['epochs']} epochs, {row['seconds'] / 60:.1f} minutes"

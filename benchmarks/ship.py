@@ -113,8 +113,8 @@ def ship(
     with written_whole(folder / f"{name}.json") as part:
         part.write_text(json.dumps(dataclasses.asdict(weights), indent=2) + "\n", encoding="utf-8")
     before = facts.provenance.get("accuracy")
-    told = f", {before:.2%} in the run" if before is not None else ""
-    print(f"{file}, {weights.size:,} bytes: {accuracy:.2%} of {weights.images:,} images{told}")
+    was = f", {before:.2%} in the run" if before is not None else ""
+    print(f"{file}, {weights.size:,} bytes: {accuracy:.2%} of {weights.images:,} images{was}")
     return weights
 
 

@@ -23,7 +23,7 @@ COMMANDS = {  # in the order in which a user meets them
     "fold": ("Fold", "turn a checkpoint into a model file, and prove that it computes the same"),
     "predict": ("Predict", "classify images with a model file"),
     "info": ("Info", "layers, parameters, multiply-adds and origin of a network or file"),
-    "study": ("Study", "answer a question of the paper by trainings: a table, a picture and all numbers"),
+    "study": ("Study", "answer a question of the paper by training runs: a table, a figure and all numbers"),
     "models": ("Models", "the networks that there are, by name"),
     "verify": ("Verify", "check that a model file is whole and unchanged"),
 }

@@ -12,7 +12,7 @@ DIRAC, WRN = "diracnet-10-0.25", "wrn-16-0.25"
 
 
 def test_a_row_has_mean_and_spread_of_its_seeds(small_study, record, cells):
-    study = replace(small_study, columns={"published": lambda group: f"{group.settings['model']}, a book"})
+    study = replace(small_study, columns={"published": lambda settings: f"{settings['model']}, a book"})
     runs = [record(0, 0.88, 0), record(0, 0.92, 1), record(1, 0.5)]
     row = cells(page(study, runs, None), DIRAC)
     assert (row["accuracy, %"], row["seeds"]) == ("90.00 ± 2.83", "2")

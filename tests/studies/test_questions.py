@@ -6,9 +6,7 @@ from diracnets.errors import UsageError
 from diracnets.models.init import from_old
 from diracnets.studies.cifar import PUBLISHED, cifar_study
 from diracnets.studies.depth import depth_study
-from diracnets.studies.groups import groups_of
 from diracnets.studies.init import init_study
-from diracnets.studies.records import Record
 from diracnets.training.recipe import Recipe
 
 
@@ -45,8 +43,7 @@ def test_the_table_has_parameters_and_published_errors():
     assert {(row.axes["data"], row.axes["network"]) for row in study.rows} >= set(PUBLISHED)
     row = next(row for row in study.rows if row.name == "cifar100-diracnet-28-10-paper-cifar")
     assert row.recipe == Recipe.load("paper-cifar").replaced(model="diracnet-28-10", data="cifar100")
-    (group,) = groups_of(study, [Record(row.name, {}, row.recipe.table(), 200, {"accuracy": 0.5}, {})])
-    assert [column(group) for column in study.columns.values()] == [
+    assert [column(row.recipe.settings()) for column in study.columns.values()] == [
         "36,507,780",
         "21.54 (quoted from the paper by another)",
     ]

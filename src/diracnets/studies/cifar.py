@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from diracnets.models.build import on_meta
 from diracnets.models.init import from_old
 from diracnets.models.initializer import resolved
 from diracnets.models.names import parse
 from diracnets.studies.grid import Row, Study, for_network
-from diracnets.studies.groups import Group
 from diracnets.training.recipe import Recipe
 
 LARGE = ("vgg-16", "diracnet-28-5", "diracnet-28-10", "resnet-1001", "wrn-28-10")
@@ -75,14 +75,13 @@ def _other_initializations(row: Row) -> list[Row]:
     ]
 
 
-def _parameters(group: Group) -> str:
+def _parameters(settings: Mapping[str, Any]) -> str:
     """How many parameters the network has as it is trained, counted without memory for its weights."""
-    settings = group.settings
     if settings["data"] not in CLASSES:
         return ""
     net = on_meta({"name": settings["model"], "width": settings["width"], "num_classes": CLASSES[settings["data"]]})
     return f"{sum(parameter.numel() for parameter in net.parameters()):,}"
 
 
-def _published(group: Group) -> str:
-    return PUBLISHED.get((group.settings["data"], group.settings["model"]), "")
+def _published(settings: Mapping[str, Any]) -> str:
+    return PUBLISHED.get((settings["data"], settings["model"]), "")

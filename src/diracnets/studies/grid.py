@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from diracnets.errors import UsageError
 from diracnets.models.names import parse
 from diracnets.training.recipe import Recipe
-
-if TYPE_CHECKING:
-    from diracnets.studies.groups import Group
 
 RATES = {"sgd": "lr", "muon": "filter_lr"}  # the setting that is the learning rate of filters, by optimizer
 
@@ -52,8 +49,8 @@ class Study:
     """What tables and figures show, in percent of the test images."""
     figure: Lines | None = None
     """None draws a dot for each run."""
-    columns: Mapping[str, Callable[[Group], str]] = field(default_factory=dict)
-    """Further columns of the table."""
+    columns: Mapping[str, Callable[[Mapping[str, Any]], str]] = field(default_factory=dict)
+    """Further columns of the table, made from the settings of a recipe."""
 
 
 @dataclass(frozen=True)

@@ -54,11 +54,11 @@ def _table(study: Study, groups: Sequence[Group]) -> str:
     """The table, without the columns in which all rows agree, which are listed above it."""
     lines = [_line(study, group) for group in groups]
     names = list(dict.fromkeys(name for line in lines for name in line))
-    same = [name for name in names if len(lines) > 1 and len({line.get(name, "") for line in lines}) == 1]
+    same = _same(lines, names)
     shown = [name for name in names if name not in same]
-    told = "; ".join(f"{name} {lines[0][name]}" for name in same if lines[0].get(name))
+    common = "; ".join(f"{name} {lines[0][name]}" for name in same if lines[0].get(name))
     table = markdown_table(shown, [[line.get(name, "") for name in shown] for line in lines])
-    return f"Of all rows: {told}.\n\n{table}" if told else table
+    return f"Of all rows: {common}.\n\n{table}" if common else table
 
 
 def _line(study: Study, group: Group) -> dict[str, str]:
@@ -69,7 +69,7 @@ def _line(study: Study, group: Group) -> dict[str, str]:
     epochs, full = settings["epochs"], max(run.full_epochs for run in runs)
     return {
         **_place(group),
-        **{name: column(group) for name, column in study.columns.items()},
+        **{name: column(settings) for name, column in study.columns.items()},
         "learning rate": f"{group.rate:g}",
         "rates tried": ", ".join(f"{rate:g}" for rate in group.by_rate) if len(group.by_rate) > 1 else "",
         "chosen on": {"accuracy": "test images", "selection_accuracy": "held-out images"}[group.selected_on]
@@ -89,11 +89,18 @@ def _by_rate(study: Study, groups: Sequence[Group]) -> str:
     rates = sorted({rate for group in groups for rate in group.by_rate})
     places = [_place(group) for group in groups]
     names = list(dict.fromkeys(name for place in places for name in place))
+    same = _same(places, names)
+    names = [name for name in names if name not in same]
     rows = [
         [*(place.get(name, "") for name in names), *(_at_rate(study, group.by_rate.get(rate, [])) for rate in rates)]
         for group, place in zip(groups, places, strict=True)
     ]
     return markdown_table([*names, *(f"{rate:g}" for rate in rates)], rows)
+
+
+def _same(lines: Sequence[Mapping[str, str]], names: Sequence[str]) -> list[str]:
+    """The columns in which several lines agree."""
+    return [name for name in names if len(lines) > 1 and len({line.get(name, "") for line in lines}) == 1]
 
 
 def _at_rate(study: Study, runs: Sequence[Record]) -> str:
