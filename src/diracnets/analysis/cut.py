@@ -109,7 +109,7 @@ Statistics = dict[str, tuple[Tensor, Tensor]]
 
 @torch.no_grad()
 def output_statistics(chain: nn.Sequential, images: Tensor) -> Statistics:
-    """Mean and standard deviation, [channels] each, of every convolution's output, after max-pooling if that follows."""
+    """Mean and standard deviation, [channels] each, of every convolution's output, after any max-pooling."""
     found: Statistics = {}
 
     def keep(name: str, conv: nn.Conv2d, y: Tensor) -> Tensor:
