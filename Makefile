@@ -2,24 +2,36 @@
 #   PYTHON=python3.12    the Python that makes the environment (3.11 or newer)
 #   TORCH_FROM="..."     options for pip when it installs torch, such as pytorch.org's --index-url for a CPU or CUDA build
 #   ARGS="..."           handed on to `diracnets demo` or to pytest
+#   JOBS=2               processes that the tests run in
 
 BIN := .venv/bin
 READY := .venv/.ready
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help demo test lint clean
+JOBS := 2
+
+.PHONY: help demo test test-all test-avx2 lint clean
 
 help:
-	@echo "make demo    train on digits, fold, prove it, classify pictures: the main job"
-	@echo "make test    run the tests"
-	@echo "make lint    check style and types"
-	@echo "make clean   remove the environment and the caches (runs/, demo/ and data/ stay)"
+	@echo "make demo        train on digits, fold, prove it, classify pictures: the main job"
+	@echo "make test        run the tests, but the slow ones"
+	@echo "make test-all    run all tests"
+	@echo "make test-avx2   run those of networks and training with the kernels of CPUs without AVX-512"
+	@echo "make lint        check style and types"
+	@echo "make clean       remove the environment and the caches (runs/, demo/ and data/ stay)"
 
 demo: $(READY)
 	@$(BIN)/diracnets demo $(ARGS)
 
 test: $(READY)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
+
+test-all: $(READY)
+	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+test-avx2: $(READY)
+	@ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -n $(JOBS) tests/nn tests/folding tests/models \
+		tests/training/test_learning.py tests/training/test_loop.py $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/ruff check

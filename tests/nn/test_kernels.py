@@ -17,7 +17,7 @@ def unsafe(monkeypatch):
     monkeypatch.setattr("diracnets.nn.kernels.has_unsafe_kernels", lambda: True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("shape", [(2, 6, 8, 9), (2, 6, 1, 1), (6, 8, 9)])
 @pytest.mark.parametrize("groups", [1, 2, 6])
 @pytest.mark.parametrize("bias", [True, False])
