@@ -126,7 +126,7 @@ WRONG = [  # words, exit code, part of the message
     ("train --data digits --model diracnet-10-0.001", 2, "width"),
     ("train --data digits --device cuda:99", 2, "cuda:99"),
     ("train --data digits --device gpu", 2, "gpu"),
-    ("train --data digits --augment.crop resized", 2, "resized"),
+    ("train --data digits --augment.pad 8", 2, "pad 8"),
     ("train --data digits --freeze", 2, "freeze"),
     ("train --data digits --workers -1", 2, "-1"),
     ("train --data digits --from missing.pt", 1, "missing.pt"),

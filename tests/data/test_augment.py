@@ -99,14 +99,13 @@ def test_all_shifts_and_both_mirrors_occur():
 @pytest.mark.parametrize(
     ("augment", "said"),
     [
-        (Augmentation(crop="resized"), "needs a folder"),
         (Augmentation(crop="pad", pad=8), "pad 8 is too large for images of 8 pixels: take at most 7"),
         (Augmentation(cutout=8), "cutout 8 would hide all"),
     ],
 )
 def test_augmentation_that_does_not_suit_the_images(augment, said):
     with pytest.raises(UsageError, match=said):
-        check(augment, (3, 8, 20), resizable=False)
+        check(augment, (3, 8, 20))
 
 
 def test_alternating_flips_show_every_image_both_ways():

@@ -10,7 +10,7 @@ from diracnets.errors import UsageError
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"crop": "padd"}, "did you mean 'pad'"),
+        ({"crop": "padd"}, "did you mean pad"),
         ({"crop": 3}, "crop must be one of none, pad, resized"),
         ({"pad": 0}, "pad must be .* not 0"),
         ({"pad": 1.5}, "not 1.5"),
@@ -20,7 +20,7 @@ from diracnets.errors import UsageError
         ({"min_scale": float("nan")}, "not nan"),
         ({"min_scale": "small"}, "not 'small'"),
         ({"flip": 1}, "flip must be one of none, random, alternating, not 1"),
-        ({"flip": "alternate"}, "flip must be .* did you mean 'alternating'"),
+        ({"flip": "alternate"}, "flip must be .* did you mean alternating"),
         ({"cutout": -1}, "cutout .* not -1"),
     ],
 )

@@ -9,7 +9,7 @@ from diracnets.errors import UsageError
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
-        ("cifar11", {}, "no data named 'cifar11', only digits, cifar10, cifar100, folder; did you mean 'cifar1"),
+        ("cifar11", {}, "no data named 'cifar11', only digits, cifar10, cifar100, folder; did you mean cifar1"),
         ("mnist", {}, "no data named 'mnist', only"),
         ("folder", {}, "give data_dir"),
         ("digits", {"image_size": 32}, "the images of digits have 8 pixels, not 32"),

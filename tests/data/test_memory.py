@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diracnets.data import memory
 from diracnets.data.augmentation import Augmentation
@@ -65,6 +66,36 @@ def test_how_many_batches_are_made_at_once_does_not_matter(monkeypatch, at_once)
     assert all(a.equal(b) for one, other in zip(expected, found, strict=True) for a, b in zip(one, other, strict=True))
 
 
+class Asked(TorchDispatchMode):
+    """The names of all operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.names.add(function.overloadpacket.__name__)
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        Augmentation(),
+        Augmentation(crop="pad", pad=2, flip="random", cutout=3),
+        Augmentation(crop="resized", flip="alternating"),
+    ],
+)
+def test_a_graphics_card_is_never_waited_for(augment):
+    data = images()
+    with Asked() as asked:
+        for batch in data.batches(16, epoch=1, augment=augment):
+            assert len(batch) == 3
+    assert "index_select" in asked.names
+    # a number or a list of places that is read back, and a tensor that is made of Python's numbers and copied over
+    assert not asked.names & {"_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "lift_fresh_copy"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -72,7 +103,7 @@ def test_how_many_batches_are_made_at_once_does_not_matter(monkeypatch, at_once)
         ({"batch_size": 16, "first": 5}, "cannot start at batch 5"),
         ({"batch_size": 16, "first": -1}, "cannot start at batch -1"),
         ({"batch_size": 16, "augment": AUGMENT}, "give epoch"),
-        ({"batch_size": 16, "epoch": 0, "augment": Augmentation(crop="resized")}, "needs a folder"),
+        ({"batch_size": 16, "epoch": 0, "augment": Augmentation(crop="pad", pad=9)}, "pad 9 is too large"),
     ],
 )
 def test_wrong_use_is_refused_before_the_first_batch(arguments, said):

@@ -67,7 +67,7 @@ def test_epochs_visit_every_sample_in_an_order_of_their_own():
     assert first.sort().values.equal(torch.arange(500))
     assert second.sort().values.equal(torch.arange(500))
     assert (first == second).sum() < 10
-    assert first.equal(order(0, 0, 500))
+    assert first.equal(order(0, 0, 500, torch.device("cpu")))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

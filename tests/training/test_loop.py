@@ -440,7 +440,7 @@ def test_deterministic_mode_ends_with_the_run(stripes, tmp_path):
         ({"model": "diracnet-18"}, {}, "too small"),
         ({"model": "diracnet-11-1"}, {}, "diracnet-10-1"),
         ({"freeze": True}, {}, "start from"),
-        ({"augment": Augmentation(crop="resized")}, {}, "resized"),
+        ({"augment": Augmentation(cutout=8)}, {}, "cutout 8"),
     ],
 )
 def test_what_cannot_be_trained_leaves_nothing_behind(changes, options, message, stripes, tmp_path):

@@ -14,11 +14,9 @@ from diracnets.errors import UsageError
 Size = tuple[int, int, int]
 
 
-def check(augment: Augmentation, size: Size, *, resizable: bool) -> None:
-    """Raise UsageError where `augment` does not suit images of `size` [C, H, W]; `resizable` if they are decoded."""
+def check(augment: Augmentation, size: Size) -> None:
+    """Raise UsageError where `augment` does not suit images of `size` [C, H, W]."""
     side = min(size[1:])
-    if augment.crop == "resized" and not resizable:
-        raise UsageError('crop "resized" needs a folder of images: for images held in memory take "pad" or "none"')
     if augment.crop == "pad" and augment.pad >= side:
         raise UsageError(f"pad {augment.pad} is too large for images of {side} pixels: take at most {side - 1}")
     if augment.cutout >= side:
@@ -63,7 +61,7 @@ def augmented(
     Args:
         pixels: uint8 [B, H, W, C].
         samples: int64 [B], the images' numbers, on the same device.
-        augment: what to do. A "resized" crop is made where images are decoded, before this.
+        augment: what to do. A "resized" crop is made before this: see `parts` and `decode`.
         normalize: the normalization, applied before cutout so that cutout's zeros are the mean colour.
         seed: of the run.
         epoch: from 0.

@@ -19,8 +19,7 @@ class Augmentation:
 
     Attributes:
         crop: "none"; "pad": reflect-pad by `pad` and crop to the size before; "resized": a random part of the image,
-            of `min_scale` to all of its area and of 3/4 to 4/3 its proportions, resized to the input size. "resized"
-            needs images that are decoded one by one (a folder, a large `Dataset`).
+            of `min_scale` to all of its area and of 3/4 to 4/3 its proportions, resized to the input size.
         pad: pixels added on each side by "pad".
         min_scale: smallest area of "resized", as a fraction of the image.
         flip: whether images are mirrored left and right. "random" (or True): in each epoch, with probability 1/2;

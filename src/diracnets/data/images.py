@@ -104,9 +104,16 @@ class ImageData:
 
 
 def schedule(
-    length: int, batch_size: int, *, epoch: int | None, augment: Augmentation | None, seed: int, first: int
+    length: int,
+    batch_size: int,
+    *,
+    epoch: int | None,
+    augment: Augmentation | None,
+    seed: int,
+    first: int,
+    device: torch.device | str = "cpu",
 ) -> tuple[Tensor, ...]:
-    """The samples of each batch of an epoch, int64 on the CPU, for every implementation of `Images.batches`."""
+    """The samples of each batch of an epoch, int64 on `device`, for every implementation of `Images.batches`."""
     if batch_size < 1:
         raise UsageError(f"the batch size must be at least 1, not {batch_size}")
     count = -(-length // batch_size)
@@ -116,5 +123,5 @@ def schedule(
         )
     if epoch is None and augment is not None:
         raise UsageError("augmentation needs the number of the epoch: give epoch, or no augment")
-    samples = torch.arange(length) if epoch is None else order(seed, epoch, length)
+    samples = torch.arange(length, device=device) if epoch is None else order(seed, epoch, length, device)
     return torch.split(samples[first * batch_size :], batch_size) if first < count else ()

@@ -11,9 +11,11 @@ from torch import Tensor
 from diracnets.data.augment import Normalizer, augmented, check
 from diracnets.data.augmentation import Augmentation
 from diracnets.data.images import Batch, schedule
+from diracnets.data.parts import random_parts
 from diracnets.errors import DataError
 
-_AT_ONCE = 1 << 22  # bytes of pixels; four times as many when normalised
+_AT_ONCE = 1 << 22  # bytes of pixels, four times as many when normalised: what a processor's cache holds
+_AT_ONCE_CUDA = 1 << 26  # a graphics card's time goes into how many operations it is given
 
 
 class MemoryImages:
@@ -52,6 +54,7 @@ class MemoryImages:
         # Elsewhere (MPS) overlapping strided views are copied out, which is slower than augmenting on the CPU.
         self._home = self._device if self._device.type in ("cpu", "cuda") else torch.device("cpu")
         self._pixels = pixels.contiguous().to(self._home)
+        self._labels = labels.to(self._home)
         self._name = name
         self._mean, self._std = mean, std
         self._numbers = numbers
@@ -96,9 +99,9 @@ class MemoryImages:
         first: int = 0,
     ) -> Iterator[Batch]:
         """See `Images.batches`."""
-        plan = schedule(len(self), batch_size, epoch=epoch, augment=augment, seed=seed, first=first)
+        plan = schedule(len(self), batch_size, epoch=epoch, augment=augment, seed=seed, first=first, device=self._home)
         if augment is not None:
-            check(augment, self._size, resizable=False)
+            check(augment, self._size)
         return self._batches(plan, epoch, augment or Augmentation(), seed)
 
     def _batches(
@@ -106,16 +109,18 @@ class MemoryImages:
     ) -> Iterator[Batch]:
         flat = self._pixels.view(len(self), -1)  # whole images are copied at the speed of memory
         # Several small batches are made at once: each operation costs its start, and a meeting of all threads.
-        together = max(1, _AT_ONCE // (flat.shape[1] * len(plan[0]))) if plan else 1
+        at_once = _AT_ONCE_CUDA if self._home.type == "cuda" else _AT_ONCE
+        together = max(1, at_once // (flat.shape[1] * len(plan[0]))) if plan else 1
         for begin in range(0, len(plan), together):
             group = plan[begin : begin + together]
             samples = torch.cat(group)
-            here = samples.to(self._home)
-            pixels = flat.index_select(0, here).view(-1, *self._pixels.shape[1:])
+            pixels = flat.index_select(0, samples).view(-1, *self._pixels.shape[1:])
             if epoch is None:
                 images = self._normalize(pixels)
             else:
-                images = augmented(pixels, here, augment, self._normalize, seed=seed, epoch=epoch)
+                if augment.crop == "resized":
+                    pixels = random_parts(pixels, samples, augment.min_scale, seed=seed, epoch=epoch)
+                images = augmented(pixels, samples, augment, self._normalize, seed=seed, epoch=epoch)
             sizes = [len(part) for part in group]
-            parts = (images, self.labels[samples], here)
+            parts = (images, self._labels.index_select(0, samples), samples)
             yield from zip(*(torch.split(part.to(self._device), sizes) for part in parts), strict=True)

@@ -39,9 +39,8 @@ def draw(seed: int, epoch: int, samples: Tensor, stream: Stream, count: int = 1)
     True
     """
     key = _mix(samples + _signed(_mix_number(_mix_number(seed) + epoch)))
-    streams = torch.tensor(
-        [_signed(number * _GOLDEN) for number in range(stream, stream + count)], device=samples.device
-    )
+    # Made on the device: a copy from here would wait until the device has done all that it was given.
+    streams = torch.arange(int(stream), int(stream) + count, device=samples.device) * _signed(_GOLDEN)
     return _shift(_mix(key + streams[:, None]), 2)  # [count, B]
 
 
@@ -63,13 +62,13 @@ def fraction(bits: Tensor) -> Tensor:
     return (bits >> 38).float() * 2.0**-24
 
 
-def order(seed: int, epoch: int, length: int) -> Tensor:
-    """The order in which an epoch visits its samples: a permutation, int64 [length], on the CPU.
+def order(seed: int, epoch: int, length: int, device: torch.device | str = "cpu") -> Tensor:
+    """The order in which an epoch visits its samples: a permutation, int64 [length], the same on every device.
 
     >>> order(0, 0, 1000).sort().values.equal(torch.arange(1000))
     True
     """
-    return draw(seed, epoch, torch.arange(length), Stream.ORDER)[0].argsort(stable=True)
+    return draw(seed, epoch, torch.arange(length, device=device), Stream.ORDER)[0].argsort(stable=True)
 
 
 _WRAP = 2**64 - 1

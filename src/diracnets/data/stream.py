@@ -21,10 +21,9 @@ from diracnets.data.augment import Normalizer, Size, augmented, check
 from diracnets.data.augmentation import Augmentation
 from diracnets.data.decode import Pixels
 from diracnets.data.images import Batch, schedule
+from diracnets.data.parts import DRAWS
 from diracnets.data.random import Stream, draw, fraction
 from diracnets.errors import DataError, DiracNetsError, UsageError
-
-_DRAWS = 40  # for one random part: ten attempts of four numbers
 
 
 class Source(Protocol):
@@ -127,7 +126,7 @@ class StreamedImages:
         """See `Images.batches`."""
         plan = schedule(len(self), batch_size, epoch=epoch, augment=augment, seed=seed, first=first)
         augment = augment or Augmentation()
-        check(augment, self._size, resizable=True)
+        check(augment, self._size)
         part = None
         if epoch is not None and augment.crop == "resized":
             part = _RandomPart(seed, epoch, augment.min_scale)
@@ -182,7 +181,7 @@ class _Decoder(Dataset[Tensor | DiracNetsError]):
         part = request.part
         if part is None:
             return [self._source.fitted(sample, self._size) for sample in request.samples]
-        bits = draw(part.seed, part.epoch, torch.tensor(request.samples), Stream.RESIZED, _DRAWS)
+        bits = draw(part.seed, part.epoch, torch.tensor(request.samples), Stream.RESIZED, DRAWS)
         draws = fraction(bits).T.tolist()  # [B, 40]
         return [
             self._source.random_part(sample, self._size, part.min_scale, numbers)
