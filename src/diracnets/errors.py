@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
 class DiracNetsError(Exception):
-    """Anything that diracnets reports about its input or surroundings; the command line prints it without traceback."""
+    """Anything that diracnets reports about its input or surroundings; the command line prints it without traceback.
+
+    Control characters in the message, which the name of a file may bring along, are spelled out.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message, keep="\n\t"))
 
 
 class UsageError(DiracNetsError, ValueError):
@@ -63,3 +70,35 @@ def first_line(error: BaseException) -> str:
     'no such layer'
     """
     return str(error).strip().partition("\n")[0].partition(". ")[0][:200].rstrip(".") or "no message"
+
+
+def some_of(names: Iterable[object], limit: int = 5) -> str:
+    """The first few names of a list, and how many more there are.
+
+    >>> some_of("abc"), some_of("abcde", limit=2)
+    ('a, b, c', 'a, b and 3 more')
+    """
+    words = [str(name) for name in names]
+    return ", ".join(words[:limit]) + (f" and {len(words) - limit} more" if len(words) > limit else "")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text that cannot act on the terminal it is printed on: control characters, and those that turn the direction of
+    writing, are spelled out. A file's name may hold any of them.
+
+    Args:
+        text: any.
+        keep: characters to leave as they are, such as line breaks.
+
+    >>> print(printable("cat\\x1b[2J.png"))
+    cat\\x1b[2J.png
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if letter in keep or not _acts(letter) else repr(letter)[1:-1] for letter in text)
+
+
+def _acts(letter: str) -> bool:
+    if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp"):
+        return True
+    return unicodedata.bidirectional(letter) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")

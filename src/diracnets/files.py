@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,3 +70,13 @@ def append_json(path: str | Path, row: dict[str, Any]) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def url_in(path: str | Path) -> str | None:
+    """The URL that was given where a path is wanted, if it was one; of `//` a path keeps one slash.
+
+    >>> url_in(Path("https://example.com/cat.png")), url_in("cat.png")
+    ('https://example.com/cat.png', None)
+    """
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", str(path))
+    return f"{found[1]}:{'///' if found[1].lower() == 'file' else '//'}{found[2]}" if found else None

@@ -29,9 +29,8 @@ def test_impossible_values_are_refused_by_name(values, said):
         Augmentation(**values)
 
 
-@pytest.mark.parametrize("module", ["diracnets.data.augmentation", "diracnets.data.names"])
-def test_importing_it_imports_neither_torch_nor_numpy(module):
-    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+def test_importing_it_imports_neither_torch_nor_numpy():
+    code = "import sys, diracnets.data.augmentation; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

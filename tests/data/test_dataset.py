@@ -104,12 +104,65 @@ def test_a_set_too_large_for_memory_is_streamed_alike(monkeypatch, workers):
 
 def test_images_of_many_sizes_need_a_size(picture):
     items = [(picture(20 + n, 30, n), n % 2) for n in range(10)]
-    with pytest.raises(DataError, match=r"dataset item 1 has .*\(30, 21, 3\), not \(30, 20, 3\): give image_size"):
+    with pytest.raises(DataError, match=r"dataset item 1 has .*\(30, 21\), not \(30, 20\): give image_size"):
         load_data(items)
     assert load_data(items, image_size=32).input_size == (3, 32, 32)
     large = load_data(items, image_size=80, workers=0)
     assert isinstance(large.train, StreamedImages)
     assert next(large.val.batches(9))[0].shape == (2, 3, 80, 80)
+
+
+def grey(index, images, convert=lambda image: image.convert("L")):
+    """The images, one of them grey."""
+    return [convert(image) if number == index else image for number, image in enumerate(images)]
+
+
+@pytest.mark.parametrize("index", [0, 7, 19])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "I;16"])
+def test_a_grey_image_among_coloured_ones_makes_the_set_no_less_coloured(index, mode):
+    images = grey(index, [Image.fromarray(image) for image in PIXELS], lambda image: image.convert("L").convert(mode))
+    data = load_data((list(zip(images, LABELS, strict=True)), as_items(Image.fromarray)))
+    assert data.input_size == (3, 12, 10)
+    assert [note for note in data.notes if "grey" in note] == [
+        "some images are grey and some in colour: all are taken in colour"
+    ]
+    found = pixels_of(data.train)
+    others = [number for number in range(20) if number != index]
+    assert (found[others] == PIXELS[others]).all()
+    assert (found[index, ..., 0] == found[index, ..., 2]).all()
+
+
+def test_a_grey_array_among_coloured_ones_becomes_coloured():
+    items = [(image[..., :1] if number == 0 else image, number % 4) for number, image in enumerate(PIXELS)]
+    data = load_data((items, items))
+    assert data.input_size[0] == 3
+    assert (pixels_of(data.train)[0] == PIXELS[0, ..., :1]).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1"])
+def test_a_set_that_is_all_grey_stays_so_and_nothing_is_said(mode):
+    data = load_data(as_items(lambda image: Image.fromarray(image).convert("L").convert(mode)))
+    assert data.input_size[0] == 1
+    assert not any("grey" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK"])
+@pytest.mark.parametrize("memory", [1 << 30, 10])
+def test_colour_is_never_lost_in_silence(monkeypatch, mode, memory):
+    """A single coloured image, among more grey ones than are looked at first, is an error when it is read."""
+    monkeypatch.setattr(module, "_LOOKED_AT", 4)
+    monkeypatch.setattr(module, "_MEMORY", memory)
+    images = [Image.fromarray(image).convert("L") for image in PIXELS]
+    images[13] = Image.fromarray(PIXELS[13]).convert(mode)
+    items = list(zip(images, LABELS, strict=True))
+    with pytest.raises(DataError, match=rf"item 13 is in colour \({mode}\), and .* grey: convert all to one kind"):
+        list(load_data((items, items), workers=0).train.batches(4))
+
+
+def test_tensors_of_other_channels_are_named():
+    items = [(torch.rand(4 if number == 5 else 3, 8, 8), number % 2) for number in range(10)]
+    with pytest.raises(DataError, match="item 5 has 4 channels, and the others have 3: convert all"):
+        load_data(items)
 
 
 def test_streamed_labels_come_from_targets_without_reading_images(monkeypatch):

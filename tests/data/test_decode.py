@@ -1,11 +1,13 @@
 import io
+import os
+import threading
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from diracnets.data.decode import decoded, fitted, opened, random_part, to_input
+from diracnets.data.decode import decoded, fitted, is_grey, opened, random_part, to_input
 from diracnets.errors import DataError, FileError, UsageError
 
 HALF = [0.5] * 3
@@ -79,8 +81,11 @@ def test_exif_orientation_is_respected(tmp_path, suffix, orientation):
         assert random_part(image, (3, 16, 32), 1.0, [1.0 - 1e-7, 0.5, 0, 0] * 10).shape == (16, 32, 3)
 
 
-def test_damaged_metadata_does_not_matter(tmp_path, picture):
-    picture().save(tmp_path / "x.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0II*\0\x08\0\0\0\x01\0i\x87\t\0\x01\0\0\0\xfb\xff\xff\xff"]
+)
+def test_damaged_metadata_does_not_matter(tmp_path, picture, exif):
+    picture().save(tmp_path / "x.jpg", exif=exif)
     assert read(tmp_path / "x.jpg").shape == (30, 40, 3)
 
 
@@ -108,6 +113,32 @@ def test_files_that_are_no_images_are_named(tmp_path, content, said):
         read(tmp_path / "x.jpg")
 
 
+@pytest.mark.parametrize("content", [True, False])
+def test_a_pipe_is_read_to_its_end(tmp_path, picture, content):
+    os.mkfifo(tmp_path / "pipe")
+    buffer = io.BytesIO()
+    picture().save(buffer, "png")
+    written = buffer.getvalue() if content else b""
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(written,))
+    writer.start()
+    if content:
+        assert (read(tmp_path / "pipe") == np.asarray(picture())).all()
+    else:
+        with pytest.raises(DataError, match=r"pipe is empty \(0 bytes\)"):
+            read(tmp_path / "pipe")
+    writer.join()
+
+
+def test_a_stream_has_the_name_it_is_given(picture):
+    buffer = io.BytesIO()
+    picture().save(buffer, "png")
+    buffer.seek(0)
+    with opened(buffer, "the first") as image:
+        assert decoded(image, 3).size == (40, 30)
+    with pytest.raises(DataError, match="the second is not an image"), opened(io.BytesIO(b"text"), "the second"):
+        pass
+
+
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(FileError, match=r"cannot read .*nothing\.png: No such file"):
         read(tmp_path / "nothing.png")
@@ -119,6 +150,15 @@ def test_decompression_bombs_are_refused(tmp_path, picture, monkeypatch, limit):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)  # Pillow warns above it, and raises above twice that
     with pytest.raises(DataError, match=rf"x\.png has .* pixels, more than the {limit}"):
         read(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    opened_before = Image.open(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(DataError, match=rf"the image has 50x20 pixels, more than the {limit}"):
+        to_input(opened_before, (3, 32, 32), HALF, HALF)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    opened_before.load()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    assert to_input(opened_before, (3, 32, 32), HALF, HALF).shape == (3, 32, 32)  # it is in memory already
 
 
 @pytest.mark.parametrize("size", [(40, 30), (300, 500), (1000, 90), (96, 96), (1, 1), (700, 3)])
@@ -129,6 +169,37 @@ def test_any_image_fits_any_input(picture, size, input_size):
     assert pixels.dtype == np.uint8
     part = random_part(picture(*size), input_size, 0.08, DRAWS)
     assert part.shape == pixels.shape
+
+
+@pytest.mark.parametrize("size", [(1, 65_000), (65_000, 1), (2, 60_000), (40_000, 3)])
+@pytest.mark.parametrize("input_size", [(3, 224, 224), (1, 96, 160), (3, 32, 32)])
+def test_a_thin_image_needs_no_memory_for_what_is_cropped_away(tmp_path, size, input_size):
+    """Scaled to cover the input it would have up to 3.7 billion pixels."""
+    Image.new("RGB", size, (10, 120, 200)).save(tmp_path / "thin.png")
+    assert (tmp_path / "thin.png").stat().st_size < 2000
+    channels, height, width = input_size
+    expected = np.full((height, width, channels), (10, 120, 200) if channels == 3 else 96, np.uint8)
+    with opened(tmp_path / "thin.png") as image:
+        before = Image.core.get_stats()["allocated_blocks"]
+        found = fitted(image, input_size)
+        blocks = Image.core.get_stats()["allocated_blocks"] - before
+    assert (found == expected).all()
+    assert blocks < 20  # of 16 MiB
+    with opened(tmp_path / "thin.png") as image:
+        assert (random_part(image, input_size, 0.08, DRAWS) == expected).all()
+
+
+@pytest.mark.parametrize("size", [(301, 233), (97, 1203), (2000, 1333), (50, 61), (225, 224), (640, 480)])
+def test_what_is_computed_is_the_centre_of_the_image_resized(size):
+    """The same numbers as by resizing all of it: on noise, where it matters most, to one level of 256."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    scale = 256 / 224 * max(224 / size[0], 224 / size[1])
+    whole = max(224, round(size[0] * scale)), max(224, round(size[1] * scale))
+    left, top = (whole[0] - 224) // 2, (whole[1] - 224) // 2
+    expected = noise.resize(whole, Image.Resampling.BILINEAR).crop((left, top, left + 224, top + 224))
+    difference = np.abs(fitted(noise, (3, 224, 224)).astype(int) - np.asarray(expected).astype(int))
+    assert difference.max() <= 1
+    assert difference.mean() < 0.3  # where an upscaled image has many values just between two levels
 
 
 def test_large_inputs_see_the_centre_and_tiny_ones_the_whole(picture):
@@ -198,3 +269,12 @@ def test_a_damaged_picture_in_memory_and_odd_channels(picture):
         to_input(broken, (3, 32, 32), HALF, HALF)
     with pytest.raises(UsageError, match="the network takes 4"):
         to_input(picture(), (4, 32, 32), [0.5] * 4, [0.5] * 4)
+
+
+@pytest.mark.parametrize(
+    ("mode", "grey"),
+    [("1", True), ("L", True), ("LA", True), ("I;16", True), ("I", True), ("F", True), ("P", False), ("RGB", False),
+     ("RGBA", False), ("CMYK", False)],
+)  # fmt: skip
+def test_grey_is_a_matter_of_the_kind(mode, grey):
+    assert is_grey(Image.new(mode, (2, 2))) == grey

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from diracnets.data.load import load_data
-from diracnets.data.names import DESCRIPTIONS, data_names
+from diracnets.data.load import DESCRIPTIONS, data_names, load_data
 from diracnets.errors import UsageError
 
 

@@ -56,9 +56,9 @@ def test_evaluation_sees_what_prediction_sees(split_folder, image_size):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_that_breaks_while_decoding_is_named(split_folder, workers):
+    data = train(split_folder, workers)
     broken = split_folder / "train" / "dog" / "1.png"
     broken.write_bytes(broken.read_bytes()[:-60])
-    data = train(split_folder, workers)
     with pytest.raises(DataError, match=r"dog/1\.png cannot be decoded") as caught:
         list(data.batches(4, epoch=0, augment=RESIZED))
     assert "Traceback" not in str(caught.value)

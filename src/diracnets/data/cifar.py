@@ -107,11 +107,11 @@ def load_cifar(
         raise DataError(f"{folder / names_file} does not name {published.classes} classes")
     parts = [read_images(published, folder / file) for file in train_files]
     train = torch.cat([pixels for pixels, _ in parts]), torch.cat([labels for _, labels in parts])
-    sets = (
+    train_set, test_set = (
         MemoryImages(pixels, labels, name=f"{published.name} {part}", mean=CIFAR_MEAN, std=CIFAR_STD, device=device)
         for part, (pixels, labels) in (("train", train), ("test", read_images(published, folder / test_file)))
     )
-    return ImageData(published.name, tuple(map(str, names)), (3, 32, 32), CIFAR_MEAN, CIFAR_STD, *sets)
+    return ImageData(published.name, tuple(map(str, names)), (3, 32, 32), CIFAR_MEAN, CIFAR_STD, train_set, test_set)
 
 
 def find_files(published: Published, data_dir: Path, *, fetch: bool) -> Path:

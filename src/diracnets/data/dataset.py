@@ -15,13 +15,14 @@ from diracnets.data.decode import TINY
 from diracnets.data.images import ImageData, Images
 from diracnets.data.items import Items, MapStyle, attribute
 from diracnets.data.memory import MemoryImages
-from diracnets.data.names import DATASET
-from diracnets.data.split import hold_out
+from diracnets.data.split import HELD_OUT, hold_out
 from diracnets.data.stream import StreamedImages
 from diracnets.errors import DataError, UsageError
 
+DATASET = "dataset"  # what data is called that has no name
 _MEMORY = 1 << 30  # bytes of pixels that a set in memory may have
 _MEASURED = 256  # images of a streamed set that its normalization is measured on
+_LOOKED_AT = 64  # images of each set that tell whether it is grey or in colour
 _TWICE = 4  # images that are read twice, to see whether they stay the same
 
 
@@ -36,7 +37,8 @@ def load_dataset(
 
     A Dataset must give the same image each time it is asked: random changes are `Augmentation`'s. Up to 1 GiB of
     pixels are read into memory, unless `image_size` is over 64; other sets are read by worker processes. Class names
-    are the Dataset's `classes` where it has them. The normalization is measured on the images to train on (on 256 of
+    are the Dataset's `classes` where it has them. Of images some of which are grey and some in colour, all are taken in
+    colour. The normalization is measured on the images to train on (on 256 of
     them if they are streamed).
 
     Args:
@@ -54,7 +56,8 @@ def load_dataset(
         raise UsageError(f"data must be one Dataset or a pair of them, not {len(datasets)}")
     names = ("training", "validation") if len(datasets) == 2 else (DATASET,)
     whole = [_items(dataset, name) for dataset, name in zip(datasets, names, strict=True)]
-    height, width, channels = whole[0].pair(0)[0].shape
+    height, width, _ = whole[0].pair(0)[0].shape
+    channels, mixed = _channels(whole)
     size = (channels, image_size or height, image_size or width)
     small = (image_size is None or image_size <= TINY) and sum(map(len, whole)) * math.prod(size) <= _MEMORY
     sets = [
@@ -62,12 +65,14 @@ def load_dataset(
         for dataset, name in zip(datasets, names, strict=True)
     ]
     classes = _classes(datasets[0], sets)
+    notes = ["some images are grey and some in colour: all are taken in colour"] * mixed
     if len(sets) == 1:
+        notes.append(f"to validate: {HELD_OUT}")
         parts = hold_out(sets[0].labels, [str(number) for number in range(len(sets[0].labels))], classes)
         sets = [sets[0].select(part) for part in parts]
     mean, std = _statistics(sets[0], size)
     train, val = (_images(each, size, mean, std, device, workers) for each in sets)
-    return ImageData(DATASET, classes, size, mean, std, train, val)
+    return ImageData(DATASET, classes, size, mean, std, train, val, tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,19 @@ def _items(dataset: MapStyle, name: str, *, channels: int | None = None, resize:
     if len(dataset) == 0:
         raise DataError(f"the {name} set is empty: give it images")
     return Items(dataset, range(len(dataset)), name, channels=channels, resize=resize)
+
+
+def _channels(sets: Sequence[Items]) -> tuple[int, bool]:
+    """How many channels images have, and whether grey and colour are mixed: by a look at some, from all over the sets.
+
+    What the first one has may be an exception. Others that appear only later are an error when they are read.
+    """
+    found = []
+    for items in sets:
+        step = -(-len(items) // _LOOKED_AT)
+        found += [items.pair(index)[0].shape[2] for index in range(0, len(items), step)]
+    mixed = {1, 3} <= set(found)
+    return (3 if mixed else found[0]), mixed
 
 
 def _read(items: Items, size: Size, *, small: bool) -> _Set:

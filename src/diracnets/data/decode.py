@@ -6,16 +6,19 @@ animation the first picture is taken. Resizing is bilinear with antialiasing (Pi
 
 from __future__ import annotations
 
+import io
 import math
+import stat
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
 from diracnets.data.augment import Normalizer, Size
@@ -23,21 +26,29 @@ from diracnets.errors import DataError, DiracNetsError, FileError, UsageError
 
 Pixels = npt.NDArray[np.uint8]
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+# Formats that pictures come in, of the many that Pillow reads, some of which run other programs. The last two are only
+# there where Pillow was built with them.
+_SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k"),
+    "AVIF": (".avif",),
+}
+_BUILT_WITH = {"JPEG2000": "jpg_2000", "AVIF": "avif"}
+_FORMATS = tuple(kind for kind in _SUFFIXES if kind not in _BUILT_WITH or features.check(_BUILT_WITH[kind]))
+SUFFIXES = frozenset(suffix for kind in _FORMATS for suffix in _SUFFIXES[kind])
+ADVICE = ": replace or remove it"  # how an error about one bad file ends
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xae\x42\x60\x82", "GIF": b"\x3b"}
 TINY = 64  # up to this size an image is resized whole: there is nothing to crop away
 _MARGIN = 256 / 224  # Zagoruyko & Komodakis 2017 evaluate ImageNet resized to 256, cropped to 224
 _SPARE = 2.0  # a JPEG of which a part is taken is decoded smaller, as long as it stays this much larger than needed
 _ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_PIPED = 1 << 29  # bytes that may come through a pipe for one picture
 
 
 def to_input(image: Image.Image | str | Path, input_size: Size, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -70,21 +81,52 @@ def to_input(image: Image.Image | str | Path, input_size: Size, mean: Sequence[f
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[Image.Image]:
+def opened(source: str | Path | BinaryIO, name: str | None = None) -> Iterator[Image.Image]:
     """An image file, its header read, its pixels not yet; what goes wrong inside the block names the file.
+
+    Args:
+        source: a file, a pipe, or a stream of bytes.
+        name: what to call it in errors; by default its path.
 
     Raises:
         DataError: it is empty, no image, damaged, or so large that decoding it could exhaust the memory.
         FileError: it is not there, or may not be read.
     """
-    with reported(str(path)):
-        if Path(path).stat().st_size == 0:
-            raise DataError(f"{path} is empty (0 bytes): replace or remove it")
-        with Image.open(path, formats=_FORMATS) as image:
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and image.width * image.height > limit:
-                raise DataError(_too_large(str(path), f"{image.width}x{image.height}"))
+    name = str(source) if name is None else name
+    with reported(name), _bytes_of(source) as file:
+        if file.seek(0, io.SEEK_END) == 0:
+            raise DataError(f"{name} is empty (0 bytes){ADVICE}")
+        if file.tell() > _PIPED and isinstance(file, io.BytesIO):
+            raise DataError(f"{name} gives more than {_PIPED >> 20} MiB: give a file instead of a pipe")
+        file.seek(0)
+        with Image.open(file, formats=_FORMATS) as image:
+            _refuse_bomb(image, name)
             yield image
+
+
+@contextmanager
+def _bytes_of(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
+    """A file that can be read from any place, which a pipe cannot."""
+    if not isinstance(source, str | Path):
+        yield io.BytesIO(source.read(_PIPED + 1))
+        return
+    with Path(source).open("rb") as file:
+        whole = stat.S_ISREG(Path(source).stat().st_mode)
+        yield file if whole else io.BytesIO(file.read(_PIPED + 1))
+
+
+def check_whole(path: str | Path) -> None:
+    """Read an image's header, and decode it where its end does not show that it is all there.
+
+    Raises:
+        DataError, FileError: as `opened`; or it is cut off.
+    """
+    with opened(path) as image:
+        end = _ENDS.get(str(image.format))
+        with Path(path).open("rb") as file:
+            file.seek(-min(64, file.seek(0, io.SEEK_END)), io.SEEK_END)
+            if end is None or end not in file.read():
+                image.load()
 
 
 @contextmanager
@@ -97,9 +139,7 @@ def reported(name: str) -> Iterator[None]:
     except DiracNetsError:
         raise
     except UnidentifiedImageError as error:
-        raise DataError(
-            f"{name} is not an image that can be read ({', '.join(_FORMATS)}): replace or remove it"
-        ) from error
+        raise DataError(f"{name} is not an image that can be read ({', '.join(_FORMATS)}){ADVICE}") from error
     except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
         raise FileError(f"cannot read {name}: {error.strerror}") from error
     except Image.DecompressionBombError as error:
@@ -121,9 +161,11 @@ def fitted(image: Image.Image, input_size: Size) -> Pixels:
         return as_array(_resized(whole, (width, height)))
     scale = _MARGIN * max(width / whole.width, height / whole.height)
     size = (max(width, round(whole.width * scale)), max(height, round(whole.height * scale)))
-    resized = _resized(whole, size)
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    return as_array(resized.crop((left, top, left + width, top + height)))
+    # Of the image that is cropped only the part that remains is computed: all of it may be millions of pixels long.
+    by_x, by_y = whole.width / size[0], whole.height / size[1]
+    box = (left * by_x, top * by_y, (left + width) * by_x, (top + height) * by_y)
+    return as_array(_resized(whole, (width, height), box))
 
 
 def random_part(image: Image.Image, input_size: Size, min_scale: float, draws: Sequence[float]) -> Pixels:
@@ -184,11 +226,21 @@ def decoded(image: Image.Image, channels: int) -> Image.Image:
     """The whole image, upright, grey (1) or RGB (3)."""
     if channels not in (1, 3):
         raise UsageError(f"an image file gives 1 or 3 channels, and the network takes {channels}")
+    _refuse_bomb(image, "the image")
     image.load()
-    orientation = _orientation(image)
-    if orientation > 1:
-        image = image.transpose(_UPRIGHT[orientation])
+    if _orientation(image) > 1:
+        with suppress(Exception):  # of damaged metadata, which it writes anew
+            image = ImageOps.exif_transpose(image)
     return _colored(image, "L" if channels == 1 else "RGB")
+
+
+def is_grey(image: Image.Image) -> bool:
+    """Whether an image has no colours, by its kind and not by its pixels.
+
+    >>> [is_grey(Image.new(mode, (1, 1))) for mode in ("L", "LA", "I;16", "RGB", "P")]
+    [True, True, True, False, False]
+    """
+    return image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
 
 
 def _colored(image: Image.Image, mode: str) -> Image.Image:
@@ -219,6 +271,14 @@ def _resized(
 def as_array(image: Image.Image) -> Pixels:
     """A grey or RGB image as uint8 [H, W, C]."""
     return np.array(image, dtype=np.uint8).reshape(image.height, image.width, -1)
+
+
+def _refuse_bomb(image: Image.Image, name: str) -> None:
+    """Refuse an image that is not decoded yet and may not fit into memory."""
+    limit = Image.MAX_IMAGE_PIXELS
+    undecoded = isinstance(image, ImageFile.ImageFile) and bool(image.tile)
+    if undecoded and limit is not None and image.width * image.height > limit:
+        raise DataError(_too_large(name, f"{image.width}x{image.height}"))
 
 
 def _too_large(name: str, pixels: str) -> str:

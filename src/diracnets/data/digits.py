@@ -6,7 +6,7 @@ import torch
 
 from diracnets.data.images import ImageData
 from diracnets.data.memory import MemoryImages
-from diracnets.data.split import hold_out
+from diracnets.data.split import HELD_OUT, hold_out
 from diracnets.errors import MissingExtraError
 
 # Of the images to train on, in 0..1; a test computes them again.
@@ -33,8 +33,8 @@ def load_digits(device: torch.device | str = "cpu") -> ImageData:
     labels = torch.from_numpy(found.target).long()
     classes = tuple(str(digit) for digit in range(10))
     train, val = hold_out(labels.tolist(), [str(number) for number in range(len(labels))], classes)
-    halves = (
+    train_set, val_set = (
         MemoryImages(pixels[part], labels[part], name="digit", mean=MEAN, std=STD, device=device, numbers=part)
         for part in (train, val)
     )
-    return ImageData("digits", classes, (1, 8, 8), MEAN, STD, *halves)
+    return ImageData("digits", classes, (1, 8, 8), MEAN, STD, train_set, val_set, (f"to validate: {HELD_OUT}",))

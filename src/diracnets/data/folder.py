@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import unicodedata
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from diracnets.data.augment import Size
-from diracnets.data.decode import SUFFIXES, Pixels, fitted, opened, random_part
-from diracnets.data.split import hold_out
-from diracnets.errors import DataError, FileError
+from diracnets.data.decode import ADVICE, SUFFIXES, Pixels, check_whole, fitted, opened, random_part
+from diracnets.data.layout import expected, recognize, refuse_inverted
+from diracnets.data.split import HELD_OUT, hold_out
+from diracnets.data.tree import NOT_READ, Account, Tree, search
+from diracnets.errors import DataError, FileError, UsageError, printable, some_of
+from diracnets.files import url_in
 
-_VAL_NAMES = ("val", "valid", "validation", "test")
-_HEADERS_READ = 20_000  # of larger sets, files are only listed before training: reading each would take minutes
+_CHECKED = 20_000  # of larger sets, files are only listed before training: reading each would take minutes
+_NAMED = 10  # bad files, of all that there are
 
 
 @dataclass(frozen=True)
@@ -26,12 +31,14 @@ class Listing:
     Attributes:
         files: paths.
         labels: of each file, indices into `classes`.
-        classes: names of the sub-folders, sorted.
+        classes: names of the class folders, sorted, in composed letters (NFC).
+        notes: a line for each thing that was left out, or that could be seen otherwise.
     """
 
     files: list[Path]
     labels: list[int]
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 class FolderSource:
@@ -73,43 +80,82 @@ class FolderSource:
 def find_images(root: str | Path) -> tuple[Listing, Listing]:
     """The images to train on, and those held out.
 
-    `root` holds `train/<class>/*` and `val/<class>/*` (or `valid`, `validation`, `test`); or `train/<class>/*` alone,
-    or `<class>/*`, of which one image in five of each class is held out, always the same. Files are JPEG, PNG, WebP,
-    BMP, GIF or TIFF by their extensions, also deeper inside a class folder; hidden files and other extensions are
-    passed over. Of sets of up to 20,000 images every file's header is read; damage behind it shows when the image is
-    decoded.
+    `root` holds `train/<class>/*` and `val/<class>/*`, by these names or others that are usual, in any case (training,
+    train_set; valid, validation, dev, holdout; test where there is none of these); or `train/<class>/*` alone, or
+    `<class>/*`, of which one image in five of each class is held out, always the same. All of it may lie in one folder
+    more. Images are known by their extensions (`diracnets.data.decode.SUFFIXES`) and may lie deeper inside a class
+    folder. What is left out (hidden files, run folders, other extensions, ...), and what could be seen otherwise, is
+    said in the listings' `notes`.
+
+    Of sets of up to 20,000 images every file is checked, and all bad ones are named at once: whether it is an image,
+    and whole. Other damage shows when the image is decoded.
 
     Raises:
+        UsageError: `root` is a URL.
         FileError: `root` is not there or may not be read.
         DataError: there is no such layout in it, a class is empty or the only one, the classes of train and val differ,
-            or a file with an image's extension is empty or no image.
+            or files with an image's extension are empty, cut off or no image.
     """
+    if (url := url_in(root)) and not Path(root).exists():
+        raise UsageError(f"{url} is a URL, which is not fetched: download it first, and give the folder")
     root = Path(root)
-    folders = {folder.name: folder for folder in _subfolders(root)}
-    val_name = next((name for name in _VAL_NAMES if name in folders), None)
-    if "train" not in folders:
-        if val_name is not None and _subfolders(folders[val_name]):
-            raise DataError(f"{root} holds {val_name}/ but no train/: {_expected(root)}")
-        return _split(_listed(root, root), root)
-    train = _listed(folders["train"], root)
-    if val_name is None:
-        return _split(train, folders["train"])
-    val = _listed(folders[val_name], root)
-    if train.classes != val.classes:
-        only_train = sorted(set(train.classes) - set(val.classes))
-        only_val = sorted(set(val.classes) - set(train.classes))
-        where = [f"only in train/: {_some(only_train)}"] * bool(only_train)
-        where += [f"only in {val_name}/: {_some(only_val)}"] * bool(only_val)
-        raise DataError(
-            f"the class folders of train/ and {val_name}/ in {root} differ ({'; '.join(where)}): make them the same"
-        )
-    _read_headers(train.files + val.files)
-    return train, val
+    account = Account(root)
+    layout = recognize(search(root, account), account)
+    train = _listed(layout.train, account)
+    if layout.val is None:
+        account.say(f"to validate: {HELD_OUT}")
+        _check_files(train.files)
+        train, val = _split(train, layout.train.path)
+    else:
+        val = _listed(layout.val, account)
+        names = f"{account.name(layout.train.path)}/", f"{account.name(layout.val.path)}/"
+        account.say(f"to train on: {names[0]}; to validate: {names[1]}")
+        _check_same_classes(train, val, names, root)
+        _check_files(train.files + val.files)
+    notes = account.notes()
+    return replace(train, notes=notes), replace(val, notes=notes)
+
+
+def _listed(base: Tree, account: Account) -> Listing:
+    """The images of each class folder, and their labels."""
+    classes: dict[str, list[Tree]] = defaultdict(list)
+    for folder in base.folders:
+        classes[folder.name].append(folder)
+    if not classes:
+        raise DataError(f"{base.path} holds no class folders: {expected(account.root)}")
+    refuse_inverted(base.folders)
+    if empty := [trees[0] for trees in classes.values() if not any(tree.holds_pictures for tree in trees)]:
+        raise DataError(_why_empty(empty, account))
+    if len(classes) == 1:
+        only = base.folders[0].name
+        raise DataError(f"{base.path} holds one class only, {only!r}: at least two are needed to tell apart")
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, (name, trees) in enumerate(classes.items()):
+        if name != printable(name):
+            raise DataError(f"the name of class folder {trees[0].path} holds control characters: rename it")
+        if len(trees) > 1:
+            account.say(f"the {len(trees)} folders {name}/, in composed and decomposed letters, are one class")
+        for tree in trees:
+            for inner in tree.inner:
+                account.add("images of the class that they lie in", inner.path)
+        found = sorted(file for tree in trees for file in tree.all())
+        files += found
+        labels += [label] * len(found)
+    return Listing(files, labels, tuple(classes))
+
+
+def _why_empty(empty: list[Tree], account: Account) -> str:
+    names = some_of(tree.path for tree in empty)
+    unread = [name for tree in empty for name in account.below(tree.path, NOT_READ)]
+    only = f", only images of kinds that are not read ({some_of(unread, limit=3)})" if unread else ""
+    what = f"class folder{'s' * (len(empty) > 1)} {names} hold{'s' * (len(empty) == 1)} no images"
+    return f"{what} ({' '.join(sorted(SUFFIXES))}){only}: add some or remove the folder"
 
 
 def _split(listing: Listing, base: Path) -> tuple[Listing, Listing]:
-    _read_headers(listing.files)
-    keys = [file.relative_to(base).as_posix() for file in listing.files]
+    # In composed letters, so that a copy of the folder on another system has the same split.
+    keys = [unicodedata.normalize("NFC", file.relative_to(base).as_posix()) for file in listing.files]
     train, held_out = (
         Listing([listing.files[n] for n in part], [listing.labels[n] for n in part], listing.classes)
         for part in hold_out(listing.labels, keys, listing.classes)
@@ -117,57 +163,27 @@ def _split(listing: Listing, base: Path) -> tuple[Listing, Listing]:
     return train, held_out
 
 
-def _listed(folder: Path, root: Path) -> Listing:
-    folders = _subfolders(folder)
-    if not folders:
-        raise DataError(f"{folder} holds no class folders: {_expected(root)}")
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, class_folder in enumerate(folders):
-        found = _images_in(class_folder)
-        if not found:
-            kinds = " ".join(sorted(SUFFIXES))
-            raise DataError(f"class folder {class_folder} holds no images ({kinds}): add some or remove the folder")
-        files += found
-        labels += [label] * len(found)
-    if len(folders) == 1:
-        raise DataError(f"{folder} holds one class only, {folders[0].name!r}: at least two are needed to tell apart")
-    return Listing(files, labels, tuple(each.name for each in folders))
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    try:
-        return sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
-    except OSError as error:
-        raise FileError(f"cannot read the image folder {folder}: {error.strerror}") from error
-
-
-def _images_in(folder: Path) -> list[Path]:
-    found: list[Path] = []
-    for place, inner, names in os.walk(folder, onerror=_unreadable):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        for name in names:
-            if name.startswith(".") or Path(name).suffix.lower() not in SUFFIXES:
-                continue
-            found.append(Path(place, name))
-    return sorted(found)
-
-
-def _unreadable(error: OSError) -> None:
-    raise FileError(f"cannot read the image folder {error.filename}: {error.strerror}") from error
-
-
-def _read_headers(files: list[Path]) -> None:
-    if len(files) > _HEADERS_READ:
+def _check_same_classes(train: Listing, val: Listing, names: tuple[str, str], root: Path) -> None:
+    if train.classes == val.classes:
         return
-    for file in files:
-        with opened(file):
-            pass
+    missing = [sorted(set(one.classes) - set(other.classes)) for one, other in ((train, val), (val, train))]
+    where = [f"only in {name}: {some_of(only)}" for name, only in zip(names, missing, strict=True) if only]
+    raise DataError(
+        f"the class folders of {names[0]} and {names[1]} in {root} differ ({'; '.join(where)}): make them the same"
+    )
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _expected(root: Path) -> str:
-    return f"expected {root}/train/<class>/* and {root}/val/<class>/*, or {root}/<class>/* with at least two classes"
+def _check_files(files: list[Path]) -> None:
+    """Name all files that cannot be read."""
+    wrong: list[DataError | FileError] = []
+    for file in files if len(files) <= _CHECKED else []:
+        try:
+            check_whole(file)
+        except (DataError, FileError) as error:
+            wrong.append(error)
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:
+        each = "; ".join(str(error).removesuffix(ADVICE) for error in wrong[:_NAMED])
+        more = f"; and {len(wrong) - _NAMED} more" * (len(wrong) > _NAMED)
+        raise DataError(f"{len(wrong)} of {len(files)} images cannot be read: {each}{more}: replace or remove them")

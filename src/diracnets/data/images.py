@@ -13,7 +13,7 @@ from torch import Tensor
 from diracnets.data.augmentation import Augmentation
 from diracnets.data.random import order
 from diracnets.data.split import some_of_each
-from diracnets.errors import UsageError
+from diracnets.errors import UsageError, some_of
 
 Batch = tuple[Tensor, Tensor, Tensor]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -82,6 +82,7 @@ class ImageData:
         std: normalization, per channel, of pixels in 0..1.
         train: images to train on.
         val: images held out.
+        notes: a line for each thing that a user should know about how the images were read and split.
     """
 
     name: str
@@ -91,6 +92,11 @@ class ImageData:
     std: tuple[float, ...]
     train: Images
     val: Images
+    notes: tuple[str, ...] = ()
+
+    def summary(self) -> list[str]:
+        """What to say before the images are used: the classes, and the notes."""
+        return [f"{len(self.classes)} classes: {some_of(self.classes, limit=10)}", *self.notes]
 
     def with_fewer(self, count: int) -> ImageData:
         """This data with `count` of its images to train on, see `some_of_each`; all are held out that were.

@@ -35,7 +35,8 @@ class Items:
             numpy array [H, W, C] or [H, W]: uint8, or floats in 0..1, which are rounded to 256 levels.
         numbers: which items.
         name: what to call the Dataset to a user.
-        channels: 1 or 3 converts PIL images to grey or RGB; None leaves that to each image.
+        channels: how many all images are to have: grey ones become RGB for 3, but colour is never lost, see `pair`.
+            None leaves each image as it comes.
         resize: whether images of another size than asked for are resized, or refused.
     """
 
@@ -88,7 +89,8 @@ class Items:
         """Pixels, uint8 [H, W, C], as they come, and label.
 
         Raises:
-            DataError: the Dataset fails, or gives something else than described above.
+            DataError: the Dataset fails, gives something else than described above, or an image that is in colour where
+                `channels` is 1.
         """
         name = self.name(index)
         with reported(name):
@@ -107,10 +109,14 @@ class Items:
         channels, height, width = size
         if pixels.shape == (height, width, channels):
             return pixels, label
-        if not self._resize or pixels.shape[2] != channels:
+        if pixels.shape[2] != channels:
             raise DataError(
-                f"{self.name(index)} has height, width, channels {pixels.shape}, not {(height, width, channels)}: "
-                "give image_size, and images of one number of channels"
+                f"{self.name(index)} has {pixels.shape[2]} channels, and the others have {channels}: "
+                "convert all images to one kind"
+            )
+        if not self._resize:
+            raise DataError(
+                f"{self.name(index)} has height, width {pixels.shape[:2]}, not {(height, width)}: give image_size"
             )
         return decode.fitted(_picture(pixels, self.name(index)), size), label
 
@@ -153,9 +159,13 @@ def _holds_one(label: Tensor | np.ndarray[Any, Any] | np.generic) -> bool:
 
 def _pixels(image: object, name: str, channels: int | None) -> Pixels:
     if isinstance(image, Image.Image):
-        grey = image.mode in ("1", "L", "F") or image.mode.startswith("I")
+        grey = decode.is_grey(image)
+        if channels == 1 and not grey:
+            raise DataError(
+                f"{name} is in colour ({image.mode}), and the images looked at first are grey: convert all to one kind"
+            )
         with reported(name):
-            return decode.as_array(decode.decoded(image, channels or (1 if grey else 3)))
+            return decode.as_array(decode.decoded(image, 1 if grey and channels != 3 else 3))
     if isinstance(image, Tensor):
         values = image.detach().cpu()
         if values.dtype == torch.bfloat16:
@@ -181,6 +191,8 @@ def _pixels(image: object, name: str, channels: int | None) -> Pixels:
         array = np.rint(array * 255).astype(np.uint8)
     if array.dtype != np.uint8:
         raise DataError(f"the image of {name} is of {array.dtype}, and should be of uint8, or of floats in 0..1")
+    if array.shape[2] == 1 and channels == 3:
+        array = np.repeat(array, 3, axis=2)
     return np.ascontiguousarray(array)
 
 

@@ -12,11 +12,25 @@ from diracnets.data.digits import load_digits
 from diracnets.data.folder import FolderSource, Listing, find_images
 from diracnets.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageData
 from diracnets.data.items import MapStyle
-from diracnets.data.names import data_names
 from diracnets.data.stream import StreamedImages
 from diracnets.errors import UsageError, did_you_mean
 
 _FOLDER_SIZE = 224
+DESCRIPTIONS = {
+    "digits": "1,797 handwritten digits, 8x8 grey, shipped with scikit-learn: nothing to download",
+    "cifar10": "60,000 photographs of 10 classes, 32x32, the original python files",
+    "cifar100": "60,000 photographs of 100 classes, 32x32, the original python files",
+    "folder": "your images, as DIR/train/<class>/* and DIR/val/<class>/*, or DIR/<class>/*",
+}
+
+
+def data_names() -> list[str]:
+    """Names that `load_data` takes.
+
+    >>> data_names()
+    ['digits', 'cifar10', 'cifar100', 'folder']
+    """
+    return list(DESCRIPTIONS)
 
 
 def load_data(
@@ -89,4 +103,5 @@ def _load_folder(
         )
 
     train, val = find_images(data_dir)
-    return ImageData("folder", train.classes, size, IMAGENET_MEAN, IMAGENET_STD, images(train), images(val))
+    facts = ("folder", train.classes, size, IMAGENET_MEAN, IMAGENET_STD)
+    return ImageData(*facts, images(train), images(val), train.notes)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from diracnets.errors import DataError
 
+HELD_OUT = "one image in five of each class, always the same ones"
+
 
 def hold_out(
     labels: Sequence[int], keys: Sequence[str], classes: Sequence[str], *, one_in: int = 5

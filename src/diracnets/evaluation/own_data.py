@@ -8,8 +8,7 @@ import torch
 
 from diracnets.artifacts.card import ModelFacts
 from diracnets.data.images import ImageData
-from diracnets.data.load import load_data
-from diracnets.data.names import data_names
+from diracnets.data.load import data_names, load_data
 from diracnets.errors import DataError, FileError, UsageError
 from diracnets.runtime.environment import recorded_data_dir
 

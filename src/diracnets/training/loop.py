@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from diracnets.data.dataset import DATASET
 from diracnets.data.images import ImageData
 from diracnets.data.items import MapStyle
 from diracnets.data.load import load_data
-from diracnets.data.names import DATASET
 from diracnets.errors import UsageError
 from diracnets.runtime.device import choose_device, keep_memory, memory_format, repeatable, synchronize
 from diracnets.runtime.environment import recorded_data_dir

@@ -182,7 +182,7 @@ class Recipe:
         path = Path(name)
         if path.suffix == ".toml":
             try:
-                text = path.read_text(encoding="utf-8")
+                text = path.read_text(encoding="utf-8-sig")  # as Notepad may save it
             except (OSError, UnicodeDecodeError) as error:
                 raise FileError(
                     f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}"

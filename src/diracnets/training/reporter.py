@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from diracnets.errors import printable
+
 REFRESH_SECONDS = 0.2
 
 
@@ -47,7 +49,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """One line of text."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(text, keep="\n"), markup=False, highlight=False, soft_wrap=True)
 
     def step(self, epoch: int, batch: int, images_per_second: float) -> None:
         """After `batch` batches of an epoch; cheap enough to be called each time."""

@@ -82,6 +82,8 @@ class Run:
         record_environment(self.folder.environment, state.device, self.data_dir, state.precision, self.start)
         images = f"{len(self.data.train):,} images to train on, {len(self.data.val):,} to validate"
         say(f"{recipe.model} on {self.data.name}: {images}; everything goes to {self.folder.path}")
+        for line in self.data.summary():
+            say(line)
         say(f"{device_name(state.device)}, {state.precision.name}: {state.precision.reason}")
         if late := [drop for drop in recipe.drops if drop > recipe.epochs]:
             say(f"the drops at epochs {', '.join(map(str, late))} lie beyond the last epoch, {recipe.epochs}")
