@@ -205,6 +205,26 @@ def test_an_evaluation_that_fails_does_not_cost_the_epoch(whole, stripes, tmp_pa
     assert metrics(tmp_path / "run") == metrics(whole.run)
 
 
+def test_checkpoints_that_take_long_are_written_rarely_and_resuming_loses_nothing(
+    whole, stripes, tmp_path, monkeypatch
+):
+    def crash(row):
+        if row["epoch"] == 3:
+            raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("diracnets.training.run.LONG_SAVE", 0.0)
+        patch.setattr("diracnets.training.run.SAVE_SHARE", 1e-9)
+        with pytest.raises(MemoryError):
+            run(RECIPE, tmp_path / "run", stripes, on_epoch=crash)
+        resume = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["resume"]
+        assert (resume["epoch"], resume["batch"]) == (1, 0)
+        resumed = run(RECIPE, tmp_path / "run", stripes, resume=True)
+    assert same_weights(resumed.net, whole.net)
+    assert metrics(tmp_path / "run") == metrics(whole.run)
+    assert load(tmp_path / "run" / "last.pt").facts.provenance["epoch"] == RECIPE.epochs
+
+
 def test_sigterm_from_outside_ends_a_process_in_order(tmp_path):
     pytest.importorskip("sklearn")
     code = (

@@ -66,7 +66,8 @@ def train(
         data_dir: where the recipe's images are; when resuming, by default where they were.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         workers: processes that decode images of a folder; by default one a core, at most 4.
-        resume: go on from the run's last checkpoint.
+        resume: go on from the run's last checkpoint: of the last epoch, unless writing it takes so long that some are
+            left out.
         start: trained weights to begin with, see `starting_network`.
         quiet: show nothing.
         on_epoch: called with each epoch's row of `metrics.jsonl`.

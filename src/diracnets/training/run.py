@@ -30,6 +30,8 @@ from diracnets.training.state import State
 
 STATISTICS_BATCHES = 50  # from which BatchNorm statistics are taken anew
 DRAW_SECONDS = 30.0  # from one picture of the curve to the next
+LONG_SAVE = 1.0  # seconds; a checkpoint that takes longer is not written after every epoch,
+SAVE_SHARE = 0.05  # but so rarely that this part of the time goes into it
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,10 @@ class Run:
     """What resumes the run."""
     drawn: float = field(default_factory=time.monotonic)
     """When the curve was last drawn."""
+    saved: float = field(default_factory=time.monotonic)
+    """When the last checkpoint was written."""
+    save_seconds: float = 0.0
+    """How long that took."""
 
     def begin(self, *, resumed: bool) -> None:
         """Write the run's first files, and say what is going to happen, on what, and in which arithmetic."""
@@ -124,7 +130,8 @@ class Run:
         state.begin_epoch(state.epoch + 1)
         if improved:
             save_checkpoint(self.folder.best, self.content())
-        self.save()
+        if last or self.save_is_due():
+            self.save()
         self.folder.append_metrics(row)
         self.reporter.epoch(row)
         if last or time.monotonic() - self.drawn > DRAW_SECONDS:
@@ -187,7 +194,15 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint to resume from."""
+        begun = time.monotonic()
         save_checkpoint(self.folder.last, {**self.content(), "resume": self.state.to_data()})
+        self.saved = time.monotonic()
+        self.save_seconds = self.saved - begun
+
+    def save_is_due(self) -> bool:
+        """Whether to write a checkpoint now: a large network on a fast device would wait for the disk."""
+        waited = time.monotonic() - self.saved
+        return self.save_seconds <= LONG_SAVE or waited >= self.save_seconds / SAVE_SHARE
 
     def stop_if_asked(self) -> None:
         """Save and raise `Interrupted` if a signal came."""
