@@ -37,13 +37,20 @@ def compare(mine: Tensor, theirs: Tensor) -> dict[str, object]:
 
 def of_run(run: Path, data_dir: Path | None) -> list[dict[str, object]]:
     recipe = Recipe.load(run / "recipe.toml")
-    data = load_data(recipe.data, data_dir=data_dir, image_size=recipe.image_size)
+    data = load_data(recipe.data.name, data_dir=data_dir, image_size=recipe.data.image_size)
     batches = list(data.val.batches(500))
     images, labels = torch.cat([batch[0] for batch in batches]), torch.cat([batch[1] for batch in batches])
     net, chain = load(run / "last.pt"), load(run / "model.safetensors")
     seen, expected = logits(chain, images), logits(net, images)
     accuracy = float((seen.argmax(1) == labels).float().mean())
-    return [{"network": recipe.model, "data": recipe.data, "accuracy_of_chain": accuracy, **compare(seen, expected)}]
+    return [
+        {
+            "network": recipe.model.name,
+            "data": recipe.data.name,
+            "accuracy_of_chain": accuracy,
+            **compare(seen, expected),
+        }
+    ]
 
 
 def of_authors(folder: Path) -> list[dict[str, object]]:

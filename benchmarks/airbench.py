@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 import types
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -129,9 +128,9 @@ def ours(recipe: Recipe, images: ImageData, device: str) -> dict[str, Any]:
         trained = train(recipe, run=folder, data=images, device=device, quiet=True)
     views = evaluate(trained.net, images.val, views="mirror-shift")
     return {
-        "network": recipe.model,
+        "network": recipe.model.name,
         "recipe": recipe.table(),
-        "epochs": recipe.epochs,
+        "epochs": recipe.optimization.epochs,
         "seconds": sum(row["seconds"] for row in trained.history),
         "accuracy": trained.accuracy,
         "accuracy_views": views.top1,
@@ -151,14 +150,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     keep_memory()
-    recipe = replace(Recipe.load(options.recipe), data="cifar10", precision=options.precision)
-    recipe = replace(recipe, epochs=options.epochs or recipe.epochs)
-    recipe = replace(recipe, eval_every=recipe.epochs)
+    recipe = Recipe.load(options.recipe)
+    epochs = options.epochs or recipe.optimization.epochs
+    recipe = recipe.replaced(data="cifar10", precision=options.precision, epochs=epochs, eval_every=epochs)
     images = load_data("cifar10", data_dir=options.data_dir, device=options.device)
     module = their_program(options.airbench, torch.device(options.device)) if options.airbench else None
     measured = []
     for seed in range(options.rounds):
-        measured.append({"seed": seed, **ours(replace(recipe, seed=seed), images, options.device)})
+        measured.append({"seed": seed, **ours(recipe.replaced(seed=seed), images, options.device)})
         print(_line(measured[-1]), flush=True)
         if module is not None:
             measured.append({"seed": seed, **theirs(module, images, options.precision, seed)})

@@ -52,10 +52,10 @@ def nearest_recipe(recipe: Recipe) -> str:
 def check_finished(run: Path, recipe: Recipe) -> None:
     """Raise `UsageError` unless the run has done all epochs of its recipe."""
     done = RunFolder(run).read_last(recipe)["resume"]["epoch"] - 1
-    if done < recipe.epochs:
+    if done < recipe.optimization.epochs:
         raise UsageError(
-            f"the run in {run} is not finished, {done} of {recipe.epochs} epochs are done: resume it first, "
-            f"by `{command_to_resume(run, None, 'auto', None)}`"
+            f"the run in {run} is not finished, {done} of {recipe.optimization.epochs} epochs are done: resume it "
+            f"first, by `{command_to_resume(run, None, 'auto', None)}`"
         )
 
 
@@ -81,7 +81,7 @@ def ship(
     facts = facts_of(net)
     if facts is None or not hasattr(net, "config"):
         raise UsageError(f"{run / checkpoint} is no checkpoint of a run of diracnets")
-    data = load_data(recipe.data, data_dir=data_dir, image_size=facts.input_size[-1], download=False)
+    data = load_data(recipe.data.name, data_dir=data_dir, image_size=facts.input_size[-1], download=False)
     if data.classes != facts.classes:
         raise UsageError(f"{data_dir} has other classes than the run was trained on; choose its own data")
     state = rounded(net)
@@ -102,7 +102,7 @@ def ship(
         std=facts.std,
         licence=licence,
         classes=facts.classes,
-        seed=recipe.seed,
+        seed=recipe.runtime.seed,
         commit=commit or json.loads((run / "environment.json").read_text(encoding="utf-8"))[0]["commit"],
         size=file.stat().st_size,
         url=url,

@@ -1,5 +1,6 @@
 import csv
 import io
+import itertools
 import json
 import os
 import pickle
@@ -21,6 +22,7 @@ from diracnets.cli import COMMANDS, main, parse
 from diracnets.commands.demo import demonstrate
 from diracnets.data.images import CIFAR_MEAN, CIFAR_STD
 from diracnets.errors import TrainingError
+from diracnets.models.init import Init
 from diracnets.training.recipe import Recipe, recipe_names
 
 TINY = ["--data", "digits", "--model", "diracnet-10-0.25", "--epochs", "2", "--precision", "float32", "--device", "cpu"]
@@ -113,11 +115,11 @@ WRONG = [  # words, exit code, part of the message
     ("train --lr nan", 2, "lr is nan"),
     ("train --batch-size 0", 2, "batch_size is 0"),
     ("train --width 0", 2, "width is 0"),
-    ("train --augment.pad 0", 2, "pad must be"),
+    ("train --pad 0", 2, "pad must be"),
     ("train --schedule cosinus", 2, "cosine"),
-    ("train --data digits --drops 3", 2, "drops belong to the step schedule"),
-    ("train --recipe fast-cifarr", 2, "'fast-cifar'"),
-    ("train --recipe key.toml", 2, "the nearest is 'epochs'"),
+    ("train --data digits --milestones 3", 2, "milestones belong to the step schedule"),
+    ("train --recipe fast-cifarr", 2, "did you mean fast-cifar"),
+    ("train --recipe key.toml", 2, "did you mean epochs?"),
     ("train --recipe not.toml", 1, "not.toml"),
     ("train --recipe missing.toml", 1, "missing.toml"),
     ("train --data cifar11", 2, "cifar10"),
@@ -126,7 +128,7 @@ WRONG = [  # words, exit code, part of the message
     ("train --data digits --model diracnet-10-0.001", 2, "width"),
     ("train --data digits --device cuda:99", 2, "cuda:99"),
     ("train --data digits --device gpu", 2, "gpu"),
-    ("train --data digits --augment.pad 8", 2, "pad 8"),
+    ("train --data digits --pad 8", 2, "pad 8"),
     ("train --data digits --freeze", 2, "freeze"),
     ("train --data digits --workers -1", 2, "-1"),
     ("train --data digits --from missing.pt", 1, "missing.pt"),
@@ -222,16 +224,19 @@ def test_a_run_holds_what_it_should(run):
     names = {path.name for path in run.iterdir()}
     assert names >= {"recipe.toml", "environment.json", "metrics.jsonl", "last.pt", "best.pt", "model.safetensors"}
     recipe = Recipe.load(run / "recipe.toml")
-    assert (recipe.model, recipe.epochs, recipe.lr) == ("diracnet-10-0.25", 2, Recipe.load("demo").lr)
+    assert (recipe.model.name, recipe.optimization) == (
+        "diracnet-10-0.25",
+        Recipe.load("demo").replaced(epochs=2).optimization,
+    )
 
 
 def test_the_recipe_that_suits_the_data_gives_the_defaults():
     for data, recipe in {"digits": "demo", "cifar100": "fast-cifar", "folder": "fast-imagenet"}.items():
         settings = parse(["train", f"--data={data}"]).settings
-        assert settings.table() == {**Recipe.load(recipe).table(), "data": data}
-    chosen = parse(["train", "--recipe", "paper-cifar", "--epochs", "3", "--augment.pad", "2"]).settings
+        assert settings == Recipe.load(recipe).replaced(data=data)
+    chosen = parse(["train", "--recipe", "paper-cifar", "--epochs", "3", "--pad", "2"]).settings
     paper = Recipe.load("paper-cifar")
-    assert (chosen.drops, chosen.epochs, chosen.augment.pad) == (paper.drops, 3, 2)
+    assert chosen == paper.replaced(epochs=3, pad=2)
 
 
 def test_runs_without_a_name_get_a_new_folder_each(tmp_path, monkeypatch):
@@ -410,6 +415,70 @@ def test_images_that_cannot_be_read_are_told_and_the_others_classified(form, pla
     assert lines[3:] == ["diracnets: 3 of 6 images cannot be read; the others are classified"]
 
 
+def test_flags_of_earlier_versions_are_taken_with_one_warning(capsys):
+    words = [
+        "train",
+        "--recipe",
+        "paper-cifar",
+        "--drops",
+        "3",
+        "--augment.pad=2",
+        "--no-fresh-statistics",
+        "--images=50",
+    ]
+    with pytest.warns(FutureWarning, match="--drops is now --milestones, --augment.pad is now --pad") as warned:
+        settings = parse(words).settings
+    assert len(warned) == 1
+    paper = Recipe.load("paper-cifar")
+    assert settings == paper.replaced(milestones=(3,), pad=2, num_train=50)
+    for flags, init in {
+        ("--init", "0.1"): Init(filters=0.1),
+        ("--init=normal",): Init(filters="normal"),
+        ("--start", "deep", "--init", "kaiming"): Init("deep", filters="kaiming"),
+        ("--start=deep",): Init("deep", filters="normal"),
+    }.items():
+        with pytest.warns(FutureWarning, match="is now --"):
+            assert parse(["train", "--recipe", "paper-cifar", *flags]).settings.model.init == init
+    assert main(["train", "--drops", "3", "--help"]) == 0
+    assert capsys.readouterr().err == "diracnets: --drops is now --milestones\n"
+
+
+def test_flags_of_today_warn_of_nothing():
+    flags = ["--init", "kaiming", "--milestones", "3", "--recalibrate-bn", "--alpha", "0.5", "--bias=None"]
+    settings = parse(["train", "--recipe", "paper-cifar", *flags]).settings
+    assert settings.model.init == Init("kaiming", filters="normal", alpha=0.5)
+
+
+def test_every_setting_is_a_flag(capsys):
+    assert main(["train", "--help"]) == 0
+    flags = re.findall(r"^[ │]+(--[\w-]+)", capsys.readouterr().out, re.MULTILINE)
+    assert {f"--{name.replace('_', '-')}" for name in Recipe().settings()} <= set(flags)
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "study cifar", "study depth", "study signal"])
+def test_texts_of_options_break_only_where_a_line_is_full(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*command.split(), "--help"]) == 0
+    boxed = [line[2:-2] for line in capsys.readouterr().out.splitlines() if line[:1] in (" ", "│")]
+    assert boxed
+    for line, following in itertools.pairwise(boxed):
+        indent = len(following) - len(following.lstrip())
+        word = following.split()[:1]
+        goes_on = indent >= 6 and word and line[indent - 1 : indent + 1].strip(" ") and line[indent - 1] == " "
+        if goes_on and "•" not in line:
+            assert len(line.rstrip()) + 1 + len(word[0]) > len(line), (line, following)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_has_two_spellings(command, capsys):
+    texts = []
+    for words in (["help", command], [command, "--help"]):
+        assert main(words) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert f"usage: diracnets {command}" in texts[0]
+
+
 def test_every_recipe_is_listed_by_help(capsys):
     assert main(["train", "--help"]) == 0
     printed = capsys.readouterr().out
@@ -488,9 +557,7 @@ def test_models_can_be_filtered(capsys):
 
 def test_demo_does_it_all_and_its_next_commands_work(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    recipe = Recipe.from_table(
-        {**Recipe.load("demo").table(), "model": "diracnet-10-0.25", "epochs": 1, "precision": "float32"}
-    )
+    recipe = Recipe.load("demo").replaced(model="diracnet-10-0.25", epochs=1, precision="float32")
     for _ in range(2):  # the second time over the first
         demonstrate(recipe, Path("demo"), "cpu", goal=0.0)
     printed = capsys.readouterr().out
@@ -507,7 +574,7 @@ def test_demo_does_it_all_and_its_next_commands_work(tmp_path, monkeypatch, caps
 
 
 def test_demo_fails_below_its_goal(tmp_path):
-    recipe = Recipe.from_table({**Recipe.load("demo").table(), "model": "diracnet-10-0.25", "epochs": 1})
+    recipe = Recipe.load("demo").replaced(model="diracnet-10-0.25", epochs=1)
     with pytest.raises(TrainingError, match=r"less than its goal of 97.5%"):
         demonstrate(recipe, tmp_path / "demo", "cpu")
 

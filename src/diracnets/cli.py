@@ -8,10 +8,12 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from diracnets._version import __version__
 from diracnets.errors import DiracNetsError, UsageError, did_you_mean
@@ -34,7 +36,7 @@ fold to a bare conv-ReLU chain, use it from one file.
 
 {commands}
 
-  diracnets COMMAND --help   the options of a command
+  diracnets help COMMAND     the options of a command; also diracnets COMMAND --help
   --version                  the version of diracnets
   --debug                    with any command: show where an error came from
 """
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a file name in no encoding must not stop a table
     try:
-        with _terminated_as_exit():
+        with _terminated_as_exit(), _plain_warnings():
             _run(words)
             sys.stdout.flush()
     except SystemExit as stop:  # of the parser, after its message or help
@@ -85,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> None:
+    if words[:1] == ["help"] and len(words) > 1:
+        words = [*words[1:], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
         rows = (f"  {name:<10} {summary}" for name, (_, summary) in COMMANDS.items())
         print(HELP.format(commands="\n".join(rows)), end="")
@@ -111,15 +115,20 @@ def parse(words: Sequence[str]) -> Command:
     """
     import tyro
 
+    from diracnets.commands.help import paragraphs, prepare
+
     name, *options = words
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS, f"there are {', '.join(COMMANDS)}")
         raise UsageError(f"there is no command {name!r}: {hint}")
     kind = getattr(importlib.import_module(f"diracnets.commands.{name}"), COMMANDS[name][0])
-    start = kind.start_from(options) if hasattr(kind, "start_from") else tyro.MISSING_NONPROP
+    description = paragraphs(kind.__doc__)
+    prepare(kind)
+    if hasattr(kind, "form"):
+        kind, options = kind.form(options)
     style = (tyro.conf.PositionalMetavarFromFieldName,)
     with _plain_where_asked():
-        command: Command = tyro.cli(kind, prog=f"diracnets {name}", args=options, default=start, config=style)
+        command: Command = tyro.cli(kind, prog=f"diracnets {name}", description=description, args=options, config=style)
     return command
 
 
@@ -150,6 +159,30 @@ def _plain_where_asked() -> Iterator[None]:
             os.environ.pop("TERM", None)
         else:
             os.environ["TERM"] = before
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """What this package warns users of is one line, without the place in its source."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if category is FutureWarning and Path(filename).is_relative_to(Path(__file__).parent):
+                print(f"diracnets: {message}", file=sys.stderr)
+            else:
+                usual(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        warnings.filterwarnings("default", category=FutureWarning, module="diracnets")
+        yield
 
 
 @contextmanager

@@ -13,7 +13,9 @@ from diracnets.training.scales import LayerScales
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    recipe = Recipe(model="diracnet-10-0.25", data="digits", images=200, epochs=2, lr=0.05, precision="float32")
+    recipe = Recipe().replaced(
+        model="diracnet-10-0.25", data="digits", num_train=200, epochs=2, lr=0.05, precision="float32"
+    )
     return train(recipe, run=tmp_path_factory.mktemp("lens") / "run", device="cpu", quiet=True).run
 
 
@@ -75,7 +77,7 @@ def test_a_runs_own_folder_of_images_is_found(tmp_path):
                 image.new("RGB", (8, 8), (0, 5 * number, 99) if kind == "black" else "white").save(
                     folder / f"{number}.png"
                 )
-    recipe = Recipe(model="diracnet-10-0.25", data="folder", image_size=16, epochs=1, precision="float32")
+    recipe = Recipe().replaced(model="diracnet-10-0.25", data="folder", image_size=16, epochs=1, precision="float32")
     images = tmp_path / "images"
     train(recipe, run=tmp_path / "run", data_dir=images, device="cpu", workers=0, quiet=True)
     facts, _ = look(tmp_path / "run", tmp_path)

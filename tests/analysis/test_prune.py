@@ -10,11 +10,11 @@ from diracnets.errors import UsageError
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    recipe = Recipe(
+    recipe = Recipe().replaced(
         model="diracnet-16-0.25",
         data="digits",
-        images=400,
-        start="deep",
+        num_train=400,
+        init="deep",
         epochs=3,
         batch_size=32,
         lr=0.1,
@@ -92,7 +92,7 @@ def test_what_makes_no_sense_is_refused(run, tmp_path, options, words):
 
 
 def test_a_network_with_branches_is_refused(tmp_path):
-    recipe = Recipe(model="wrn-10-0.25", data="digits", images=100, epochs=1, precision="float32")
+    recipe = Recipe().replaced(model="wrn-10-0.25", data="digits", num_train=100, epochs=1, precision="float32")
     branched = train(recipe, run=tmp_path / "run", device="cpu", quiet=True)
     with pytest.raises(UsageError, match="has branches"):
         Prune(net=str(branched.run), images=64, device="cpu", out=tmp_path).run(print)

@@ -105,7 +105,7 @@ def test_what_ships_is_small_known_and_at_half_precision(name):
     assert (weights.size, weights.licence) == (weights.file().stat().st_size, "MIT")
     assert weights.classes
     assert re.match("[0-9a-f]{40}", weights.commit)
-    assert diracnets.Recipe.from_table(dict(weights.settings)).seed == weights.seed
+    assert diracnets.Recipe.from_table(dict(weights.settings)).runtime.seed == weights.seed
     net = on_meta(dict(weights.model))
     assert weights.size < 2.5 * sum(parameter.numel() for parameter in net.parameters())
     assert {tensor.dtype for tensor in load_file(weights.file()).values() if tensor.ndim > 1} == {torch.float16}
@@ -325,7 +325,7 @@ def ship():
 
 
 def test_a_run_becomes_a_file_that_ships(weights, tmp_path):
-    recipe = dataclasses.replace(diracnets.Recipe.load("demo"), model="diracnet-10-0.25", epochs=2, precision="float32")
+    recipe = diracnets.Recipe.load("demo").replaced(model="diracnet-10-0.25", epochs=2, precision="float32")
     trained = diracnets.train(recipe, run=tmp_path / "run", device="cpu", quiet=True)
     made = ship()(tmp_path / "run", "diracnet-10-0.25-digits", folder=weights)
     assert made == find_weights("diracnet-10-0.25-digits")
@@ -338,7 +338,7 @@ def test_a_run_becomes_a_file_that_ships(weights, tmp_path):
 @pytest.mark.parametrize("checkpoint", ["last.pt", "best.pt"])
 def test_an_unfinished_run_does_not_ship(checkpoint, weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recipe = dataclasses.replace(diracnets.Recipe.load("demo"), model="diracnet-10-0.25", epochs=2, precision="float32")
+    recipe = diracnets.Recipe.load("demo").replaced(model="diracnet-10-0.25", epochs=2, precision="float32")
 
     def stop(row):
         raise KeyboardInterrupt

@@ -8,13 +8,13 @@ from diracnets.training.recipe import Recipe
 @pytest.mark.parametrize(("epochs", "milestones"), [(100, (30, 60, 80)), (10, (3, 6, 8)), (4, (2, 3)), (1, ())])
 def test_milestones_move_with_the_epochs(epochs, milestones):
     scaled = Budget(epochs=epochs).scaled(Recipe.load("paper-cifar")).settings()
-    assert (scaled["epochs"], scaled["drops"]) == (epochs, milestones)
+    assert (scaled["epochs"], scaled["milestones"]) == (epochs, milestones)
 
 
 def test_a_budget_leaves_what_it_does_not_name():
     recipe = Recipe.load("paper-cifar")
     assert Budget(seeds=2).scaled(recipe) == recipe
-    assert Budget(images=500).scaled(recipe) == recipe.replaced(images=500)
+    assert Budget(images=500).scaled(recipe) == recipe.replaced(num_train=500)
 
 
 @pytest.mark.parametrize("name", ["epochs", "seeds", "images"])
@@ -35,7 +35,7 @@ def test_a_pattern_without_a_row_is_refused(small_study):
         choose_rows(small_study, ["*", "vgg*"])
 
 
-@pytest.mark.parametrize(("optimizer", "name"), [("sgd", "lr"), ("muon", "filter_lr")])
+@pytest.mark.parametrize(("optimizer", "name"), [("sgd", "lr"), ("muon", "muon_lr")])
 def test_each_optimizer_has_a_learning_rate_of_its_own(small_study, optimizer, name):
     row = small_study.rows[0]
     changed = type(row)(row.name, row.axes, row.recipe.replaced(optimizer=optimizer))

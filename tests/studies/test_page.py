@@ -43,11 +43,11 @@ def test_minutes_are_of_runs_that_finished(small_study, record, cells):
 
 
 def test_budgets_and_other_settings_are_rows_of_their_own(small_study, record):
-    runs = [record(0, 0.5), record(0, 0.4, epochs=2, images=500), record(0, 0.3, momentum=0.5), record(1, 0.6)]
+    runs = [record(0, 0.5), record(0, 0.4, epochs=2, num_train=500), record(0, 0.3, momentum=0.5), record(1, 0.6)]
     lines = [line for line in page(small_study, runs, None).splitlines() if line.startswith("| ")]
     header, *rows = [line[2:-2].split(" | ") for line in lines if "---" not in line]
     found = [dict(zip(header, row, strict=True)) for row in rows]
-    assert [(row["accuracy, %"], row["epochs"], row["images"], row["momentum"]) for row in found] == [
+    assert [(row["accuracy, %"], row["epochs"], row["num_train"], row["momentum"]) for row in found] == [
         ("50.00", "8", "", "0.9"),
         ("40.00", "2 of 8", "500", "0.9"),
         ("30.00", "8", "", "0.5"),
@@ -106,7 +106,7 @@ def test_one_rate_leaves_the_page_as_it_is(small_study, record):
 
 
 def test_a_muon_row_is_grouped_by_its_filter_rate(small_study, record):
-    runs = [record(0, 0.5, optimizer="muon", filter_lr=rate, lr=lr) for rate in (0.1, 0.2) for lr in (0.1, 0.3)]
+    runs = [record(0, 0.5, optimizer="muon", muon_lr=rate, lr=lr) for rate in (0.1, 0.2) for lr in (0.1, 0.3)]
     assert [(group.variant, list(group.by_rate)) for group in groups_of(small_study, runs)] == [
         ({"lr": lr}, [0.1, 0.2]) for lr in (0.1, 0.3)
     ]
@@ -147,10 +147,10 @@ def test_the_figure_has_a_panel_over_the_rates_for_each_depth(drawn, record):
 
 
 def test_budgets_are_lines_of_their_own(drawn, record):
-    (axes,) = drawn([record(0, 0.5), record(0, 0.4, epochs=2, images=500), record(1, 0.6)]).axes
+    (axes,) = drawn([record(0, 0.5), record(0, 0.4, epochs=2, num_train=500), record(1, 0.6)]).axes
     _, labels = axes.get_legend_handles_labels()
     assert [{*label.split(", ")} for label in labels] == [
         {DIRAC, "epochs 8"},
-        {DIRAC, "epochs 2", "images 500"},
+        {DIRAC, "epochs 2", "num_train 500"},
         {WRN, "epochs 8"},
     ]

@@ -27,7 +27,7 @@ def test_a_repeated_run_counts_once_as_it_was_last(record, tmp_path):
 
 @pytest.mark.parametrize("changes", [{"lr": 0.2}, {"seed": 1}, {"num_images": 100}, {"epochs": 1}, {"compile": True}])
 def test_every_setting_makes_another_run(record, small_study, changes):
-    changes = {"images" if name == "num_images" else name: value for name, value in changes.items()}
+    changes = {"num_train" if name == "num_images" else name: value for name, value in changes.items()}
     row = small_study.rows[0]
     assert record(0, 0.5).key == key_of(row)
     assert record(0, 0.5, **changes).key != key_of(row)
@@ -36,7 +36,8 @@ def test_every_setting_makes_another_run(record, small_study, changes):
 
 def test_a_setting_that_recipes_gained_later_changes_no_run(record, small_study):
     old = record(0, 0.5)
-    recipe = {name: value for name, value in old.recipe.items() if name != "deterministic"}
+    runtime = {name: value for name, value in old.recipe["runtime"].items() if name != "deterministic"}
+    recipe = {**old.recipe, "runtime": runtime}
     assert dataclasses.replace(old, recipe=recipe).key == key_of(small_study.rows[0])
 
 
@@ -56,7 +57,8 @@ def test_files_of_the_version_before_are_read(small_study, tmp_path):
     assert first.result == {"accuracy": 0.5, "chain_accuracy": 0.5, **numbers}
     assert second.result == {"accuracy": None, **numbers}
     assert (second.row, second.axes, second.full_epochs, second.environment) == ("r", {"depth": 10}, 8, {"device": "d"})
-    assert first.settings == Recipe().replaced(**{**recipe, "drops": (2,)}).settings()
+    changes = {"model": "diracnet-10-0.25", "data": "digits", "lr": 0.2, "epochs": 4, "milestones": (2,)}
+    assert first.settings == Recipe().replaced(**changes).settings()
     assert second.settings["seed"] == 1
 
 

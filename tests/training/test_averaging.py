@@ -3,14 +3,14 @@ import torch
 from torch import nn
 
 from diracnets.training.averaging import Average, estimate_statistics
-from diracnets.training.recipe import Recipe
+from diracnets.training.settings import OptimizationSettings
 
 
-def run(recipe, steps=20):
+def run(optimization, steps=20):
     """The weights of each step of a made-up run, and the average's after it."""
     torch.manual_seed(0)
     net = nn.Linear(3, 2)
-    average = Average(recipe, net, steps)
+    average = Average(optimization, net, steps)
     weights = []
     for step in range(steps):
         nn.init.normal_(net.weight)
@@ -21,12 +21,12 @@ def run(recipe, steps=20):
 
 @pytest.mark.parametrize(("last", "count"), [(0.25, 5), (1.0, 20), (0.001, 1)])
 def test_the_last_steps_are_averaged_evenly(last, count):
-    weights, average = run(Recipe(average_last=last))
+    weights, average = run(OptimizationSettings(swa_fraction=last))
     torch.testing.assert_close(average.net.weight.detach(), torch.stack(weights[-count:]).mean(0))
 
 
 def test_the_moving_average_decays():
-    weights, average = run(Recipe(ema=0.9))
+    weights, average = run(OptimizationSettings(ema_decay=0.9))
     expected = weights[0]
     for weight in weights[1:]:
         expected = 0.9 * expected + 0.1 * weight
@@ -35,7 +35,7 @@ def test_the_moving_average_decays():
 
 def test_nothing_is_averaged_before_its_time():
     net = nn.Linear(3, 2)
-    average = Average(Recipe(average_last=0.5), net, 10)
+    average = Average(OptimizationSettings(swa_fraction=0.5), net, 10)
     average.update(net, 4)
     assert not average.started()
     average.update(net, 5)

@@ -23,14 +23,15 @@ from diracnets.evaluation.metrics import evaluate
 from diracnets.runtime.precision import Precision
 from diracnets.training.averaging import estimate_statistics
 from diracnets.training.finish import write_model_file
+from diracnets.training.inputs import progressively_resized
 from diracnets.training.interruption import Interrupted
 from diracnets.training.loop import train
 from diracnets.training.muon import Muon
 from diracnets.training.recipe import Recipe
-from diracnets.training.resizing import resized
 from diracnets.training.schedule import factor
+from diracnets.training.settings import DataSettings
 
-RECIPE = Recipe(
+RECIPE = Recipe().replaced(
     model="diracnet-10-0.25",
     data="stripes",
     init="kaiming",
@@ -108,7 +109,7 @@ def test_all_its_files_hold_the_network_that_was_trained(whole, stripes):
 
 def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(whole, stripes, tmp_path):
     assert same_weights(run(RECIPE, tmp_path / "again", stripes).net, whole.net)
-    assert not same_weights(run(replace(RECIPE, seed=1), tmp_path / "other", stripes).net, whole.net)
+    assert not same_weights(run(RECIPE.replaced(seed=1), tmp_path / "other", stripes).net, whole.net)
 
 
 @pytest.mark.parametrize("steps", [1, 7, 10, 20])
@@ -128,20 +129,20 @@ def test_a_stopped_run_goes_on_bit_by_bit(steps, whole, stripes, tmp_path, monke
 @pytest.mark.parametrize(
     "changes",
     [
-        {"ema": 0.8},
-        {"average_last": 0.6},
-        {"schedule": "step", "warmup": 0.0, "drops": (2, 3), "restart_momentum": True, "nesterov": False},
-        {"precision": "bfloat16", "clip": 0.5, "label_smoothing": 0.1},
+        {"ema_decay": 0.8},
+        {"swa_fraction": 0.6},
+        {"schedule": "step", "warmup": 0.0, "milestones": (2, 3), "restart_momentum": True, "nesterov": False},
+        {"precision": "bfloat16", "clip_grad": 0.5, "label_smoothing": 0.1},
         {"precision": "float16", "channels_last": False},
         {"deterministic": True, "eval_every": 3},
-        {"optimizer": "muon", "scale_lr": 0.01, "mixup": 0.3, "images": 60, "fresh_statistics": True},
+        {"optimizer": "muon", "scale_lr": 0.01, "mixup": 0.3, "num_train": 60, "recalibrate_bn": True},
         {"optimizer": "muon", "precision": "float16"},
         {"model": "dirac-wrn-10-0.25"},
     ],
     ids=lambda changes: "-".join(changes),
 )
 def test_two_epochs_and_two_more_are_four(changes, stripes, tmp_path):
-    recipe = replace(RECIPE, **changes)
+    recipe = RECIPE.replaced(**changes)
     whole = run(recipe, tmp_path / "whole", stripes)
 
     def stop(row):
@@ -163,7 +164,7 @@ def test_a_checkpoint_tells_the_accuracy_of_its_own_epoch_alone(stop, told, stri
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Interrupted):
-        run(replace(RECIPE, eval_every=2), tmp_path / "run", stripes, on_epoch=interrupt)
+        run(RECIPE.replaced(eval_every=2), tmp_path / "run", stripes, on_epoch=interrupt)
     accuracy = load(tmp_path / "run" / "last.pt").facts.provenance["accuracy"]
     expected = metrics(tmp_path / "run")[stop - 1].get("val_accuracy")
     assert accuracy == expected
@@ -229,11 +230,10 @@ def test_sigterm_from_outside_ends_a_process_in_order(tmp_path):
     pytest.importorskip("sklearn")
     code = (
         "import sys\n"
-        "from dataclasses import replace\n"
         "from diracnets.training.interruption import Interrupted\n"
         "from diracnets.training.loop import train\n"
         "from diracnets.training.recipe import Recipe\n"
-        "recipe = replace(Recipe.load('demo'), model='diracnet-10-0.25', epochs=500, precision='float32')\n"
+        "recipe = Recipe.load('demo').replaced(model='diracnet-10-0.25', epochs=500, precision='float32')\n"
         "try:\n"
         "    train(recipe, run=sys.argv[1], device='cpu')\n"
         "except Interrupted as stopped:\n"
@@ -287,16 +287,16 @@ def test_a_dataset_of_ones_own_is_trained_on_in_a_new_folder(pair, stripes, tmp_
     items = [(stripes.train.image(number), int(label)) for number, label in enumerate(stripes.train.labels)]
     data = (items, items[:30]) if pair else items
     for name in ("diracnet-10-0.25-dataset", "diracnet-10-0.25-dataset-2"):
-        trained = train(replace(RECIPE, epochs=1), data=data, device="cpu", quiet=True)
+        trained = train(RECIPE.replaced(epochs=1), data=data, device="cpu", quiet=True)
         assert trained.run == Path("runs", name)
-        assert Recipe.load(trained.run / "recipe.toml").data == "dataset"
-    again = train(replace(RECIPE, epochs=1), run=trained.run, data=data, device="cpu", quiet=True, resume=True)
+        assert Recipe.load(trained.run / "recipe.toml").data.name == "dataset"
+    again = train(RECIPE.replaced(epochs=1), run=trained.run, data=data, device="cpu", quiet=True, resume=True)
     assert same_weights(again.net, trained.net)
 
 
 def test_data_may_be_named(tmp_path):
     pytest.importorskip("sklearn")
-    trained = train(replace(RECIPE, epochs=1), run=tmp_path, data="digits", device="cpu", quiet=True)
+    trained = train(RECIPE.replaced(epochs=1), run=tmp_path, data="digits", device="cpu", quiet=True)
     assert trained.net.facts.provenance["data"]["name"] == "digits"
 
 
@@ -308,7 +308,7 @@ def test_a_start_that_failed_does_not_block_the_folder(stripes, tmp_path, monkey
         patch.setattr("diracnets.training.run.save_checkpoint", full)
         with pytest.raises(FileError):
             run(RECIPE, tmp_path / "run", stripes)
-    recipe = replace(RECIPE, epochs=1)
+    recipe = RECIPE.replaced(epochs=1)
     assert Recipe.load(run(recipe, tmp_path / "run", stripes).run / "recipe.toml") == recipe
 
 
@@ -320,10 +320,10 @@ def test_resuming_nothing_is_refused(stripes, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("changes", [{"lr": 0.01}, {"epochs": 5}, {"augment": Augmentation()}])
+@pytest.mark.parametrize("changes", [{"lr": 0.01}, {"epochs": 5}, {"crop": "none"}])
 def test_resuming_by_another_recipe_names_what_differs(changes, whole, stripes):
     with pytest.raises(UsageError, match=next(iter(changes))):
-        run(replace(RECIPE, **changes), whole.run, stripes, resume=True)
+        run(RECIPE.replaced(**changes), whole.run, stripes, resume=True)
 
 
 def test_resuming_a_network_that_has_other_layers_by_now_says_so(whole, stripes, tmp_path):
@@ -343,7 +343,7 @@ def test_the_last_statistics_count_as_training(stripes, tmp_path, monkeypatch):
 
     monkeypatch.setattr(time, "perf_counter", lambda: real() + late[0])
     monkeypatch.setattr("diracnets.training.run.estimate_statistics", slow)
-    recipe = replace(RECIPE, epochs=2, fresh_statistics=True)
+    recipe = RECIPE.replaced(epochs=2, recalibrate_bn=True)
     first, last = run(recipe, tmp_path / "run", stripes).history
     assert (first["seconds"] < 1e6, last["seconds"] > 1e6) == (True, True)
 
@@ -365,7 +365,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(stri
             "diracnets.training.loop.cross_entropy", lambda logits, *_, **__: logits.sum() * float("nan")
         )
 
-    with pytest.raises(TrainingError, match=r"epoch 2.*lower rate.*clip"):
+    with pytest.raises(TrainingError, match=r"epoch 2.*lower learning rate.*clip_grad"):
         run(RECIPE, tmp_path / "run", stripes, on_epoch=explode)
     assert load(tmp_path / "run" / "last.pt").facts.provenance["epoch"] == 1
     assert len(metrics(tmp_path / "run")) == 1
@@ -373,15 +373,15 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(stri
 
 def test_momentum_restarts_at_a_drop(stripes, tmp_path):
     """With a momentum of nearly one, forgetting it at a drop makes another network."""
-    recipe = replace(RECIPE, schedule="step", warmup=0.0, drops=(3,), nesterov=False, epochs=3)
+    recipe = RECIPE.replaced(schedule="step", warmup=0.0, milestones=(3,), nesterov=False, epochs=3)
     kept = run(recipe, tmp_path / "kept", stripes)
-    restarted = run(replace(recipe, restart_momentum=True), tmp_path / "restarted", stripes)
+    restarted = run(recipe.replaced(restart_momentum=True), tmp_path / "restarted", stripes)
     assert metrics(kept.run)[:2] == metrics(restarted.run)[:2]
     assert not same_weights(kept.net, restarted.net)
 
 
 def test_averaged_weights_are_what_is_kept(stripes, tmp_path):
-    trained = run(replace(RECIPE, average_last=0.5), tmp_path / "run", stripes)
+    trained = run(RECIPE.replaced(swa_fraction=0.5), tmp_path / "run", stripes)
     checkpoint = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     last, kept = checkpoint["resume"]["net"], checkpoint["state"]
     assert not last["fc.weight"].equal(kept["fc.weight"])
@@ -390,23 +390,23 @@ def test_averaged_weights_are_what_is_kept(stripes, tmp_path):
     assert evaluate(trained.chain, stripes.val).top1 == trained.accuracy
 
 
-@pytest.mark.parametrize("changes", [{"ema": 0.8}, {"average_last": 1.0, "eval_every": 4}])
+@pytest.mark.parametrize("changes", [{"ema_decay": 0.8}, {"swa_fraction": 1.0, "eval_every": 4}])
 @pytest.mark.parametrize("steps", [7, 10])
 def test_weights_are_saved_with_statistics_of_their_own(changes, steps, stripes, tmp_path, monkeypatch):
     """Where the average has none yet, the network in training is what there is to evaluate."""
     stop_after(monkeypatch, steps)
     with pytest.raises(Interrupted):
-        run(replace(RECIPE, **changes), tmp_path / "run", stripes)
+        run(RECIPE.replaced(**changes), tmp_path / "run", stripes)
     checkpoint = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert all(tensor.equal(checkpoint["resume"]["net"][name]) for name, tensor in checkpoint["state"].items())
 
 
 def test_clipping_shortens_steps(stripes, tmp_path):
-    recipe = replace(RECIPE, epochs=1, weight_decay=0.0, momentum=0.0, nesterov=False)
-    start = run(replace(recipe, lr=1e-12), tmp_path / "start", stripes).net.fc.weight
+    recipe = RECIPE.replaced(epochs=1, weight_decay=0.0, momentum=0.0, nesterov=False)
+    start = run(recipe.replaced(lr=1e-12), tmp_path / "start", stripes).net.fc.weight
     moved = [
-        float((run(replace(recipe, clip=clip), tmp_path / str(clip), stripes).net.fc.weight - start).detach().norm())
-        for clip in (0.0, 1e-3)
+        float((run(recipe.replaced(clip_grad=at), tmp_path / str(at), stripes).net.fc.weight - start).detach().norm())
+        for at in (0.0, 1e-3)
     ]
     assert moved[1] < moved[0] / 10
 
@@ -424,31 +424,31 @@ def test_compiling_changes_no_names(whole, stripes, tmp_path, monkeypatch):
             return self._orig_mod(images)
 
     monkeypatch.setattr(torch, "compile", Compiled)
-    trained = run(replace(RECIPE, compile=True, epochs=1), tmp_path / "run", stripes)
+    trained = run(RECIPE.replaced(compile=True, epochs=1), tmp_path / "run", stripes)
     assert sum(compiled) == len(stripes.train)
     assert trained.net.state_dict().keys() == whole.net.state_dict().keys()
     assert load(tmp_path / "run" / "last.pt").state_dict().keys() == whole.net.state_dict().keys()
 
 
 def test_auto_precision_is_kept_when_resuming(stripes, tmp_path, monkeypatch):
-    recipe = replace(RECIPE, precision="auto")
+    recipe = RECIPE.replaced(precision="auto")
     with monkeypatch.context() as patch:
         patch.setattr("diracnets.training.loop.choose_precision", lambda *_: Precision("bfloat16", "measured"))
         stop_after(patch, 7)
         with pytest.raises(Interrupted):
             run(recipe, tmp_path / "run", stripes)
     resumed = run(recipe, tmp_path / "run", stripes, resume=True)
-    whole = run(replace(recipe, precision="bfloat16"), tmp_path / "whole", stripes)
+    whole = run(recipe.replaced(precision="bfloat16"), tmp_path / "whole", stripes)
     assert same_weights(resumed.net, whole.net)
 
 
 def test_a_last_batch_of_one_image_is_left_out(stripes, tmp_path):
-    trained = run(replace(RECIPE, batch_size=71, epochs=1), tmp_path / "run", stripes)
+    trained = run(RECIPE.replaced(batch_size=71, epochs=1), tmp_path / "run", stripes)
     assert trained.history[0]["accuracy"] * 71 == pytest.approx(round(trained.history[0]["accuracy"] * 71))
 
 
 def test_deterministic_mode_ends_with_the_run(stripes, tmp_path):
-    run(replace(RECIPE, deterministic=True, epochs=1), tmp_path / "run", stripes)
+    run(RECIPE.replaced(deterministic=True, epochs=1), tmp_path / "run", stripes)
     assert not torch.are_deterministic_algorithms_enabled()
 
 
@@ -467,7 +467,7 @@ def test_what_cannot_be_trained_leaves_nothing_behind(changes, options, message,
     if options.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     with pytest.raises(UsageError, match=message):
-        train(replace(RECIPE, **changes), run=tmp_path / "run", data=stripes, quiet=True, **options)
+        train(RECIPE.replaced(**changes), run=tmp_path / "run", data=stripes, quiet=True, **options)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
@@ -478,7 +478,7 @@ def test_an_unwritable_folder_is_a_file_error(stripes, tmp_path):
 
 
 def test_plain_lines_where_there_is_no_terminal(stripes, tmp_path, capsys):
-    train(replace(RECIPE, epochs=2), run=tmp_path / "run", data=stripes, device="cpu")
+    train(RECIPE.replaced(epochs=2), run=tmp_path / "run", data=stripes, device="cpu")
     lines = capsys.readouterr().out.splitlines()
     assert "72 images to train on, 30 to validate" in lines[0]
     assert "float32: as the recipe says" in lines[1]
@@ -487,20 +487,20 @@ def test_plain_lines_where_there_is_no_terminal(stripes, tmp_path, capsys):
     assert "\x1b" not in "".join(lines)
 
 
-def test_drops_beyond_the_last_epoch_are_told(stripes, tmp_path, capsys):
-    recipe = replace(RECIPE, schedule="step", warmup=0.0, drops=(1, 9), epochs=1)
+def test_milestones_after_the_last_epoch_are_named(stripes, tmp_path, capsys):
+    recipe = RECIPE.replaced(schedule="step", warmup=0.0, milestones=(1, 9), epochs=1)
     train(recipe, run=tmp_path / "run", data=stripes, device="cpu")
-    assert "the drops at epochs 9 lie beyond the last epoch, 1" in capsys.readouterr().out
+    assert "the milestones 9 are after the last epoch, 1" in capsys.readouterr().out
 
 
 def test_a_network_that_diverges_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
-    recipe = replace(Recipe.load("demo"), model="diracnet-10-0.25", epochs=1, precision="float32")
+    recipe = Recipe.load("demo").replaced(model="diracnet-10-0.25", epochs=1, precision="float32")
 
     def diverged(*_, **__):
         raise TrainingError("the network's outputs are infinite or NaN")
 
     monkeypatch.setattr("diracnets.training.run.evaluate", diverged)
-    with pytest.raises(TrainingError, match="try a lower rate"):
+    with pytest.raises(TrainingError, match="try a lower learning rate"):
         train(recipe, run=tmp_path / "run", device="cpu", quiet=True)
     saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert (saved["resume"]["epoch"], saved["resume"]["batch"]) == (1, 0)
@@ -515,11 +515,11 @@ def test_rates_of_all_groups_follow_the_schedule(stripes, tmp_path, monkeypatch)
             return super().step(closure)
 
     monkeypatch.setattr("diracnets.training.optimizer.Muon", Recording)
-    recipe = replace(RECIPE, optimizer="muon", filter_lr=0.5, scale_lr=0.02, epochs=2)
+    recipe = RECIPE.replaced(optimizer="muon", muon_lr=0.5, scale_lr=0.02, epochs=2)
     run(recipe, tmp_path / "run", stripes)
     highest = [0.5, 0.05, 0.05, 0.02]
     for step, found in enumerate(rates):
-        assert found == pytest.approx([factor(recipe, step, STEPS) * rate for rate in highest])
+        assert found == pytest.approx([factor(recipe.optimization, step, STEPS) * rate for rate in highest])
 
 
 def test_mixup_trains_on_sums_of_images_and_shares_the_loss(stripes, tmp_path, monkeypatch):
@@ -532,7 +532,7 @@ def test_mixup_trains_on_sums_of_images_and_shares_the_loss(stripes, tmp_path, m
 
     monkeypatch.setattr("diracnets.training.loop.cross_entropy", recording)
     monkeypatch.setattr("diracnets.training.loop.mixed", lambda images, share: seen.append(share) or images)
-    run(replace(RECIPE, mixup=0.5, epochs=1), tmp_path / "run", stripes)
+    run(RECIPE.replaced(mixup=0.5, epochs=1), tmp_path / "run", stripes)
     assert len(seen) == STEPS == len(set(seen))
     assert all(one.roll(1, 0).equal(other) for one, other in zip(targets[::2], targets[1::2], strict=True))
 
@@ -541,7 +541,7 @@ def test_a_stem_of_rate_0_stays_as_it_starts(stripes, tmp_path):
     torch.manual_seed(3)
     begun = create_model("diracnet-10-0.25", num_classes=3, in_channels=1, image_size=8)
     trained = train(
-        replace(RECIPE, stem_lr=0.0, epochs=1),
+        RECIPE.replaced(stem_lr=0.0, epochs=1),
         run=tmp_path / "run",
         data=stripes,
         device="cpu",
@@ -556,22 +556,22 @@ def test_a_stem_of_rate_0_stays_as_it_starts(stripes, tmp_path):
 def test_the_first_part_trains_on_smaller_images(large_stripes, tmp_path, monkeypatch):
     sizes = []
     monkeypatch.setattr(
-        "diracnets.training.loop.resized",
-        lambda *arguments: sizes.append((images := resized(*arguments)).shape[2:]) or images,
+        "diracnets.training.loop.progressively_resized",
+        lambda *arguments: sizes.append((images := progressively_resized(*arguments)).shape[2:]) or images,
     )
-    run(replace(RECIPE, first_size=8, first_part=0.25, epochs=4), tmp_path / "run", large_stripes)
+    run(RECIPE.replaced(progressive_size=8, progressive_fraction=0.25, epochs=4), tmp_path / "run", large_stripes)
     assert sizes == [(8, 8)] * 2 + [(16, 16)] * 6
 
 
 def test_resizing_keeps_proportions():
-    small = resized(torch.zeros(2, 3, 20, 30), Recipe(first_size=8, epochs=1), step=0, steps_per_epoch=1)
+    small = progressively_resized(torch.zeros(2, 3, 20, 30), DataSettings(progressive_size=8), step=0, steps=1)
     assert small.shape == (2, 3, 8, 12)
 
 
 def test_resizing_keeps_the_colours_of_even_areas():
     images = torch.zeros(1, 1, 16, 16)
     images[..., 8:] = 1.0
-    small = resized(images, Recipe(first_size=8, epochs=1), step=0, steps_per_epoch=1)
+    small = progressively_resized(images, DataSettings(progressive_size=8), step=0, steps=1)
     torch.testing.assert_close(small[0, 0, :, 1], torch.zeros(8), atol=1e-6, rtol=0)
     torch.testing.assert_close(small[0, 0, :, 6], torch.ones(8), atol=1e-6, rtol=0)
 
@@ -580,31 +580,31 @@ def test_part_of_the_images_is_the_same_for_every_seed(stripes, tmp_path, monkey
     chosen, select = [], MemoryImages.select
     monkeypatch.setattr(MemoryImages, "select", lambda self, some: chosen.append(some) or select(self, some))
     for seed in (0, 1):
-        trained = run(replace(RECIPE, images=30, epochs=1, seed=seed), tmp_path / str(seed), stripes)
+        trained = run(RECIPE.replaced(num_train=30, epochs=1, seed=seed), tmp_path / str(seed), stripes)
         assert trained.net.facts.provenance["data"] == {"name": "stripes", "train": 30, "val": 30}
     assert chosen[0] == chosen[1]
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema": 0.8}, {"precision": "bfloat16"}])
-def test_fresh_statistics_are_those_of_the_weights_that_are_evaluated(changes, stripes, tmp_path):
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.8}, {"precision": "bfloat16"}])
+def test_recalibrate_bn_are_those_of_the_weights_that_are_evaluated(changes, stripes, tmp_path):
     """The mean over the last epoch's batches, as `estimate_statistics` takes it, not a moving average along the way.
 
     In float32, as evaluation has it, also where training is in bfloat16."""
-    recipe = replace(RECIPE, epochs=2, fresh_statistics=True, **changes)
+    recipe = RECIPE.replaced(epochs=2, recalibrate_bn=True, **changes)
     trained = run(recipe, tmp_path / "run", stripes)
     again = copy.deepcopy(trained.net)
-    batches = stripes.train.batches(16, epoch=2, augment=RECIPE.augment, seed=0)
+    batches = stripes.train.batches(16, epoch=2, augment=RECIPE.data.augment, seed=0)
     estimate_statistics(again, (images for images, _, _ in batches))
     torch.testing.assert_close(again.state_dict(), trained.net.state_dict())
     assert trained.net.stem.bn.num_batches_tracked == STEPS
     if not changes:
-        usual = run(replace(recipe, fresh_statistics=False), tmp_path / "usual", stripes)
+        usual = run(recipe.replaced(recalibrate_bn=False), tmp_path / "usual", stripes)
         assert not usual.net.stem.bn.running_mean.equal(trained.net.stem.bn.running_mean)
 
 
 @pytest.mark.parametrize("model", ["wrn-10-0.25", "resnet-8", "repvgg-10-0.25"])
 def test_a_network_with_branches_is_kept_in_checkpoints_alone(model, stripes, tmp_path, capsys):
-    recipe = replace(RECIPE, model=model, width=0.25 if model == "resnet-8" else 1.0, epochs=1)
+    recipe = RECIPE.replaced(model=model, width=0.25 if model == "resnet-8" else 1.0, epochs=1)
     trained = train(recipe, run=tmp_path / "run", data=stripes, device="cpu")
     assert (trained.chain, trained.model_file) == (None, None)
     assert not (tmp_path / "run" / "model.safetensors").exists()
@@ -620,14 +620,14 @@ def test_a_network_with_branches_is_kept_in_checkpoints_alone(model, stripes, tm
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": 73}, "stripes has 72"),
+        ({"num_train": 73}, "stripes has 72"),
         ({"model": "plain-10-0.25", "scale_lr": 0.1}, "no Dirac convolutions"),
         ({"model": "plain-10-0.25", "beta": 0.1}, "beta"),
-        ({"first_size": 8}, "first_size is 8"),
-        ({"first_size": 4}, "images from 8x8 on"),
+        ({"progressive_size": 8}, "progressive_size is 8"),
+        ({"progressive_size": 4}, "images from 8x8 on"),
     ],
 )
 def test_settings_that_do_not_suit_images_or_network(changes, message, stripes, tmp_path):
     with pytest.raises(UsageError, match=message):
-        run(replace(RECIPE, **changes), tmp_path / "run", stripes)
+        run(RECIPE.replaced(**changes), tmp_path / "run", stripes)
     assert not (tmp_path / "run").exists()

@@ -8,7 +8,7 @@ from diracnets.artifacts.create import create_model
 from diracnets.nn.dirac import DiracConv2d
 from diracnets.training.muon import Muon, _by_steps, orthogonalized
 from diracnets.training.optimizer import filters_of, make_optimizer
-from diracnets.training.recipe import Recipe
+from diracnets.training.settings import OptimizationSettings
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 36), (2, 32, 16), (1, 16, 16), (1, 1, 9)])
@@ -201,7 +201,7 @@ def test_a_trained_network_with_branches_is_taken_as_it_is(warm):
     net = warm(create_model("wrn-10-0.25", num_classes=3, in_channels=1, image_size=8))
     before, images = copy.deepcopy(net), torch.randn(4, 1, 8, 8)
     assert filters_of(net)
-    optimizer = make_optimizer(Recipe(optimizer="muon"), net)
+    optimizer = make_optimizer(OptimizationSettings(optimizer="muon"), net)
     assert net(images).equal(before(images))
     for parameter in net.parameters():
         parameter.grad = torch.randn_like(parameter)

@@ -7,7 +7,7 @@ from diracnets.errors import UsageError
 from diracnets.nn.dirac import DiracConv2d
 from diracnets.training.muon import Muon
 from diracnets.training.optimizer import filters_of, make_optimizer
-from diracnets.training.recipe import Recipe
+from diracnets.training.settings import OptimizationSettings
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -16,14 +16,14 @@ def test_decays_convolutions_and_linear_weights_alone(scaled, warm_net):
     before = {name: parameter.detach().clone() for name, parameter in warm_net.named_parameters()}
     for parameter in warm_net.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    make_optimizer(Recipe(lr=1.0, weight_decay=0.5, momentum=0.0), warm_net, scaled=scaled).step()
+    make_optimizer(OptimizationSettings(lr=1.0, weight_decay=0.5, momentum=0.0), warm_net, scaled=scaled).step()
     for name, parameter in warm_net.named_parameters():
         decayed = name.endswith(("conv.weight", "fc.weight"))
         torch.testing.assert_close(parameter.detach(), before[name] * (0.5 if decayed else 1.0))
 
 
 def test_a_first_step_that_a_loss_scaler_leaves_out_leaves_no_trace(warm_net):
-    optimizer, scaler = make_optimizer(Recipe(lr=1.0), warm_net, scaled=True), torch.amp.GradScaler("cpu")
+    optimizer, scaler = make_optimizer(OptimizationSettings(lr=1.0), warm_net, scaled=True), torch.amp.GradScaler("cpu")
     before = warm_net.fc.bias.detach().clone()
     for gradient in (float("inf"), 0.0):
         scaler.scale(torch.ones(()))
@@ -40,8 +40,8 @@ def test_a_first_step_that_a_loss_scaler_leaves_out_leaves_no_trace(warm_net):
 def test_every_parameter_has_its_rate(optimizer, scale_lr, stem_lr, classifier_lr, warm_net):
     """Without momentum and decay, a step of gradients of 1 moves what is no filter by the rate."""
     rates = {"lr": 0.5, "scale_lr": scale_lr, "stem_lr": stem_lr, "classifier_lr": classifier_lr}
-    recipe = Recipe(optimizer=optimizer, momentum=0.0, weight_decay=0.0, **rates)
-    made = make_optimizer(recipe, warm_net)
+    optimization = OptimizationSettings(optimizer=optimizer, momentum=0.0, weight_decay=0.0, **rates)
+    made = make_optimizer(optimization, warm_net)
     names = {id(parameter): name for name, parameter in warm_net.named_parameters()}
     listed = [names[id(parameter)] for group in made.param_groups for parameter in group["params"]]
     assert sorted(listed) == sorted(names.values())
@@ -66,8 +66,8 @@ def test_every_parameter_has_its_rate(optimizer, scale_lr, stem_lr, classifier_l
 
 @pytest.mark.parametrize("classifier_lr", [None, 0.5])
 def test_muon_decays_what_is_no_filter(classifier_lr, warm_net):
-    recipe = Recipe(optimizer="muon", weight_decay=0.1, nesterov=True, classifier_lr=classifier_lr)
-    made = make_optimizer(recipe, warm_net)
+    optimization = OptimizationSettings(optimizer="muon", weight_decay=0.1, nesterov=True, classifier_lr=classifier_lr)
+    made = make_optimizer(optimization, warm_net)
     assert isinstance(made, Muon)
     assert {(group["filters"], group["weight_decay"], group["nesterov"]) for group in made.param_groups} == {
         (True, 0.0, False),
@@ -99,7 +99,9 @@ def test_shared_and_frozen_scales(optimizer):
     one, two = DiracConv2d(2, 2, 3, padding=1), DiracConv2d(2, 2, 3, padding=1)
     two.alpha, two.weight = one.alpha, one.weight
     two.beta.requires_grad_(False)
-    made = make_optimizer(Recipe(optimizer=optimizer, scale_lr=0.25, momentum=0.0), nn.Sequential(one, two))
+    made = make_optimizer(
+        OptimizationSettings(optimizer=optimizer, scale_lr=0.25, momentum=0.0), nn.Sequential(one, two)
+    )
     listed = [id(parameter) for group in made.param_groups for parameter in group["params"]]
     assert sorted(listed) == sorted(map(id, (one.weight, one.alpha, one.beta, one.bias, two.bias)))
     for parameter in (one.alpha, one.beta):
@@ -109,14 +111,14 @@ def test_shared_and_frozen_scales(optimizer):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "said"),
+    ("optimization", "said"),
     [
-        (Recipe(scale_lr=0.1), "no Dirac convolutions"),
-        (Recipe(classifier_lr=0.1), "'fc', but it has none"),
-        (Recipe(stem_lr=0.0), "'stem', but it has none"),
-        (Recipe(optimizer="muon"), "take optimizer sgd"),
+        (OptimizationSettings(scale_lr=0.1), "no Dirac convolutions"),
+        (OptimizationSettings(classifier_lr=0.1), "'fc', but it has none"),
+        (OptimizationSettings(stem_lr=0.0), "'stem', but it has none"),
+        (OptimizationSettings(optimizer="muon"), "take optimizer sgd"),
     ],
 )
-def test_a_network_that_has_no_such_parameters(recipe, said):
+def test_a_network_that_has_no_such_parameters(optimization, said):
     with pytest.raises(UsageError, match=said):
-        make_optimizer(recipe, nn.Linear(2, 2))
+        make_optimizer(optimization, nn.Linear(2, 2))

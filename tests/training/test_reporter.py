@@ -40,7 +40,7 @@ def test_what_is_left_is_told_where_it_is_known():
 
 
 def test_quiet_shows_nothing(capsys, stripes, tmp_path):
-    recipe = Recipe(model="diracnet-10-0.25", epochs=1, batch_size=36, precision="float32")
+    recipe = Recipe().replaced(model="diracnet-10-0.25", epochs=1, batch_size=36, precision="float32")
     train(recipe, run=tmp_path / "run", data=stripes, device="cpu", quiet=True)
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")
@@ -48,7 +48,7 @@ def test_quiet_shows_nothing(capsys, stripes, tmp_path):
 
 def test_without_matplotlib_it_is_said_once(capsys, stripes, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    recipe = Recipe(model="diracnet-10-0.25", epochs=2, batch_size=36, precision="float32")
+    recipe = Recipe().replaced(model="diracnet-10-0.25", epochs=2, batch_size=36, precision="float32")
     train(recipe, run=tmp_path / "run", data=stripes, device="cpu")
     assert capsys.readouterr().out.count("diracnets[plot]") == 1
     assert not (tmp_path / "run" / "curve.png").exists()

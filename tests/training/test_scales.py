@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
@@ -46,8 +44,8 @@ def test_the_identity_share_follows_from_the_ratio():
 
 
 def test_a_run_records_its_scales_from_the_start_on(tmp_path, stripes):
-    recipe = replace(
-        Recipe(), model="diracnet-10-0.25", epochs=2, batch_size=36, precision="float32", schedule="constant"
+    recipe = Recipe().replaced(
+        model="diracnet-10-0.25", epochs=2, batch_size=36, precision="float32", schedule="constant"
     )
     trained = train(recipe, run=tmp_path / "run", data=stripes, device="cpu", quiet=True)
     by_epoch = read_scales(tmp_path / "run" / "scales.jsonl")

@@ -11,11 +11,14 @@ from diracnets.artifacts.create import create_model
 from diracnets.artifacts.model_file import save
 from diracnets.errors import FileError, UsageError
 from diracnets.folding.fold import fold
+from diracnets.models.init import Init
 from diracnets.training.loop import train
 from diracnets.training.recipe import Recipe
 from diracnets.training.start import starting_network
 
-RECIPE = Recipe(model="diracnet-10-0.25", init="kaiming", epochs=1, batch_size=16, lr=0.01, precision="float32")
+RECIPE = Recipe().replaced(
+    model="diracnet-10-0.25", init="kaiming", epochs=1, batch_size=16, lr=0.01, precision="float32"
+)
 FACTS = ModelFacts((1, 8, 8), mean=(0.3,), std=(0.2,), classes=("low", "middle", "high"))
 
 
@@ -34,28 +37,28 @@ def test_fresh_networks_fit_the_images(stripes):
 @pytest.mark.parametrize(
     ("given", "alpha", "beta", "bias", "norm"),
     [
-        ({"init": 0.01, "alpha": 0.5, "beta": 0.25, "bias": 1.5}, 0.5, 0.25, 1.5, 0.01 * 6),
+        ({"filters": 0.01, "alpha": 0.5, "beta": 0.25, "bias": 1.5}, 0.5, 0.25, 1.5, 0.01 * 6),
         ({}, 1.0, 0.1, 0.0, 6.0),
     ],
 )
 def test_fresh_networks_start_as_the_recipe_says(given, alpha, beta, bias, norm, stripes):
-    block = starting_network(replace(RECIPE, **{"init": None, **given}), stripes).groups[0][1]
+    block = starting_network(RECIPE.replaced(init=Init(**given)), stripes).groups[0][1]
     assert {*block.conv.alpha.tolist()} == {alpha}
     assert block.conv.beta.tolist() == pytest.approx([beta] * 4)
     assert {*block.bn.bias.tolist()} == {bias}
     assert float(block.conv.weight.detach().flatten(1).norm(dim=1).mean()) == pytest.approx(norm, rel=0.3)
 
 
-def test_the_deep_start_is_the_networks_own_unless_told_otherwise(stripes):
-    deep = starting_network(replace(RECIPE, start="deep", init=None), stripes)
+def test_a_deep_initialization_has_biases_of_its_own_unless_given(stripes):
+    deep = starting_network(RECIPE.replaced(init="deep"), stripes)
     assert deep.config["init"] == {"scheme": "deep"}
     assert (deep.groups[0][0].bn.bias > 0).all()
-    assert (starting_network(replace(RECIPE, start="deep", bias=0.0), stripes).groups[0][0].bn.bias == 0).all()
+    assert (starting_network(RECIPE.replaced(init=Init("deep", bias=0.0)), stripes).groups[0][0].bn.bias == 0).all()
 
 
 def test_a_network_with_branches_is_gone_on_from(stripes):
     trained = create_model("wrn-10-0.25", num_classes=3, in_channels=1, image_size=8)
-    net = starting_network(replace(RECIPE, model="wrn-10-0.25"), stripes, trained)
+    net = starting_network(RECIPE.replaced(model="wrn-10-0.25"), stripes, trained)
     assert outputs(net, stripes).equal(outputs(trained, stripes))
 
 
@@ -81,7 +84,7 @@ def test_a_checkpoint_is_gone_on_from(stripes, tmp_path):
     first = train(RECIPE, run=tmp_path / "first", data=stripes, device="cpu", quiet=True)
     net = starting_network(RECIPE, stripes, tmp_path / "first" / "last.pt")
     assert outputs(net, stripes).equal(outputs(first.net, stripes))
-    other = replace(RECIPE, lr=1e-9, weight_decay=0.0)
+    other = RECIPE.replaced(lr=1e-9, weight_decay=0.0)
     second = train(other, run=tmp_path / "second", data=stripes, device="cpu", quiet=True, start=first.net)
     torch.testing.assert_close(second.net.fc.weight, first.net.fc.weight)
 
@@ -99,7 +102,7 @@ def test_the_file_that_a_run_started_from_is_told_also_once_resumed(stripes, tmp
 
 @pytest.mark.parametrize("name", ["diracnet-10-0.250", "diracnet-10-0.252"])
 def test_one_network_may_have_many_names(name, stripes, warm_net):
-    net = starting_network(replace(RECIPE, model=name), stripes, warm_net)
+    net = starting_network(RECIPE.replaced(model=name), stripes, warm_net)
     assert net.config["name"] == name
     assert outputs(net, stripes).equal(outputs(warm_net, stripes))
 
@@ -119,7 +122,7 @@ def test_other_classes_get_a_new_classifier(known, stripes, warm_net):
 
 
 def test_freezing_trains_the_classifier_alone(stripes, warm_net, tmp_path):
-    recipe = replace(RECIPE, freeze=True, lr=0.1, epochs=2, average_last=0.5)
+    recipe = RECIPE.replaced(freeze=True, lr=0.1, epochs=2, swa_fraction=0.5)
     trained = train(recipe, run=tmp_path / "run", data=stripes, device="cpu", quiet=True, start=warm_net).net
     before = warm_net.state_dict()
     for name, tensor in trained.state_dict().items():
@@ -127,7 +130,7 @@ def test_freezing_trains_the_classifier_alone(stripes, warm_net, tmp_path):
 
 
 def test_frozen_runs_resume(stripes, warm_net, tmp_path):
-    recipe = replace(RECIPE, freeze=True, epochs=2)
+    recipe = RECIPE.replaced(freeze=True, epochs=2)
     whole = train(recipe, run=tmp_path / "run", data=stripes, device="cpu", quiet=True, start=warm_net)
     again = train(recipe, run=tmp_path / "run", data=stripes, device="cpu", quiet=True, resume=True)
     assert again.net.fc.weight.equal(whole.net.fc.weight)
@@ -142,7 +145,7 @@ def test_frozen_runs_resume(stripes, warm_net, tmp_path):
         (RECIPE, lambda: create_model("plain-10-0.25", in_channels=1), "plain-10-0.25"),
         (RECIPE, lambda: create_model("diracnet-10-0.25"), "3 channels"),
         (RECIPE, lambda: nn.Linear(2, 2), "Linear"),
-        (replace(RECIPE, freeze=True), lambda: None, "freeze"),
+        (RECIPE.replaced(freeze=True), lambda: None, "freeze"),
     ],
 )
 def test_what_cannot_be_started_from(recipe, start, message, stripes):

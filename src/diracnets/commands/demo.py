@@ -64,11 +64,11 @@ def demonstrate(recipe: Recipe, out: Path, device: str, goal: float = GOAL) -> N
 
     torch.set_num_threads(1)  # as fast as two for images of 8x8, and many times faster beside another busy program
     console = stdout()
-    console.print(f"1. Train {recipe.model}, a plain chain of convolutions, on handwritten digits", style="bold")
+    console.print(f"1. Train {recipe.model.name}, a plain chain of convolutions, on handwritten digits", style="bold")
     data = load_data("digits", device=choose_device(device))
     trained = train(recipe, run=out / "run", data=data, device=device)
     if trained.chain is None or trained.model_file is None:
-        raise UsageError(f"the demo folds its network, but {recipe.model} has branches; choose a chain")
+        raise UsageError(f"the demo folds its network, but {recipe.model.name} has branches; choose a chain")
 
     console.print("\n2. Evaluate it, and the chain that it folds to, on the digits held out", style="bold")
     network, chain = evaluate(trained.net, data.val), evaluate(trained.chain, data.val)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from diracnets.errors import UsageError, did_you_mean
@@ -19,18 +19,7 @@ OLD_KEYS = ("start", "alpha", "beta", "bias")  # arguments of `build_model` besi
 class Init:
     """How the blocks of a fresh network are initialized: a scheme, and what differs from it.
 
-    Args:
-        scheme: "paper": filters from N(0, 1), alpha 1, beta 0.1, BatchNorm biases 0 (Zagoruyko & Komodakis 2017);
-            "kaiming": the same with filters drawn Kaiming normal, as in the last version of the authors' code; "deep":
-            such that a signal passes through hundreds of blocks, see `diracnets.models.initializer.deep`.
-        filters: how filters are drawn: "normal" for N(0, 1), "kaiming" for Kaiming normal, or the standard deviation of
-            a normal distribution. It is a matter of scale, which decides how far a step of SGD turns a filter.
-        alpha, beta: the scales of Dirac convolutions. Ordinary convolutions have none, but given both they are
-            initialized to the filters that Dirac convolutions of these scales compute.
-        bias: BatchNorm bias before each ReLU; before the classifier 0 where it would be too much for it, see
-            `diracnets.models.initializer.Initializer.before_classifier`.
-
-    None leaves a value to the scheme.
+    What is None is left to the scheme.
 
     Raises:
         UsageError: an unknown scheme, or a number that is not finite.
@@ -39,28 +28,40 @@ class Init:
     Init(scheme='deep', filters=None, alpha=None, beta=None, bias=0.5)
     """
 
-    scheme: Scheme = "paper"
+    scheme: Scheme = field(default="paper", metadata={"short": "init"})  # its name among a recipe's settings
+    """Initialization of the blocks. paper: filters from N(0, 1), alpha 1, beta 0.1, BatchNorm biases 0; kaiming: the
+    same with filters drawn Kaiming normal, as in the last version of the authors' code; deep: one with which a signal
+    passes through hundreds of blocks."""
     filters: Filters | None = None
+    """How filters are drawn: "normal" for N(0, 1), "kaiming" for Kaiming normal, or the standard deviation of a normal
+    distribution. None: as init says. The scale of a filter decides how far a step of SGD turns it."""
     alpha: float | None = None
+    """Initial alpha of Dirac convolutions. Given with beta, the filters of ordinary convolutions are initialized to
+    what Dirac convolutions of these scales compute. None: as init says."""
     beta: float | None = None
+    """Initial beta of Dirac convolutions. None: as init says."""
     bias: float | None = None
+    """Initial BatchNorm bias before each ReLU; it is 0 before the classifier where it is above 4 / sqrt(channels).
+    None: as init says."""
 
     def __post_init__(self) -> None:
         if self.scheme not in get_args(Scheme):
             choices = get_args(Scheme)
             hint = did_you_mean(str(self.scheme), choices)
             raise UsageError(f"init is {self.scheme!r}; choose one of {', '.join(choices)}{hint and '; ' + hint}")
-        number = not isinstance(self.filters, bool) and isinstance(self.filters, int | float)
-        if self.filters not in (None, "normal", "kaiming") and not (
-            number and math.isfinite(self.filters) and self.filters > 0  # type: ignore[arg-type, operator]
-        ):
-            raise UsageError(
-                f"init's filters are {self.filters!r}; choose normal, kaiming, or a standard deviation above 0"
-            )
+        if self.filters not in (None, "normal", "kaiming"):
+            if not (_is_number(self.filters) and 0 < self.filters < math.inf):  # type: ignore[operator]
+                raise UsageError(
+                    f"init's filters are {self.filters!r}; choose normal, kaiming, or a standard deviation above 0"
+                )
+            object.__setattr__(self, "filters", float(self.filters))
         for name in ("alpha", "beta", "bias"):
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and math.isfinite(value)):
+            if value is None:
+                continue
+            if not (_is_number(value) and math.isfinite(value)):
                 raise UsageError(f"init's {name} is {value!r}; it must be a finite number")
+            object.__setattr__(self, name, float(value))
 
     @classmethod
     def of(cls, init: Init | str | Mapping[str, Any]) -> Init:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diracnets.models.build import on_meta
-from diracnets.models.init import from_old
+from diracnets.models.init import Init
 from diracnets.models.initializer import resolved
 from diracnets.models.names import parse
 from diracnets.studies.grid import Row, Study, for_network
@@ -65,9 +65,8 @@ def cifar_study(recipes: Sequence[str] = ()) -> Study:
 def _other_initializations(row: Row) -> list[Row]:
     """The row of a plain network with other initializations: the usual one, and the filters of the Dirac network."""
     recipe = row.recipe
-    init = from_old(recipe.start, recipe.init, recipe.alpha, recipe.beta, recipe.bias)
-    dirac = resolved(init, parse(recipe.model).blocks, dirac=True, scale="uniform")
-    usual = recipe.replaced(start="deep", init="kaiming", alpha=None, beta=None, bias=0.0)
+    dirac = resolved(recipe.model.init, parse(recipe.model.name).blocks, dirac=True, scale="uniform")
+    usual = recipe.replaced(init=Init("deep", filters="kaiming", bias=0.0))
     same = recipe.replaced(alpha=dirac.alpha, beta=dirac.beta)
     return [
         Row(f"{row.name}-usual", {**row.axes, "initialization": "usual"}, usual),

@@ -11,14 +11,14 @@ from diracnets.models.names import parse
 from diracnets.studies.grid import Lines, Row, Study, base_recipe, default_recipe, for_network
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {  # by name of the row: title, and what the recipe gets
-    "plain": ("plain", {"start": "paper", "init": "kaiming"}),
-    "plain-usual": ("plain, usual initialization", {"start": "deep", "bias": 0.0}),
-    "plain-deep": ("plain, deep initialization", {"start": "deep"}),
-    "plain-identity": ("plain, initialized as the deep Dirac network", {"start": "deep", "alpha": 1.0}),
-    "diracnet": ("Dirac, paper's initialization", {"start": "paper", "init": "normal"}),
-    "diracnet-deep": ("Dirac, deep initialization", {"start": "deep"}),
-    "wrn": ("residual", {"start": "paper", "init": "kaiming"}),
-    "repvgg": ("RepVGG", {"start": "paper", "init": "kaiming"}),
+    "plain": ("plain", {"init": "kaiming"}),
+    "plain-usual": ("plain, usual initialization", {"init": "deep", "bias": 0.0}),
+    "plain-deep": ("plain, deep initialization", {"init": "deep"}),
+    "plain-identity": ("plain, initialized as the deep Dirac network", {"init": "deep", "alpha": 1.0}),
+    "diracnet": ("Dirac, paper's initialization", {"init": "paper", "filters": "normal"}),
+    "diracnet-deep": ("Dirac, deep initialization", {"init": "deep"}),
+    "wrn": ("residual", {"init": "kaiming"}),
+    "repvgg": ("RepVGG", {"init": "kaiming"}),
 }
 CLIP = 5.0  # largest norm of the gradient, for the first steps of very deep networks
 
@@ -40,7 +40,7 @@ def depth_study(
     Raises:
         UsageError, FileError: a depth or width that no network has; as `Recipe.load`.
     """
-    base = base_recipe(recipe, data).replaced(clip=CLIP, fresh_statistics=True)
+    base = base_recipe(recipe, data).replaced(clip_grad=CLIP, recalibrate_bn=True)
     rows = []
     for depth in depths:
         for family, (title, changes) in FAMILIES.items():

@@ -8,10 +8,11 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from diracnets.errors import UsageError
+from diracnets.models.init import Init
 from diracnets.models.names import parse
 from diracnets.training.recipe import Recipe
 
-RATES = {"sgd": "lr", "muon": "filter_lr"}  # the setting that is the learning rate of filters, by optimizer
+RATES = {"sgd": "lr", "muon": "muon_lr"}  # the setting that is the learning rate of filters, by optimizer
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,13 @@ class Budget:
 
     def scaled(self, recipe: Recipe) -> Recipe:
         """The recipe at this budget."""
-        changes: dict[str, Any] = {} if self.images is None else {"images": self.images}
+        changes: dict[str, Any] = {} if self.images is None else {"num_train": self.images}
         if self.epochs is not None:
             settings = recipe.settings()
-            moved = {round(epoch * self.epochs / settings["epochs"]) for epoch in settings["drops"]}
+            moved = {round(epoch * self.epochs / settings["epochs"]) for epoch in settings["milestones"]}
             changes |= {
                 "epochs": self.epochs,
-                "drops": tuple(sorted(epoch for epoch in moved if 1 < epoch <= self.epochs)),
+                "milestones": tuple(sorted(epoch for epoch in moved if 1 < epoch <= self.epochs)),
             }
         return recipe.replaced(**changes)
 
@@ -99,7 +100,7 @@ def at_rates(row: Row, rates: Sequence[float]) -> list[Row]:
         UsageError: a rate that is given twice, or is not above 0.
 
     >>> row = Row("small", {}, Recipe().replaced(optimizer="muon"))
-    >>> [each.recipe.settings()["filter_lr"] for each in at_rates(row, (0.1, 0.2))]
+    >>> [each.recipe.settings()["muon_lr"] for each in at_rates(row, (0.1, 0.2))]
     [0.1, 0.2]
     """
     if len(set(rates)) < len(rates):
@@ -143,7 +144,7 @@ def base_recipe(name: str | None, data: str) -> Recipe:
     """
     recipe = Recipe.load(name or default_recipe(data))
     epochs = recipe.settings()["epochs"]
-    return recipe.replaced(data=data, eval_every=epochs, start="paper", init=None, alpha=None, beta=None, bias=None)
+    return recipe.replaced(data=data, eval_every=epochs, init=Init())
 
 
 def default_recipe(data: str) -> str:

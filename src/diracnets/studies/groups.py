@@ -75,8 +75,8 @@ def groups_of(study: Study, records: Sequence[Record]) -> list[Group]:
         for name in (sorted_records[0].settings if sorted_records else ())
         if any(len({repr(common.get(name)) for common in row}) > 1 for row in variants.values())
     ]
-    if "epochs" in vary and "drops" in vary:  # which a budget moves along
-        vary.remove("drops")
+    if "epochs" in vary and "milestones" in vary:  # which a budget moves along
+        vary.remove("milestones")
     groups = []
     for row, commons in variants.items():
         for common in commons:

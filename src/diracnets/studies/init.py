@@ -26,9 +26,9 @@ def init_study(depth: int = 28, width: float = 0.5, data: str = "cifar10", recip
     Raises:
         UsageError, FileError: as `Recipe.load`.
     """
-    base = base_recipe(recipe, data).replaced(clip=0.0)  # clipping would hide what diverges
+    base = base_recipe(recipe, data).replaced(clip_grad=0.0)  # clipping would hide what diverges
     initializations: list[tuple[str, str, float, dict[str, Any]]] = [
-        *(("std", "standard deviation of W", value, {"init": value}) for value in STANDARD_DEVIATIONS),
+        *(("std", "standard deviation of W", value, {"filters": value}) for value in STANDARD_DEVIATIONS),
         *(("alpha", "alpha", value, {"init": "kaiming", "alpha": value, "beta": BETA}) for value in ALPHAS),
         *(("beta", "beta", value, {"init": "kaiming", "alpha": ALPHA, "beta": value}) for value in BETAS),
     ]

@@ -25,7 +25,7 @@ class Options:
     """Add the results of the same study from these files, of other machines (FILE.jsonl) or written before version 0.2
     (FILE.json), and train nothing; of the other options, only --out goes with it."""
     rates: Annotated[tuple[float, ...], arg(metavar="LR [LR ...]", help_behavior_hint="")] = ()
-    """Train every row at each of these learning rates (the recipe's lr, or with Muon its filter_lr), and report the
+    """Train every row at each of these learning rates (the recipe's lr, or with Muon its muon_lr), and report the
     best; by default at the recipe's own."""
     budget: Budget = field(default_factory=Budget)
     """How much is trained; the table says what was scaled down."""

@@ -39,7 +39,7 @@ class Record:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """All settings of the recipe by today's names."""
-        return Recipe.from_table(self.recipe, f"recipe of {self.row}").settings()
+        return Recipe.from_table(self.recipe, f"recipe of {self.row}", warn=False).settings()
 
     @property
     def key(self) -> tuple[str, str]:

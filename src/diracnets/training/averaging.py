@@ -10,27 +10,29 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from diracnets.models.network import Network
-from diracnets.training.recipe import Recipe
+from diracnets.training.settings import OptimizationSettings
 
 
 class Average:
-    """The average of a network's weights that a recipe asks for: moving (`ema`), or even over the last steps.
+    """The average of a network's weights that a recipe asks for: exponential, or even over the last steps.
 
     BatchNorm statistics belong to the weights that they were taken with, so those of the average are taken anew, by
     `estimate_statistics`, whenever the average is evaluated. `ready` says whether that was done after the last step.
 
     Args:
-        recipe: decides which average, and from which step on.
+        optimization: decides which average, and from which step on.
         net: the network in training.
         steps: steps in the whole run.
     """
 
-    def __init__(self, recipe: Recipe, net: nn.Module, steps: int) -> None:
-        moving = get_ema_multi_avg_fn(recipe.ema) if recipe.ema else None  # type: ignore[no-untyped-call]
+    def __init__(self, optimization: OptimizationSettings, net: nn.Module, steps: int) -> None:
+        moving = get_ema_multi_avg_fn(optimization.ema_decay) if optimization.ema_decay else None  # type: ignore[no-untyped-call]
         self.model = AveragedModel(net, multi_avg_fn=moving)
-        self.frozen = recipe.freeze
-        self.ready = recipe.freeze  # frozen features keep their statistics
-        self.first_step = 0 if recipe.ema else min(round((1 - recipe.average_last) * steps), steps - 1)
+        self.frozen = optimization.freeze
+        self.ready = optimization.freeze  # frozen features keep their statistics
+        self.first_step = (
+            0 if optimization.ema_decay else min(round((1 - optimization.swa_fraction) * steps), steps - 1)
+        )
 
     @property
     def net(self) -> Network:

@@ -35,7 +35,7 @@ def facts_of_run(
         "data": {"name": data.name, "train": len(data.train), "val": len(data.val)},
         "epoch": history[-1]["epoch"] if history else 0,
         "accuracy": history[-1].get("val_accuracy") if history else None,
-        "seed": recipe.seed,
+        "seed": recipe.runtime.seed,
         "versions": versions(),
         "device": device_name(device),
         "precision": precision.name,

@@ -16,7 +16,7 @@ from diracnets.training.recipe import Recipe
 
 def new_folder(recipe: Recipe) -> Path:
     """A folder in runs/ that is not there yet, named by network and data."""
-    name = f"runs/{recipe.model}-{recipe.data}"
+    name = f"runs/{recipe.model.name}-{recipe.data.name}"
     tries = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return next(folder for folder in map(Path, tries) if not folder.exists())
 
@@ -57,7 +57,7 @@ class RunFolder:
         if not self.last.exists():
             raise UsageError(f"there is no run to resume in {self.path}: it holds no {self.last.name}")
         checkpoint = read_checkpoint(self.last)
-        differences = Recipe.from_table(checkpoint["recipe"], str(self.last)).differences(recipe)
+        differences = Recipe.from_table(checkpoint["recipe"], str(self.last), warn=False).differences(recipe)
         if differences:
             raise UsageError(
                 f"the run in {self.path} has another recipe ({'; '.join(differences)}): resume it with its own, "

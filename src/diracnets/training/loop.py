@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,16 @@ from diracnets.runtime.environment import recorded_data_dir
 from diracnets.runtime.precision import Precision, choose_precision
 from diracnets.training.events import Events
 from diracnets.training.folder import RunFolder, new_folder
+from diracnets.training.inputs import (
+    check_progressive_size,
+    mixed,
+    mixed_in,
+    mixup_share,
+    progressively_resized,
+)
 from diracnets.training.interruption import Interruption, command_to_resume
-from diracnets.training.mixup import mixed, mixed_in, mixup_share
 from diracnets.training.recipe import Recipe
 from diracnets.training.reporter import Reporter
-from diracnets.training.resizing import require_smaller, resized
 from diracnets.training.run import Run, Trained, steps_per_epoch
 from diracnets.training.schedule import factor, momentum_restarts
 from diracnets.training.start import network_to_resume, start_name, starting_network
@@ -79,7 +83,7 @@ def train(
         Interrupted: the run was stopped by a signal, and is saved.
 
     >>> import tempfile
-    >>> recipe = replace(Recipe.load("demo"), model="diracnet-10-0.25", epochs=1, precision="float32")
+    >>> recipe = Recipe.load("demo").replaced(model="diracnet-10-0.25", epochs=1, precision="float32")
     >>> trained = train(recipe, run=tempfile.mkdtemp(), device="cpu", quiet=True)
     >>> sorted(path.name for path in trained.run.iterdir() if path.suffix in (".toml", ".jsonl", ".safetensors"))
     ['metrics.jsonl', 'model.safetensors', 'recipe.toml', 'scales.jsonl']
@@ -88,10 +92,11 @@ def train(
     if place.type == "cpu":
         keep_memory()
     if data is None:
-        data = recipe.data
-    recipe = replace(recipe, data=_name(data))
+        data = recipe.data.name
+    recipe = recipe.replaced(data=_name(data))
     if resume and run is None:
         raise UsageError("to resume a run, give its folder")
+    optimization = recipe.optimization
     folder = RunFolder(new_folder(recipe) if run is None else run)
     if resume and start is not None:
         raise UsageError("a resumed run goes on from its own weights; give no others to start from")
@@ -101,23 +106,25 @@ def train(
     if resume and isinstance(data, str) and data_dir is None:
         data_dir = recorded_data_dir(folder.environment)
 
-    with repeatable(recipe.seed, deterministic=recipe.deterministic):
+    with repeatable(recipe.runtime.seed, deterministic=recipe.runtime.deterministic):
         if not isinstance(data, ImageData):
-            size = recipe.image_size
+            size = recipe.data.image_size
             data = load_data(data, data_dir=data_dir, image_size=size, device=place, workers=workers)
-        if recipe.images is not None:
-            data = data.with_fewer(recipe.images)
-        steps = steps_per_epoch(recipe, data)
-        data.train.batches(recipe.batch_size, epoch=1, augment=recipe.augment)  # refuses what does not suit the images
+        if recipe.data.num_train is not None:
+            data = data.with_fewer(recipe.data.num_train)
+        steps = steps_per_epoch(optimization.batch_size, data)
+        data.train.batches(
+            optimization.batch_size, epoch=1, augment=recipe.data.augment
+        )  # refuses what does not suit the images
         net = starting_network(recipe, data, start) if saved is None else network_to_resume(saved, recipe, data)
-        require_smaller(recipe, data.input_size, net.min_image_size)
-        net.to(place, memory_format=memory_format(recipe.channels_last))  # type: ignore[call-overload]
+        check_progressive_size(recipe.data, data.input_size, net.min_image_size)
+        net.to(place, memory_format=memory_format(recipe.runtime.channels_last))  # type: ignore[call-overload]
         if saved is None:
-            batch_size = min(recipe.batch_size, len(data.train))
-            precision = choose_precision(recipe.precision, net, batch_size, data.input_size)
+            batch_size = min(optimization.batch_size, len(data.train))
+            precision = choose_precision(recipe.runtime.precision, net, batch_size, data.input_size)
         else:
             precision = Precision(*saved["resume"]["precision"])
-        state = State(recipe, net, precision, steps)
+        state = State(optimization, net, precision, steps)
         if saved is not None:
             state.restore(saved["resume"])
 
@@ -125,13 +132,13 @@ def train(
         command = command_to_resume(folder.path, data_dir, device, workers)
         with (
             Interruption() as interruption,  # before, there is nothing to save: a signal ends the program at once
-            Reporter(recipe.epochs, steps, quiet=quiet) as reporter,
+            Reporter(optimization.epochs, steps, quiet=quiet) as reporter,
             closing(Events(folder.events, state.epoch - 1)) as events,
         ):
             running = Run(recipe, data, data_dir, folder, state, origin, steps, reporter, interruption, command)
             running.begin(resumed=saved is not None)
-            forward = torch.compile(net) if recipe.compile else net
-            while state.epoch <= recipe.epochs:
+            forward = torch.compile(net) if recipe.runtime.compile else net
+            while state.epoch <= optimization.epochs:
                 train_epoch(running, forward)
                 row = running.finish_epoch()
                 events.write(row)
@@ -155,33 +162,40 @@ def train_epoch(run: Run, forward: Callable[[Tensor], Tensor]) -> None:
         run: the run, whose state is changed.
         forward: its network, or what that was compiled to.
     """
-    recipe, state, steps, layout = run.recipe, run.state, run.steps, memory_format(run.recipe.channels_last)
+    recipe, optimization, state, steps = run.recipe, run.recipe.optimization, run.state, run.steps
+    layout = memory_format(recipe.runtime.channels_last)
     net, optimizer, scaler = state.net, state.optimizer, state.scaler
-    net.train(not recipe.freeze)  # frozen features are those of evaluation
+    net.train(not optimization.freeze)  # frozen features are those of evaluation
     begun = time.perf_counter() - state.seconds
     batches = run.data.train.batches(
-        recipe.batch_size, epoch=state.epoch, augment=recipe.augment, seed=recipe.seed, first=state.batch
+        optimization.batch_size,
+        epoch=state.epoch,
+        augment=recipe.data.augment,
+        seed=recipe.runtime.seed,
+        first=state.batch,
     )
     for images, labels, _ in islice(batches, steps - state.batch):
         step = (state.epoch - 1) * steps + state.batch
-        if momentum_restarts(recipe, step, steps):
+        if momentum_restarts(optimization, step, steps):
             optimizer.state.clear()
         for group, highest in zip(optimizer.param_groups, state.rates, strict=True):
-            group["lr"] = highest * factor(recipe, step, steps)
+            group["lr"] = highest * factor(optimization, step, steps)
 
         images, labels = images.to(state.device, memory_format=layout), labels.to(state.device)
-        images = resized(images, recipe, step, steps)
-        share = mixup_share(recipe, state.epoch, state.batch) if recipe.mixup else 1.0
+        images = progressively_resized(images, recipe.data, step, optimization.epochs * steps)
+        share = 1.0
+        if optimization.mixup:
+            share = mixup_share(optimization.mixup, recipe.runtime.seed, state.epoch, state.batch)
         with state.precision.autocast(state.device):
-            logits = forward(mixed(images, share) if recipe.mixup else images)
-            loss = cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-            if recipe.mixup:
-                others = cross_entropy(logits, mixed_in(labels), label_smoothing=recipe.label_smoothing)
+            logits = forward(mixed(images, share) if optimization.mixup else images)
+            loss = cross_entropy(logits, labels, label_smoothing=optimization.label_smoothing)
+            if optimization.mixup:
+                others = cross_entropy(logits, mixed_in(labels), label_smoothing=optimization.label_smoothing)
                 loss = share * loss + (1 - share) * others
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        if recipe.clip:
+        if optimization.clip_grad:
             scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
+            nn.utils.clip_grad_norm_(net.parameters(), optimization.clip_grad)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()

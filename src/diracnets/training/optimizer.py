@@ -1,4 +1,4 @@
-"""The optimizer of a recipe: SGD that decays the weights of convolutions and linear layers alone, or Muon beside it."""
+"""The optimizer of a recipe: SGD that decays the weights of convolutions and linear layers alone, or Muon with it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from diracnets.errors import UsageError
 from diracnets.nn.dirac import DiracConv
 from diracnets.nn.parameters import parameter_groups
 from diracnets.training.muon import Muon
-from diracnets.training.recipe import Recipe
+from diracnets.training.settings import OptimizationSettings
 
 STEM = "stem"  # the module of a network whose convolutions are no blocks'
-CLASSIFIER = "fc"  # and that which tells the classes
+CLASSIFIER = "fc"  # and its last layer
 
 
-def make_optimizer(recipe: Recipe, net: nn.Module, *, scaled: bool = False) -> torch.optim.Optimizer:
+def make_optimizer(
+    optimization: OptimizationSettings, net: nn.Module, *, scaled: bool = False
+) -> torch.optim.Optimizer:
     """The recipe's optimizer over the parameters of `net` that need a gradient.
 
-    A group's rate is that at the height of the schedule. SGD's update of all parameters is one fused operation on CPU
+    A group's learning rate is its peak value. SGD's update of all parameters is one fused operation on CPU
     and CUDA.
 
     Args:
-        recipe: its optimizer, rates, momenta and decay.
+        optimization: its optimizer, learning rates, momenta and weight decay.
         net: on its device. With Muon, its `filters_of` keep their norms.
         scaled: whether a loss scaler will leave steps out. The fused operation then starts from a momentum that nothing
             was written to, when the first step is left out (torch 2.13), so it is not used.
@@ -34,34 +36,46 @@ def make_optimizer(recipe: Recipe, net: nn.Module, *, scaled: bool = False) -> t
         UsageError: `scale_lr`, `stem_lr` or `classifier_lr` for what the network does not have, or Muon without a
             convolution to turn.
 
-    >>> optimizer = make_optimizer(Recipe(), nn.Linear(2, 2))
+    >>> optimizer = make_optimizer(OptimizationSettings(), nn.Linear(2, 2))
     >>> [group["weight_decay"] for group in optimizer.param_groups]
     [0.0005, 0.0]
     """
-    groups = [{"lr": recipe.lr, **group} for group in parameter_groups(net, recipe.weight_decay)]
-    if recipe.scale_lr is not None:
+    groups = [{"lr": optimization.lr, **group} for group in parameter_groups(net, optimization.weight_decay)]
+    if optimization.scale_lr is not None:
         dirac = [layer for layer in net.modules() if isinstance(layer, DiracConv)]
         if not dirac:
             raise UsageError(
-                "scale_lr is the rate of alpha and beta, but the network has no Dirac convolutions: leave it out, or "
-                "take it from the recipe with --scale-lr None"
+                "scale_lr is the learning rate of alpha and beta, but the network has no Dirac convolutions: leave it "
+                "out, or take it from the recipe with --scale-lr None"
             )
-        groups = _at_rate(recipe.scale_lr, [scale for layer in dirac for scale in (layer.alpha, layer.beta)], groups)
-    for name, lr, part in (("stem_lr", recipe.stem_lr, STEM), ("classifier_lr", recipe.classifier_lr, CLASSIFIER)):
+        groups = _at_rate(
+            optimization.scale_lr, [scale for layer in dirac for scale in (layer.alpha, layer.beta)], groups
+        )
+    for name, lr, part in (
+        ("stem_lr", optimization.stem_lr, STEM),
+        ("classifier_lr", optimization.classifier_lr, CLASSIFIER),
+    ):
         if lr is not None:
             module = dict(net.named_children()).get(part)
             if module is None:
-                raise UsageError(f"{name} is the rate of the network's {part!r}, but it has none")
+                raise UsageError(f"{name} is the learning rate of the network's {part!r}, but it has none")
             groups = _at_rate(lr, list(module.parameters()), groups)
-    common = {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
-    if recipe.optimizer == "muon":
+    common = {"momentum": optimization.momentum, "nesterov": optimization.nesterov}
+    if optimization.optimizer == "muon":
         filters = filters_of(net)
         if not filters:
             raise UsageError("muon turns the filters of blocks, but the network has none; take optimizer sgd")
-        turned = {"params": filters, "filters": True, "lr": recipe.filter_lr, "momentum": recipe.filter_momentum}
+        turned = {
+            "params": filters,
+            "filters": True,
+            "lr": optimization.muon_lr,
+            "momentum": optimization.muon_momentum,
+        }
         return Muon([turned, *({**common, **group} for group in _without(groups, filters))])
     fused = next(net.parameters()).device.type in ("cpu", "cuda") and not scaled
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)
+    return torch.optim.SGD(
+        groups, lr=optimization.lr, momentum=optimization.momentum, nesterov=optimization.nesterov, fused=fused
+    )
 
 
 def filters_of(net: nn.Module) -> list[Tensor]:

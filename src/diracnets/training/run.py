@@ -25,7 +25,7 @@ from diracnets.training.interruption import Interrupted, Interruption
 from diracnets.training.recipe import Recipe
 from diracnets.training.reporter import Reporter
 from diracnets.training.scales import record_scales
-from diracnets.training.schedule import rate
+from diracnets.training.schedule import learning_rate
 from diracnets.training.state import State
 
 STATISTICS_BATCHES = 50  # from which BatchNorm statistics are taken anew
@@ -87,12 +87,13 @@ class Run:
         self.folder.rewrite_metrics(state.history)
         record_environment(self.folder.environment, state.device, self.data_dir, state.precision, self.start)
         images = f"{len(self.data.train):,} images to train on, {len(self.data.val):,} to validate"
-        say(f"{recipe.model} on {self.data.name}: {images}; everything goes to {self.folder.path}")
+        say(f"{recipe.model.name} on {self.data.name}: {images}; everything goes to {self.folder.path}")
         for line in self.data.summary():
             say(line)
         say(f"{device_name(state.device)}, {state.precision.name}: {state.precision.reason}")
-        if late := [drop for drop in recipe.drops if drop > recipe.epochs]:
-            say(f"the drops at epochs {', '.join(map(str, late))} lie beyond the last epoch, {recipe.epochs}")
+        epochs = recipe.optimization.epochs
+        if late := [milestone for milestone in recipe.optimization.milestones if milestone > epochs]:
+            say(f"the milestones {', '.join(map(str, late))} are after the last epoch, {epochs}")
         if resumed:
             say(f"resumed after {state.epoch - 1} epochs and {state.batch} of {self.steps} batches")
 
@@ -103,14 +104,14 @@ class Run:
             "epoch": state.epoch,
             "loss": float(state.loss_sum) / state.seen,
             "accuracy": int(state.correct) / state.seen,
-            "rate": rate(recipe, state.epoch * self.steps - 1, self.steps),
+            "rate": learning_rate(recipe.optimization, state.epoch * self.steps - 1, self.steps),
             "seconds": state.seconds,
             "images_per_second": state.seen / state.seconds,
         }
-        last, improved = state.epoch == recipe.epochs, False
-        if last or state.epoch % recipe.eval_every == 0:
+        last, improved = state.epoch == recipe.optimization.epochs, False
+        if last or state.epoch % recipe.runtime.eval_every == 0:
             averaged = state.average is not None and state.average.started()
-            if (averaged or recipe.fresh_statistics) and not recipe.freeze:
+            if (averaged or recipe.optimization.recalibrate_bn) and not recipe.optimization.freeze:
                 begun = time.perf_counter()
                 self.estimate_statistics()
                 synchronize(state.device)
@@ -149,10 +150,10 @@ class Run:
         """
         recipe, state = self.recipe, self.state
         batches = self.data.train.batches(
-            recipe.batch_size, epoch=state.epoch, augment=recipe.augment, seed=recipe.seed
+            recipe.optimization.batch_size, epoch=state.epoch, augment=recipe.data.augment, seed=recipe.runtime.seed
         )
         some = islice(batches, min(self.steps, STATISTICS_BATCHES))
-        layout = memory_format(recipe.channels_last)
+        layout = memory_format(recipe.runtime.channels_last)
         moved = (images.to(state.device, memory_format=layout) for images, _, _ in some)
         estimate_statistics(state.evaluated, moved)
         if state.average is not None and state.average.started():
@@ -169,7 +170,7 @@ class Run:
         attach_facts(net, facts)
         accuracy = history[-1]["val_accuracy"]
         trained = Trained(self.folder.path, net, None, accuracy, history, None)
-        where = f"{self.recipe.model} has branches and folds to no chain: the network is in {self.folder.last}"
+        where = f"{self.recipe.model.name} has branches and folds to no chain: the network is in {self.folder.last}"
         if net.is_chain:
             chain = write_model_file(net, facts, self.folder.model).to(self.state.device)
             trained = replace(trained, chain=chain, model_file=self.folder.model)
@@ -212,8 +213,8 @@ class Run:
         self.save()
         state = self.state
         raise Interrupted(
-            f"stopped after {state.epoch - 1} of {self.recipe.epochs} epochs and {state.batch} of {self.steps} batches "
-            f"and saved; go on with: {self.command}",
+            f"stopped after {state.epoch - 1} of {self.recipe.optimization.epochs} epochs and {state.batch} of "
+            f"{self.steps} batches and saved; go on with: {self.command}",
             self.interruption.signal,
         )
 
@@ -228,18 +229,18 @@ class Run:
     def advice(self) -> str:
         """What to try after a run diverged."""
         return (
-            f"try a lower rate (lr is {self.recipe.lr}), a longer warmup, clip = 1, or float32 "
-            f"(it was {self.state.precision.name}); the last good checkpoint is {self.folder.last}"
+            f"try a lower learning rate (lr is {self.recipe.optimization.lr}), a longer warmup, clip_grad = 1, or "
+            f"float32 (it was {self.state.precision.name}); the last good checkpoint is {self.folder.last}"
         )
 
 
-def steps_per_epoch(recipe: Recipe, data: ImageData) -> int:
+def steps_per_epoch(batch_size: int, data: ImageData) -> int:
     """Batches an epoch: a last batch of a single image is left out, for it has no statistics to normalize with.
 
     Raises:
         DataError: less than two images to train on.
     """
-    full, rest = divmod(len(data.train), recipe.batch_size)
+    full, rest = divmod(len(data.train), batch_size)
     steps = full + (rest > 1)
     if steps == 0:
         raise DataError(f"{data.name} has {len(data.train)} images to train on, but training needs at least 2")

@@ -14,7 +14,7 @@ from diracnets.artifacts.unfold import unfold
 from diracnets.data.images import ImageData
 from diracnets.errors import UsageError
 from diracnets.models.build import build_model, on_meta
-from diracnets.models.init import from_old, upgraded
+from diracnets.models.init import upgraded
 from diracnets.models.network import Network
 from diracnets.training.recipe import Recipe
 
@@ -25,8 +25,7 @@ def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | P
     """The recipe's network for the images at hand.
 
     Args:
-        recipe: its `model`, `width` and `freeze` decide, and where weights are fresh, `start`, `init`, `alpha`, `beta`
-            and `bias`.
+        recipe: its model and `freeze` decide.
         data: its image size, channels and classes decide.
         start: trained weights to begin with: a network of `build_model`, a chain that a DiracNet was
             folded to, or a file that `load` reads.
@@ -41,7 +40,7 @@ def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | P
     """
     channels, height, width = data.input_size
     if start is None:
-        if recipe.freeze:
+        if recipe.optimization.freeze:
             raise UsageError("freeze trains the classifier on trained features; give the weights to start from")
         net = build_model(**_arguments(recipe, len(data.classes), data.input_size))
         _freeze(net, recipe)
@@ -55,7 +54,7 @@ def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | P
     wanted = on_meta(_arguments(recipe, trained.num_classes, (config["in_channels"], height, width)))
     if _sizes(wanted) != _sizes(trained):
         raise UsageError(
-            f"the recipe's network is {recipe.model} (width {recipe.width}), but the weights are those of "
+            f"the recipe's network is {recipe.model.name} (width {recipe.model.width}), but the weights are those of "
             f"{config['name']} (width {config['width']}); ask for that one, or for other weights"
         )
     if config["in_channels"] != channels:
@@ -104,18 +103,20 @@ def network_to_resume(checkpoint: dict[str, Any], recipe: Recipe, data: ImageDat
 def _arguments(recipe: Recipe, num_classes: int, input_size: tuple[int, int, int]) -> dict[str, Any]:
     """The arguments of `build_model` for the recipe's network."""
     return {
-        "name": recipe.model,
+        "name": recipe.model.name,
         "num_classes": num_classes,
         "in_channels": input_size[0],
         "image_size": input_size[1:],
-        "width": recipe.width,
-        "init": from_old(recipe.start, recipe.init, recipe.alpha, recipe.beta, recipe.bias),
+        "width": recipe.model.width,
+        "init": recipe.model.init,
     }
 
 
 def _some_images(recipe: Recipe, data: ImageData) -> Tensor:
     """A few hundred of the images as training sees them, on the CPU."""
-    images, _, _ = next(data.train.batches(UNFOLD_IMAGES, epoch=0, augment=recipe.augment, seed=recipe.seed))
+    images, _, _ = next(
+        data.train.batches(UNFOLD_IMAGES, epoch=0, augment=recipe.data.augment, seed=recipe.runtime.seed)
+    )
     return images.cpu()
 
 
@@ -126,8 +127,8 @@ def _sizes(net: Network) -> dict[str, torch.Size]:
 
 def _freeze(net: Network, recipe: Recipe) -> None:
     """Let what the recipe keeps as it is need no gradient: all but the classifier, or the stem."""
-    if recipe.freeze:
+    if recipe.optimization.freeze:
         net.requires_grad_(False)
         net.fc.requires_grad_(True)
-    if recipe.stem_lr == 0:
+    if recipe.optimization.stem_lr == 0:
         net.stem.requires_grad_(False)

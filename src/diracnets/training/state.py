@@ -12,29 +12,29 @@ from diracnets.models.network import Network
 from diracnets.runtime.precision import Precision
 from diracnets.training.averaging import Average
 from diracnets.training.optimizer import make_optimizer
-from diracnets.training.recipe import Recipe
+from diracnets.training.settings import OptimizationSettings
 
 
 class State:
     """Where a run stands.
 
     Args:
-        recipe: what the run does.
+        optimization: how the weights are optimized.
         net: the network in training, on its device.
         precision: the arithmetic that was chosen.
         steps: batches an epoch.
     """
 
-    def __init__(self, recipe: Recipe, net: Network, precision: Precision, steps: int) -> None:
+    def __init__(self, optimization: OptimizationSettings, net: Network, precision: Precision, steps: int) -> None:
         self.net = net
         self.device = next(net.parameters()).device
         self.precision = precision
         self.scaler = precision.scaler(self.device)
-        self.optimizer = make_optimizer(recipe, net, scaled=self.scaler.is_enabled())
+        self.optimizer = make_optimizer(optimization, net, scaled=self.scaler.is_enabled())
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        """The rate of each of the optimizer's groups at the height of the schedule."""
-        averaging = recipe.ema or recipe.average_last
-        self.average = Average(recipe, net, recipe.epochs * steps) if averaging else None
+        """The peak learning rate of each of the optimizer's groups."""
+        averaging = optimization.ema_decay or optimization.swa_fraction
+        self.average = Average(optimization, net, optimization.epochs * steps) if averaging else None
         self.best = -1.0
         """Highest validation accuracy so far."""
         self.history: list[dict[str, Any]] = []

@@ -1,10 +1,10 @@
-"""Dataclasses as TOML tables and back: strings, booleans, numbers, lists of integers, and dataclasses within."""
+"""Nested dataclasses as TOML tables and as flat settings, and back, with errors that name the key."""
 
 from __future__ import annotations
 
-import json
 import types
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from diracnets.errors import UsageError, did_you_mean
@@ -13,6 +13,42 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Instance = TypeVar("Instance", bound="DataclassInstance")
+
+
+def short_names(kind: Any) -> dict[str, str]:  # noqa: ANN401
+    """The name of each field of a dataclass among flat settings: its metadata's "short", or its own.
+
+    >>> from diracnets.models.init import Init
+    >>> short_names(Init)["scheme"], short_names(Init)["bias"]
+    ('init', 'bias')
+    """
+    return {item.name: item.metadata.get("short", item.name) for item in fields(kind)}
+
+
+def flat(instance: DataclassInstance) -> dict[str, Any]:
+    """The values of a dataclass, and of the dataclasses within it, by their short names."""
+    return dict(_leaves(instance))
+
+
+def _leaves(instance: DataclassInstance) -> Iterator[tuple[str, Any]]:
+    for name, short in short_names(type(instance)).items():
+        value = getattr(instance, name)
+        if is_dataclass(value) and not isinstance(value, type):
+            yield from _leaves(value)
+        else:
+            yield short, value
+
+
+def with_flat(instance: Instance, settings: Mapping[str, Any]) -> Instance:
+    """The dataclass with other values for the fields, also of dataclasses within it, that have these short names."""
+    changed: dict[str, Any] = {}
+    for name, short in short_names(type(instance)).items():
+        value = getattr(instance, name)
+        if is_dataclass(value) and not isinstance(value, type):
+            changed[name] = with_flat(value, settings)
+        elif short in settings:
+            changed[name] = settings[short]
+    return replace(instance, **changed)
 
 
 def to_table(instance: DataclassInstance) -> dict[str, Any]:
@@ -26,33 +62,7 @@ def to_table(instance: DataclassInstance) -> dict[str, Any]:
     return table
 
 
-def to_toml(table: dict[str, Any]) -> str:
-    """The TOML text of a table as `to_table` makes it; `tomllib` reads the same table back.
-
-    >>> print(to_toml({"name": "a", "rate": 1e-05, "at": [1, 2], "more": {"flip": True}}))
-    name = "a"
-    rate = 1e-05
-    at = [1, 2]
-    <BLANKLINE>
-    [more]
-    flip = true
-    """
-    lines = [f"{key} = {_literal(value)}" for key, value in table.items() if not isinstance(value, dict)]
-    for key, value in table.items():
-        if isinstance(value, dict):
-            lines += ["", f"[{key}]", to_toml(value)]
-    return "\n".join(lines)
-
-
-def _literal(value: object) -> str:
-    if isinstance(value, float):
-        return repr(value)
-    return json.dumps(value, ensure_ascii=False).replace(
-        "\x7f", "\\u007f"
-    )  # JSON's escapes are all TOML's, but for DEL
-
-
-def from_table(kind: type[Instance], table: dict[str, Any], source: str) -> Instance:
+def from_table(kind: type[Instance], table: Mapping[str, Any], source: str) -> Instance:
     """The dataclass `kind` with the values of `table`; fields without a key keep their defaults.
 
     Args:
@@ -95,8 +105,14 @@ def converted(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401
             return value
         if get_origin(option) is tuple and isinstance(value, list | tuple) and all(type(item) is int for item in value):
             return tuple(value)
-        if is_dataclass(option) and isinstance(option, type) and isinstance(value, dict | option):
-            return from_table(option, value, where) if isinstance(value, dict) else value
+        if is_dataclass(option) and isinstance(option, type):
+            if isinstance(value, dict):
+                return from_table(option, value, where)
+            if isinstance(value, option):
+                return value
+            if isinstance(value, str) and hasattr(option, "of"):  # a name that stands for one, as an `Init`'s scheme
+                return option.of(value)
+            continue
         if option is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         if type(value) is option:

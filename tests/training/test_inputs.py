@@ -1,21 +1,19 @@
 import pytest
 import torch
 
-from diracnets.training.mixup import mixed, mixed_in, mixup_share
-from diracnets.training.recipe import Recipe
+from diracnets.training.inputs import mixed, mixed_in, mixup_share
 
 
 def test_a_share_depends_on_seed_epoch_and_batch_alone():
-    recipe = Recipe(mixup=0.4)
-    shares = [mixup_share(recipe, epoch, batch) for epoch in (1, 2) for batch in range(50)]
-    assert shares == [mixup_share(Recipe(mixup=0.4, lr=0.3), epoch, batch) for epoch in (1, 2) for batch in range(50)]
+    shares = [mixup_share(0.4, 0, epoch, batch) for epoch in (1, 2) for batch in range(50)]
+    assert shares == [mixup_share(0.4, 0, epoch, batch) for epoch in (1, 2) for batch in range(50)]
     assert len(set(shares)) == 100
-    assert mixup_share(Recipe(mixup=0.4, seed=1), 1, 0) != shares[0]
+    assert mixup_share(0.4, 1, 1, 0) != shares[0]
 
 
 @pytest.mark.parametrize(("mixup", "mean"), [(0.1, 0.93), (1.0, 0.75), (10.0, 0.59)])
 def test_shares_are_those_of_a_beta_distribution(mixup, mean):
-    shares = [mixup_share(Recipe(mixup=mixup), 1, batch) for batch in range(400)]
+    shares = [mixup_share(mixup, 0, 1, batch) for batch in range(400)]
     assert all(0.5 <= share <= 1 for share in shares)
     assert sum(shares) / len(shares) == pytest.approx(mean, abs=0.03)
 
