@@ -16,7 +16,8 @@ from diracnets.models.build import build_model
 from diracnets.models.diracnet import Block
 from diracnets.models.initializer import paper
 from diracnets.models.network import Network, Spec
-from diracnets.nn.dirac import EPS, DiracConv2d
+from diracnets.nn.dirac import DiracConv2d
+from diracnets.nn.effective_weight import EPS
 
 
 class ComposedDiracConv2d(DiracConv2d):

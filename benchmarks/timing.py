@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from diracnets.nn.parameters import parameter_groups
+from diracnets.nn.dirac import parameter_groups
 
 Precision = Literal["float32", "bfloat16"]
 WARM_UP = 3  # calls of each before the first round

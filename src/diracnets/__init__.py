@@ -15,10 +15,10 @@ _HOME = {
     "DiracConv1d": "nn.dirac",
     "DiracConv2d": "nn.dirac",
     "DiracConv3d": "nn.dirac",
-    "dirac_weight": "nn.dirac",
+    "dirac_weight": "nn.effective_weight",
     "diracify": "nn.diracify",
     "undiracify": "nn.diracify",
-    "parameter_groups": "nn.parameters",
+    "parameter_groups": "nn.dirac",
     "fold": "folding.fold",
     "Init": "models.init",
     "create_model": "artifacts.create",
@@ -55,10 +55,10 @@ if TYPE_CHECKING:
     from diracnets.nn.dirac import DiracConv1d as DiracConv1d
     from diracnets.nn.dirac import DiracConv2d as DiracConv2d
     from diracnets.nn.dirac import DiracConv3d as DiracConv3d
-    from diracnets.nn.dirac import dirac_weight as dirac_weight
+    from diracnets.nn.dirac import parameter_groups as parameter_groups
     from diracnets.nn.diracify import diracify as diracify
     from diracnets.nn.diracify import undiracify as undiracify
-    from diracnets.nn.parameters import parameter_groups as parameter_groups
+    from diracnets.nn.effective_weight import dirac_weight as dirac_weight
     from diracnets.training.loop import train as train
     from diracnets.training.recipe import Recipe as Recipe
 

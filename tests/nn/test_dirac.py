@@ -4,18 +4,16 @@ import copy
 import io
 import itertools
 import pickle
-import socket
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from diracnets.errors import UsageError
-from diracnets.nn.dirac import DiracConv1d, DiracConv2d, DiracConv3d, dirac_weight, effective_weights
+from diracnets.nn.dirac import DiracConv1d, DiracConv2d, DiracConv3d, effective_weights
+from diracnets.nn.effective_weight import dirac_weight
 
 DIRAC = {1: DiracConv1d, 2: DiracConv2d, 3: DiracConv3d}
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -287,6 +285,19 @@ def test_exports(kind):
     torch.testing.assert_close(torch.export.export(net, (x,)).module()(x), net(x))
 
 
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_symbolic_traces(dimensions, padding_mode):
+    make = DIRAC[dimensions]
+    net = nn.Sequential(make(3, 4, 3, padding=1, padding_mode=padding_mode), nn.ReLU(), make(4, 4, 1, stride=2))
+    x, traced = torch.randn(2, 3, *(6,) * dimensions), torch.fx.symbolic_trace(net)
+    for made in (traced, pickle.loads(pickle.dumps(traced)), copy.deepcopy(traced)):
+        torch.testing.assert_close(made(x), net(x))
+    traced(x).sum().backward()
+    assert net.state_dict().keys() == traced.state_dict().keys()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 @both
 def test_traces_to_a_script_that_can_be_saved(kind, tmp_path):
@@ -294,6 +305,39 @@ def test_traces_to_a_script_that_can_be_saved(kind, tmp_path):
     x = torch.randn(2, 3, 6, 6)
     torch.jit.trace(net, x).save(tmp_path / "net.pt")
     torch.testing.assert_close(torch.jit.load(tmp_path / "net.pt")(x), net(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_is_not_scripted():
+    with pytest.raises(UsageError, match="DiracConv2d cannot be compiled"):
+        torch.jit.script(nn.Sequential(nn.ReLU(), DiracConv2d(3, 4, 3)))
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.complex64, torch.complex128, torch.int64, torch.int8, torch.bool, torch.float8_e4m3fn],
+)
+def test_dtypes_without_a_meaning_are_refused(dtype):
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(UsageError, match=f"cannot be {name}; choose one of float16, bfloat16, float32, float64"):
+        DiracConv2d(3, 4, 3, dtype=dtype)
+    weight, scale = torch.zeros(4, 3, 3, 3).to(dtype), torch.ones(4)
+    with pytest.raises(UsageError, match=name):
+        dirac_weight(weight, scale, scale)
+    layer = DiracConv2d(3, 4, 3)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    for call in (layer.effective_weight, lambda: effective_weights([layer]), lambda: layer(torch.zeros(1, 3, 5, 5))):
+        with pytest.raises(UsageError, match=name):
+            call()
+
+
+def test_meta_device():
+    with torch.device("meta"):
+        layer = DiracConv2d(3, 4, 3, stride=2)
+        assert layer(torch.empty(1, 3, 9, 9)).shape == (1, 4, 4, 4)
+    assert layer.to_empty(device="cpu").weight.device.type == "cpu"
+    layer.reset_parameters()
+    assert (layer.alpha == 1).all()
 
 
 @both
@@ -325,38 +369,6 @@ def test_vmap_over_some_of_the_parameters(batched):
     given = [value if over else value[0] for value, over in zip(values, batched, strict=True)]
     found = torch.vmap(dirac_weight, in_dims=tuple(0 if over else None for over in batched))(*given)
     torch.testing.assert_close(found, torch.stack([dirac_weight(*parameters) for parameters in each]))
-
-
-def _one_process_of_two(rank, port, kind, queue):
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    net = nn.parallel.DistributedDataParallel(chain(kind))
-    images = torch.randn(4, 3, 6, 6)
-    net(images[2 * rank : 2 * rank + 2]).square().mean().backward()
-    queue.put((rank, [p.grad.numpy() for p in net.parameters()]))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-@both
-def test_two_processes_have_the_gradient_of_the_whole_batch(kind):
-    context = mp.get_context("spawn")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    queue = context.Queue()
-    processes = [context.Process(target=_one_process_of_two, args=(rank, port, kind, queue)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    grads = dict(queue.get(timeout=60) for _ in processes)
-    for process in processes:
-        process.join(30)
-        assert process.exitcode == 0
-    net = chain(kind)
-    net(torch.randn(4, 3, 6, 6)).square().mean().backward()
-    for index, p in enumerate(net.parameters()):
-        for rank in range(2):
-            torch.testing.assert_close(torch.from_numpy(grads[rank][index]), p.grad, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -8,9 +8,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from diracnets.errors import UsageError
-from diracnets.nn.dirac import DiracConv1d, DiracConv2d, DiracConv3d
+from diracnets.nn.dirac import DiracConv1d, DiracConv2d, DiracConv3d, parameter_groups
 from diracnets.nn.diracify import diracify, undiracify
-from diracnets.nn.parameters import parameter_groups
 
 CASES = {
     "1d": (lambda: nn.Sequential(nn.Conv1d(2, 4, 5, padding="same"), nn.ReLU(), nn.Conv1d(4, 4, 3)), (2, 2, 12)),

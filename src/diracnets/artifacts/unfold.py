@@ -14,7 +14,8 @@ from diracnets.artifacts.recognize import chain_layers, recognize
 from diracnets.errors import UsageError
 from diracnets.models.build import build_model, on_meta
 from diracnets.models.diracnet import DiracNet
-from diracnets.nn.dirac import DiracConv2d, identity_diagonal
+from diracnets.nn.dirac import DiracConv2d
+from diracnets.nn.effective_weight import identity_diagonal
 
 _BATCH = 64
 

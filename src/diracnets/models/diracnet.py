@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from diracnets.models.initializer import Initializer
 from diracnets.models.network import Network, Spec, stem_conv
-from diracnets.nn.dirac import DiracConv2d, effective_weights
+from diracnets.nn.dirac import DiracConv2d, effective_weights, in_several_processes, is_as_made
+from diracnets.nn.effective_weight import is_traced
 
 IMAGENET_DEPTHS = {18: (4, 4, 4, 4), 34: (6, 8, 12, 6)}  # blocks of each group
 CIFAR_WIDTHS, IMAGENET_WIDTHS = (16, 32, 64), (64, 128, 256, 512)  # channels of each group at width 1
@@ -103,16 +104,33 @@ class DiracNet(Network):
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
         """The output of each group, [batch, channels, height, width], before the ReLU and what pools behind it."""
-        layers = [module for module in self.groups.modules() if isinstance(module, DiracConv2d)]
-        weights = iter(effective_weights(layers))
+        blocks = self._blocks_together(x)
+        if not blocks:
+            return super().feature_maps(x)
+        weights = iter(effective_weights([cast(DiracConv2d, block.conv) for block in blocks]))
         x = self.stem(x)
         maps: list[Tensor] = []
         for group in self.groups:
             x = self.between(maps[-1]) if maps else x
             for block in cast(nn.Sequential, group):
-                x = block(x, next(weights)) if isinstance(block.conv, DiracConv2d) else block(x)
+                x = block(x, next(weights))
             maps.append(x)
         return maps
+
+    def _blocks_together(self, x: Tensor) -> list[Block]:
+        """All blocks, where computing their filters at once is the same as each computing its own; else none.
+
+        Not where something follows the operations (`torch.compile`, `torch.fx`, ...), nor where several processes
+        share the gradients and send those of the last layers early, nor where anything was done to a group, a block or
+        a convolution: `fully_shard`, checkpointing, hooks, pruning, parametrizations, other layers in their places.
+        """
+        if not isinstance(x, Tensor) or is_traced() or in_several_processes():
+            return []
+        if not all(is_as_made(group, nn.Sequential) for group in self.groups):
+            return []
+        blocks = [cast(Block, block) for group in self.groups for block in cast(nn.Sequential, group)]
+        as_made = all(is_as_made(block, Block) and is_as_made(block.conv, DiracConv2d) for block in blocks)
+        return blocks if as_made else []
 
 
 def cifar_stem(channels: int, width: int, init: Initializer) -> nn.Sequential:

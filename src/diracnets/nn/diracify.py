@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from diracnets.errors import UsageError, did_you_mean
-from diracnets.nn.dirac import DiracConv, DiracConv1d, DiracConv2d, DiracConv3d, Init, dirac_weight, identity_diagonal
+from diracnets.nn.dirac import DiracConv, DiracConv1d, DiracConv2d, DiracConv3d, Init
+from diracnets.nn.effective_weight import dirac_weight, identity_diagonal
 from diracnets.nn.kernels import warn_of_unsafe
 
 _DIRAC_OF: dict[type[nn.Module], type[DiracConv]] = {
@@ -138,7 +139,7 @@ def undiracify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
             layer.weight.copy_(dirac_weight(weight, alpha, beta, layer.groups))
     for layer in layers:
         cast(nn.Module, layer).__class__ = _ORDINARY_OF[type(layer)]
-        del layer.alpha, layer.beta, layer.start
+        del layer.alpha, layer.beta, layer.initial
     return model
 
 
@@ -196,7 +197,7 @@ def _become_dirac(conv: _ConvNd, first: _ConvNd, preserve: bool, alpha: float, b
     """Change the layer's class and give it scales; those of `first` where the two share their weight."""
     conv.__class__ = _DIRAC_OF[type(conv)]
     layer = cast(DiracConv, conv)
-    layer.start = (alpha, beta, init)
+    layer.initial = (alpha, beta, init)
     if first is not conv:
         layer.alpha, layer.beta = cast(DiracConv, first).alpha, cast(DiracConv, first).beta
         return

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from diracnets.nn.traced import is_traced
+from diracnets.nn.effective_weight import is_traced
 
 CHANNELS_PER_PIXEL = 1  # from which on it is worth it; 64 channels for maps of up to 8x8
 

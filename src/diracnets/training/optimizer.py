@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diracnets.errors import UsageError
-from diracnets.nn.dirac import DiracConv
-from diracnets.nn.parameters import parameter_groups
+from diracnets.nn.dirac import DiracConv, parameter_groups
 from diracnets.training.muon import Muon
 from diracnets.training.settings import OptimizationSettings
 

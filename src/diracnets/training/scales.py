@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from diracnets.errors import FileError
 from diracnets.files import append_json
-from diracnets.nn.dirac import EPS, DiracConv1d, DiracConv2d, DiracConv3d, identity_diagonal
+from diracnets.nn.dirac import DiracConv1d, DiracConv2d, DiracConv3d
+from diracnets.nn.effective_weight import EPS, identity_diagonal
 
 
 @dataclass(frozen=True)
