@@ -21,7 +21,7 @@ from diracnets.studies.records import read_records
 ROOT = Path(__file__).parent.parent
 PAGE, RESULTS = ROOT / "docs" / "results.md", ROOT / "results"
 SAME_FILTERS, DIRAC = (FAMILIES[name][0] for name in ("plain-identity", "diracnet-deep"))
-DEPTH_BUDGET = {"epochs": 4, "images": 8000}
+DEPTH_BUDGET = {"epochs": 4, "num_train": 8000}
 NETWORKS = {  # of the first table: row of the study, and what to call it
     "cifar10-wrn-28-1-fast-cifar": "Wide ResNet-28-1 (skip connections)",
     "cifar10-diracnet-28-1-fast-cifar": "**DiracNet-28-1** (none, folds to a chain)",

@@ -66,6 +66,7 @@ def test_plain_networks_have_initializations_of_their_own_if_the_recipe_is_ours(
     rows = plain_rows(cifar_study(["fast-cifar"]))
     own, usual, identity = (row.recipe for row in rows[:3])
     assert own.model.init.scheme == "deep"
+    assert (usual.model.init.filters, usual.model.init.bias) == ("kaiming", 0.0)
     assert usual.replaced(init=own.model.init) == own
     assert identity.replaced(alpha=None, beta=None) == own
     dirac = create_model("diracnet-28-1", init=own.model.init).groups[0][0]

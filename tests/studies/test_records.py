@@ -52,7 +52,8 @@ def test_files_of_the_version_before_are_read(small_study, tmp_path):
     ]
     path = tmp_path / "small.json"
     path.write_text(json.dumps({"study": "small", "rows": [row], "records": records}))
-    first, second = read_records(path)
+    with pytest.warns(FutureWarning, match=r"small\.json has recipes of an earlier version"):
+        first, second = read_records(path)
     numbers = {"loss": 1.5, "epochs": 4, "seconds": 60.0, "images_per_second": 99.0}
     assert first.result == {"accuracy": 0.5, "chain_accuracy": 0.5, **numbers}
     assert second.result == {"accuracy": None, **numbers}

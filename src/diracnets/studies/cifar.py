@@ -65,7 +65,8 @@ def cifar_study(recipes: Sequence[str] = ()) -> Study:
 def _other_initializations(row: Row) -> list[Row]:
     """The row of a plain network with other initializations: the usual one, and the filters of the Dirac network."""
     recipe = row.recipe
-    dirac = resolved(recipe.model.init, parse(recipe.model.name).blocks, dirac=True, scale="uniform")
+    init = recipe.model.init
+    dirac = resolved(init, parse(recipe.model.name).blocks, dirac=True, scale="uniform")
     usual = recipe.replaced(init=Init("deep", filters="kaiming", bias=0.0))
     same = recipe.replaced(alpha=dirac.alpha, beta=dirac.beta)
     return [

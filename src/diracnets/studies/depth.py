@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from diracnets.models.init import Init
 from diracnets.models.initializer import deep
 from diracnets.models.names import parse
 from diracnets.studies.grid import Lines, Row, Study, base_recipe, default_recipe, for_network
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {  # by name of the row: title, and what the recipe gets
-    "plain": ("plain", {"init": "kaiming"}),
-    "plain-usual": ("plain, usual initialization", {"init": "deep", "bias": 0.0}),
-    "plain-deep": ("plain, deep initialization", {"init": "deep"}),
-    "plain-identity": ("plain, initialized as the deep Dirac network", {"init": "deep", "alpha": 1.0}),
-    "diracnet": ("Dirac, paper's initialization", {"init": "paper", "filters": "normal"}),
-    "diracnet-deep": ("Dirac, deep initialization", {"init": "deep"}),
-    "wrn": ("residual", {"init": "kaiming"}),
-    "repvgg": ("RepVGG", {"init": "kaiming"}),
+    "plain": ("plain", {"init": Init("kaiming")}),
+    "plain-usual": ("plain, usual initialization", {"init": Init("deep", bias=0.0)}),
+    "plain-deep": ("plain, deep initialization", {"init": Init("deep")}),
+    "plain-identity": ("plain, initialized as the deep Dirac network", {"init": Init("deep", alpha=1.0)}),
+    "diracnet": ("Dirac, paper's initialization", {"init": Init("paper", filters="normal")}),
+    "diracnet-deep": ("Dirac, deep initialization", {"init": Init("deep")}),
+    "wrn": ("residual", {"init": Init("kaiming")}),
+    "repvgg": ("RepVGG", {"init": Init("kaiming")}),
 }
 CLIP = 5.0  # largest norm of the gradient, for the first steps of very deep networks
 

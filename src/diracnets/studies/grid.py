@@ -143,8 +143,7 @@ def base_recipe(name: str | None, data: str) -> Recipe:
         UsageError, FileError: as `Recipe.load`.
     """
     recipe = Recipe.load(name or default_recipe(data))
-    epochs = recipe.settings()["epochs"]
-    return recipe.replaced(data=data, eval_every=epochs, init=Init())
+    return recipe.replaced(data=data, eval_every=recipe.settings()["epochs"], init=Init())
 
 
 def default_recipe(data: str) -> str:

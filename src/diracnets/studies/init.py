@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from diracnets.models.init import Init
 from diracnets.studies.grid import Lines, Row, Study, base_recipe, default_recipe, for_network
 
 FAMILIES = {"plain": "plain", "wrn": "residual", "diracnet": "Dirac", "dirac-wrn": "Dirac residual"}
@@ -27,13 +27,13 @@ def init_study(depth: int = 28, width: float = 0.5, data: str = "cifar10", recip
         UsageError, FileError: as `Recipe.load`.
     """
     base = base_recipe(recipe, data).replaced(clip_grad=0.0)  # clipping would hide what diverges
-    initializations: list[tuple[str, str, float, dict[str, Any]]] = [
-        *(("std", "standard deviation of W", value, {"filters": value}) for value in STANDARD_DEVIATIONS),
-        *(("alpha", "alpha", value, {"init": "kaiming", "alpha": value, "beta": BETA}) for value in ALPHAS),
-        *(("beta", "beta", value, {"init": "kaiming", "alpha": ALPHA, "beta": value}) for value in BETAS),
+    initializations: list[tuple[str, str, float, Init]] = [
+        *(("std", "standard deviation of W", value, Init(filters=value)) for value in STANDARD_DEVIATIONS),
+        *(("alpha", "alpha", value, Init("kaiming", alpha=value, beta=BETA)) for value in ALPHAS),
+        *(("beta", "beta", value, Init("kaiming", alpha=ALPHA, beta=value)) for value in BETAS),
     ]
     rows = []
-    for short, what, value, changes in initializations:
+    for short, what, value, init in initializations:
         for family, title in FAMILIES.items():
             model = f"{family}-{depth}-{width:g}"
             axes: dict[str, str | float] = {
@@ -45,7 +45,7 @@ def init_study(depth: int = 28, width: float = 0.5, data: str = "cifar10", recip
                 "varied": what,
                 "value": value,
             }
-            rows.append(Row(f"{data}-{model}-{short}{value:g}", axes, for_network(base, model, **changes)))
+            rows.append(Row(f"{data}-{model}-{short}{value:g}", axes, for_network(base, model, init=init)))
     return Study(
         "init",
         "Which initializations work",

@@ -54,7 +54,7 @@ def _table(study: Study, groups: Sequence[Group]) -> str:
     """The table, without the columns in which all rows agree, which are listed above it."""
     lines = [_line(study, group) for group in groups]
     names = list(dict.fromkeys(name for line in lines for name in line))
-    same = _same(lines, names)
+    same = [name for name in _same(lines, names) if name != f"{study.measure}, %"]
     shown = [name for name in names if name not in same]
     common = "; ".join(f"{name} {lines[0][name]}" for name in same if lines[0].get(name))
     table = markdown_table(shown, [[line.get(name, "") for name in shown] for line in lines])

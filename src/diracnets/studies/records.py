@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -68,6 +69,12 @@ def read_records(path: Path) -> list[Record]:
             records = _from_earlier(json.loads(text))
         else:
             records = [Record(**json.loads(line)) for line in text.splitlines() if line.strip()]
+        if any(isinstance(record.recipe.get("model"), str) for record in records):
+            warnings.warn(
+                f"{path} has recipes of an earlier version, which are read by today's names",
+                FutureWarning,
+                stacklevel=2,
+            )
         return list({record.key: record for record in records}.values())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileError(f"{path} does not hold the results of a study's training runs: {error}") from error
