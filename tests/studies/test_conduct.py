@@ -233,6 +233,7 @@ STUDY = [*("study", "depth", "--data", "digits", "--depths", "10", "--width", "0
 HOW = ["--precision", "float32", "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_a_study_from_the_command_line_learns(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -246,6 +247,7 @@ def test_a_study_from_the_command_line_learns(tmp_path, monkeypatch, capsys):
     assert "started" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_process_group_saves_what_runs(tmp_path):
     words = [sys.executable, "-m", "diracnets", *STUDY, *HOW, "--budget.epochs", "2000", "--budget.seeds", "1"]
     study = subprocess.Popen(

@@ -34,16 +34,19 @@ def test_three_epochs_teach_a_small_network_the_digits(settings, digits, tmp_pat
     assert accuracy(tmp_path, digits, **settings) > BAR
 
 
+@pytest.mark.slow
 def test_a_rate_of_nearly_nothing_does_not(digits, tmp_path):
     assert accuracy(tmp_path, digits, lr=1e-6) < 0.5
 
 
+@pytest.mark.slow
 def test_labels_that_say_nothing_do_not(digits, tmp_path):
     images = copy.copy(digits.train)
     images.labels = images.labels[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
     assert accuracy(tmp_path, replace(digits, train=images)) < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["turned round", "nothing"])
 def test_wrong_gradients_of_the_filters_do_not(broken, digits, tmp_path, monkeypatch):
     right = dirac._DiracWeights.backward

@@ -25,7 +25,7 @@ def subsampling(stride: int) -> nn.Module:
     """Every `stride`-th row and column of a map; before a 1x1 convolution, what a stride of the convolution does.
 
     Exactly, and with the same gradients. It is a step of its own because on processors without AVX-512 the gradients of
-    a strided 1x1 convolution of few channels corrupt memory (oneDNN 3.12, which torch 2.13 convolves with).
+    a strided 1x1 convolution of few channels corrupt memory (see `docs/kernels.md`).
 
     >>> import torch
     >>> subsampling(2)(torch.arange(16.0).view(1, 4, 4))

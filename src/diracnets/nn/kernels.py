@@ -1,9 +1,9 @@
 """Convolutions whose gradients torch's kernels for CPUs without AVX-512 get wrong: which they are, and how to say so.
 
-There oneDNN (3.12, in torch 2.13) gathers the pixels that a strided 1x1 convolution of channels_last images uses, eight
-channels at a time, into memory that is too small where there are fewer: with one thread the gradient of the filters
-writes behind it, and the process may crash much later; with several it is wrong, or does not end. `docs/kernels.md`
-says how that was found. Subsampling first and a convolution of stride 1 compute the same, safely.
+They are 1x1, have a stride and fewer than 8 input channels, and get channels_last images. With one thread, oneDNN (3.7
+to 3.12, in torch 2.8 to 2.14) writes behind the memory of their filters' gradient, and the process may crash much
+later; with several the gradient is wrong, or never done. `docs/kernels.md` says how that was found. Subsampling first
+and a convolution of stride 1 compute the same, safely.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import warnings
 import torch
 from torch import nn
 
-VECTOR = 8  # float32 numbers that AVX2 computes with at once
+SAFE_CHANNELS = 8  # from which on the gradient is right; as many float32 numbers as AVX2 computes with at once
 ENVIRONMENT = "ONEDNN_MAX_CPU_ISA"  # the newest instructions that oneDNN may use
 
 
@@ -59,7 +59,7 @@ def unsafe_convolutions(model: nn.Module) -> list[str]:
         and type(module)._conv_forward is nn.Conv2d._conv_forward
         and is_strided_pointwise(module)
         and module.groups == 1
-        and module.in_channels < VECTOR
+        and module.in_channels < SAFE_CHANNELS
     ]
 
 
@@ -73,9 +73,9 @@ def caution(names: list[str]) -> str:
     """
     return (
         f"training {', '.join(map(repr, names))} can crash or compute wrong gradients on this processor (a 1x1 "
-        f"convolution with a stride and fewer than {VECTOR} input channels): subsample before it, by nn.AvgPool2d(1, "
-        f"stride), and convolve with stride 1; or set the environment variable {ENVIRONMENT}=AVX before torch is "
-        "imported"
+        f"convolution with a stride and fewer than {SAFE_CHANNELS} input channels): subsample before it, by "
+        f"nn.AvgPool2d(1, stride), and convolve with stride 1; or set the environment variable {ENVIRONMENT}=AVX "
+        "before torch is imported"
     )
 
 
