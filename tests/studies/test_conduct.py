@@ -37,6 +37,19 @@ def found(tmp_path):
     return read
 
 
+def test_rates_can_be_chosen_on_held_out_images(small_study, options, fake_runs, said, tmp_path):
+    runs = fake_runs(lambda settings: 0.9 - settings["lr"])
+    conduct(small_study, options(budget=TWO, rates=(0.1, 0.2), select_on=300), said.append, runs)
+    assert {settings["select_on"] for settings in runs.settings} == {300}
+    record = read_records(tmp_path / "results/small.jsonl")[0]
+    assert (record.result["accuracy"], record.result["selection_accuracy"]) == (0.8, 0.4)
+    page = (tmp_path / "results/small.md").read_text()
+    assert "chosen on held-out images" in page
+    assert "chosen on the test images" not in page
+    assert "80.00" in page
+    assert "40.00" not in page
+
+
 def test_a_study_is_trained_and_written(small_study, options, fake_runs, said, found, cells, tmp_path):
     runs = fake_runs(GOOD)
     conduct(small_study, options(budget=TWO), said.append, runs)

@@ -576,6 +576,43 @@ def test_resizing_keeps_the_colours_of_even_areas():
     torch.testing.assert_close(small[0, 0, :, 6], torch.ones(8), atol=1e-6, rtol=0)
 
 
+def test_a_part_of_the_training_images_can_be_validated_on(stripes, tmp_path, monkeypatch, capsys):
+    recipe = RECIPE.replaced(select_on=12, num_train=48, epochs=2)
+    whole = train(recipe, run=tmp_path / "whole", data=stripes, device="cpu")
+    said = capsys.readouterr().out
+    assert "48 images to train on, 12 held-out training images to validate on" in said
+    last = metrics(whole.run)[-1]
+    assert (
+        f"{last['val_accuracy']:.2%} on 12 held-out training images, {last['test_accuracy']:.2%} on the test images"
+        in said
+    )
+    assert last["test_accuracy"] == pytest.approx(evaluate(whole.net, stripes.val).top1)
+    selected = stripes.selecting_on(12)
+    assert last["val_accuracy"] == pytest.approx(evaluate(whole.net, selected.val).top1)
+    assert selected.val.labels.bincount().tolist() == [4, 4, 4]
+    assert load(whole.run / "last.pt").facts.provenance["validated_on"] == "12 held-out training images"
+
+    stop_after(monkeypatch, 4)
+    with pytest.raises(Interrupted):
+        run(recipe, tmp_path / "run", stripes)
+    resumed = run(recipe, tmp_path / "run", stripes, resume=True)
+    assert same_weights(resumed.net, whole.net)
+    assert metrics(tmp_path / "run") == metrics(whole.run)
+    monkeypatch.setattr("diracnets.training.run.evaluate", None)  # nothing is evaluated again
+    assert run(recipe, tmp_path / "run", stripes, resume=True).history == resumed.history
+
+
+def test_no_image_is_trained_on_and_validated_on(stripes):
+    for count in (3, 30, 70):
+        data = stripes.selecting_on(count)
+        assert (len(data.train), len(data.val)) == (72 - count, count)
+        train_set, val_set = ({*map(data_set.name, range(len(data_set)))} for data_set in (data.train, data.val))
+        assert not train_set & val_set
+        assert data.test is stripes.val
+    with pytest.raises(UsageError, match="select_on is 71, but stripes has 72"):
+        stripes.selecting_on(71)
+
+
 def test_part_of_the_images_is_the_same_for_every_seed(stripes, tmp_path, monkeypatch):
     chosen, select = [], MemoryImages.select
     monkeypatch.setattr(MemoryImages, "select", lambda self, some: chosen.append(some) or select(self, some))

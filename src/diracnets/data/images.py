@@ -82,6 +82,7 @@ class ImageData:
         std: normalization, per channel, of pixels in 0..1.
         train: images to train on.
         val: images held out.
+        test: where `val` is a part of the training images, those that were held out before, else None.
         notes: a line for each thing that a user should know about how the images were read and split.
     """
 
@@ -93,10 +94,28 @@ class ImageData:
     train: Images
     val: Images
     notes: tuple[str, ...] = ()
+    test: Images | None = None
 
     def summary(self) -> list[str]:
         """What to say before the images are used: the classes, and the notes."""
         return [f"{len(self.classes)} classes: {some_of(self.classes, limit=10)}", *self.notes]
+
+    def selecting_on(self, count: int) -> ImageData:
+        """This data with `count` of its training images held out, as many of each class, to validate on instead.
+
+        What was held out before becomes `test`, for one look when all is chosen.
+
+        Raises:
+            UsageError: that would leave less than two images to train on.
+        """
+        labels = self.train.labels.tolist()
+        if count > len(labels) - 2:
+            raise UsageError(
+                f"select_on is {count}, but {self.name} has {len(labels)} images to train on: hold out less"
+            )
+        chosen = some_of_each(labels, count)
+        rest = sorted(set(range(len(labels))) - set(chosen))
+        return replace(self, train=self.train.select(rest), val=self.train.select(chosen), test=self.val)
 
     def with_fewer(self, count: int) -> ImageData:
         """This data with `count` of its images to train on, see `some_of_each`; all are held out that were.

@@ -27,6 +27,9 @@ class Options:
     rates: Annotated[tuple[float, ...], arg(metavar="LR [LR ...]", help_behavior_hint="")] = ()
     """Train every row at each of these learning rates (the recipe's lr, or with Muon its muon_lr), and report the
     best; by default at the recipe's own."""
+    select_on: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """Hold this many training images out of every run and choose learning rates by them, so that the test images have
+    no part in the choice; 5000 suits CIFAR. By default rates are chosen on the test images, and the table says so."""
     budget: Budget = field(default_factory=Budget)
     """How much is trained; the table says what was scaled down."""
     data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
@@ -53,4 +56,5 @@ class Options:
         """A row's recipe with the options that change recipes, but for the budget."""
         settings = recipe.settings()
         precision, compiled = self.precision or settings["precision"], self.compile or settings["compile"]
-        return recipe.replaced(precision=precision, compile=compiled)
+        select_on = self.select_on if self.select_on is not None else settings["select_on"]
+        return recipe.replaced(precision=precision, compile=compiled, select_on=select_on)

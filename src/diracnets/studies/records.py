@@ -33,7 +33,8 @@ class Record:
     """Epochs of the row's recipe before a budget scaled it down."""
     result: dict[str, Any]
     """accuracy on the test images (0 to 1), loss, epochs, seconds of training, images_per_second in the median epoch;
-    accuracy is None for a run that diverged."""
+    accuracy is None for a run that diverged. Runs with `select_on` also have selection_accuracy, on the training images
+    that were held out."""
     environment: dict[str, Any]
     """Device, threads, runs at the same time (jobs), arithmetic, versions, commit."""
 
@@ -110,13 +111,17 @@ def record_of(row: Row, full_epochs: int, folder: Path, jobs: int, *, diverged: 
         history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))[-1]
         rates = [epoch["images_per_second"] for epoch in history]
-        result = {
-            "accuracy": None if diverged else history[-1]["val_accuracy"],
-            "loss": None if diverged else history[-1]["val_loss"],
+        last = {"val_accuracy": None, "val_loss": None} if diverged else history[-1]
+        images = "test" if "test_accuracy" in last else "val"
+        result: dict[str, Any] = {
+            "accuracy": last[f"{images}_accuracy"],
+            "loss": last[f"{images}_loss"],
             "epochs": len(history),
             "seconds": round(sum(epoch["seconds"] for epoch in history), 1),
             "images_per_second": round(statistics.median(rates), 1) if rates else None,
         }
+        if images == "test":
+            result["selection_accuracy"] = last["val_accuracy"]
         machine = {**{name: environment[name] for name in _ENVIRONMENT}, "jobs": jobs}
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise FileError(f"the run in {folder} is damaged ({error}): delete it, and it is trained again") from error

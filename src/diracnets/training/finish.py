@@ -32,6 +32,7 @@ def facts_of_run(
     """What a checkpoint or model file of this run says about its network."""
     provenance = {
         "recipe": recipe.table(),
+        **({"validated_on": f"{len(data.val):,} held-out training images"} if data.test is not None else {}),
         "data": {"name": data.name, "train": len(data.train), "val": len(data.val)},
         "epoch": history[-1]["epoch"] if history else 0,
         "accuracy": history[-1].get("val_accuracy") if history else None,

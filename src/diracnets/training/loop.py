@@ -110,6 +110,8 @@ def train(
         if not isinstance(data, ImageData):
             size = recipe.data.image_size
             data = load_data(data, data_dir=data_dir, image_size=size, device=place, workers=workers)
+        if recipe.data.select_on is not None:
+            data = data.selecting_on(recipe.data.select_on)
         if recipe.data.num_train is not None:
             data = data.with_fewer(recipe.data.num_train)
         steps = steps_per_epoch(optimization.batch_size, data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ class Trained:
     chain: nn.Module | None
     """What the network folds to, on the same device; None where it has branches."""
     accuracy: float
-    """Part of the validation images that the network gets right, 0 to 1."""
+    """Fraction of the validation images that the network gets right, 0 to 1; with `select_on`, of the training images
+    that were held out (the last row of `history` then has a test_accuracy too)."""
     history: list[dict[str, Any]]
     """The rows of `metrics.jsonl`, one an epoch."""
     model_file: Path | None
@@ -86,7 +88,7 @@ class Run:
             record_scales(self.folder.scales, state.net, 0)
         self.folder.rewrite_metrics(state.history)
         record_environment(self.folder.environment, state.device, self.data_dir, state.precision, self.start)
-        images = f"{len(self.data.train):,} images to train on, {len(self.data.val):,} to validate"
+        images = f"{len(self.data.train):,} images to train on, {validated_on(self.data)} to validate on"
         say(f"{recipe.model.name} on {self.data.name}: {images}; everything goes to {self.folder.path}")
         for line in self.data.summary():
             say(line)
@@ -116,8 +118,9 @@ class Run:
                 self.estimate_statistics()
                 synchronize(state.device)
                 row["seconds"] += (time.perf_counter() - begun) * last  # a part of training, where they are kept
+            count = len(self.data.val)
             try:
-                evaluation = evaluate(state.evaluated, self.data.val, on_batch=self.evaluating)
+                evaluation = evaluate(state.evaluated, self.data.val, on_batch=partial(self.evaluating, count=count))
             except TrainingError as error:  # it has diverged, and what was saved last has not
                 raise TrainingError(f"{error}: {self.advice()}") from error
             except Exception:  # an image that cannot be read, say, must not cost the epoch
@@ -159,14 +162,23 @@ class Run:
         if state.average is not None and state.average.started():
             state.average.ready = True
 
-    def evaluating(self, done: int) -> None:
-        """Show how far the evaluation is; a run that is to stop leaves it, and does it anew when it is resumed."""
-        self.reporter.evaluating(done, len(self.data.val))
+    def evaluating(self, done: int, count: int) -> None:
+        """Show how far the evaluation is; a run that is to stop leaves it, and repeats it when it is resumed."""
+        self.reporter.evaluating(done, count)
         self.stop_if_asked()
 
     def finish(self) -> Trained:
-        """Fold the trained network and write the model file, if it has no branches."""
-        net, facts, history = self.state.evaluated.eval(), self.facts(), self.state.history
+        """Fold the trained network and write the model file, if it has no branches.
+
+        A run that was validated on training images is first evaluated on the test images, this once.
+        """
+        net, history = self.state.evaluated.eval(), self.state.history
+        if self.data.test is not None and "test_accuracy" not in history[-1]:
+            evaluation = evaluate(net, self.data.test, on_batch=partial(self.evaluating, count=len(self.data.test)))
+            history[-1] |= {"test_loss": evaluation.loss, "test_accuracy": evaluation.top1}
+            self.folder.rewrite_metrics(history)
+            self.save()
+        facts = self.facts()
         attach_facts(net, facts)
         accuracy = history[-1]["val_accuracy"]
         trained = Trained(self.folder.path, net, None, accuracy, history, None)
@@ -175,7 +187,8 @@ class Run:
             chain = write_model_file(net, facts, self.folder.model).to(self.state.device)
             trained = replace(trained, chain=chain, model_file=self.folder.model)
             where = f"the folded network is in {self.folder.model}"
-        self.reporter.say(f"validation accuracy {accuracy:.2%}; {where}")
+        tested = f", {history[-1]['test_accuracy']:.2%} on the test images" if self.data.test is not None else ""
+        self.reporter.say(f"validation accuracy {accuracy:.2%} on {validated_on(self.data)}{tested}; {where}")
         return trained
 
     def facts(self) -> ModelFacts:
@@ -245,3 +258,14 @@ def steps_per_epoch(batch_size: int, data: ImageData) -> int:
     if steps == 0:
         raise DataError(f"{data.name} has {len(data.train)} images to train on, but training needs at least 2")
     return steps
+
+
+def validated_on(data: ImageData) -> str:
+    """How many images the accuracies of a run are measured on, and of which kind.
+
+    >>> from diracnets import load_data
+    >>> digits = load_data("digits")
+    >>> validated_on(digits), validated_on(digits.selecting_on(200))
+    ('359 images', '200 held-out training images')
+    """
+    return f"{len(data.val):,} {'images' if data.test is None else 'held-out training images'}"
