@@ -4,8 +4,9 @@
     python benchmarks/ship.py RUN NAME --data-dir DIR --url https://... --out FOLDER
 
 Filters are rounded to float16; the scales, shifts and statistics of each channel stay float32. The rounded network is
-evaluated on all held-out images. `src/diracnets/artifacts/weights/` gets NAME.json, the facts that
-`diracnets.artifacts.pretrained.Weights` names, and NAME.safetensors, which goes to --out if it is to be downloaded.
+evaluated on all held-out images. `src/diracnets/artifacts/weights/` gets NAME.json, which
+`diracnets.artifacts.pretrained.Weights` is read from, and NAME.safetensors, which goes to --out if it is to be
+downloaded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diracnets import Recipe, evaluate, load, load_data
-from diracnets.artifacts.card import facts_of
+from diracnets.artifacts.card import TrainedOn, card_of
 from diracnets.artifacts.pretrained import FOLDER, Weights
 from diracnets.download import hash_of
 from diracnets.errors import DiracNetsError, UsageError
@@ -45,13 +46,14 @@ def nearest_recipe(recipe: Recipe) -> str:
     names = {name: Recipe.load(name).differences(recipe) for name in recipe_names()}
     name = min(names, key=lambda each: len(names[each]))
     differing = [difference.partition(":")[0] for difference in names[name]]
-    changes = [f"{field} {getattr(recipe, field)}" for field in differing if field != "seed"]
+    settings = recipe.settings()
+    changes = [f"{field} {settings[field]}" for field in differing if field != "seed"]
     return f"{name}, with {', '.join(changes)}" if changes else name
 
 
 def check_finished(run: Path, recipe: Recipe) -> None:
     """Raise `UsageError` unless the run has done all epochs of its recipe."""
-    done = RunFolder(run).read_last(recipe)["resume"]["epoch"] - 1
+    done = (RunFolder(run).read_last(recipe).resume or {})["epoch"] - 1
     if done < recipe.optimization.epochs:
         raise UsageError(
             f"the run in {run} is not finished, {done} of {recipe.optimization.epochs} epochs are done: resume it "
@@ -66,23 +68,23 @@ def ship(
     checkpoint: str = "last.pt",
     data_dir: Path | None = None,
     commit: str | None = None,
-    licence: str = "MIT",
+    license: str = "MIT",
     note: str = "",
     url: str | None = None,
     out: Path | None = None,
     folder: Path = FOLDER,
 ) -> Weights:
-    """Write NAME.safetensors to `out` or `folder`, and NAME.json to `folder`, and give the facts."""
+    """Write NAME.safetensors to `out` or `folder`, and NAME.json to `folder`, and give what is known of it."""
     if (url is None) != (out is None):
         raise UsageError("--url and --out belong together: where the file will be found, and where to put it now")
     recipe = Recipe.load(run / "recipe.toml")
     check_finished(run, recipe)
     net = load(run / checkpoint)
-    facts = facts_of(net)
-    if facts is None or not hasattr(net, "config"):
+    card = card_of(net)
+    if card is None or not hasattr(net, "config"):
         raise UsageError(f"{run / checkpoint} is no checkpoint of a run of diracnets")
-    data = load_data(recipe.data.name, data_dir=data_dir, image_size=facts.input_size[-1], download=False)
-    if data.classes != facts.classes:
+    data = load_data(recipe.data.name, data_dir=data_dir, image_size=card.input_size[-1], download=False)
+    if data.classes != card.classes:
         raise UsageError(f"{data_dir} has other classes than the run was trained on; choose its own data")
     state = rounded(net)
     net.load_state_dict(state)
@@ -90,31 +92,32 @@ def ship(
     file = (out or folder) / f"{name}.safetensors"
     with written_whole(file) as part:
         save_file(state, part)
+    known = {
+        "weights": name,
+        "accuracy": accuracy,
+        "recipe": nearest_recipe(recipe),
+        "license": license,
+        "commit": commit or json.loads((run / "environment.json").read_text(encoding="utf-8"))[0]["commit"],
+        "url": url,
+        "note": note,
+    }
+    provenance = {key: value for key, value in known.items() if value}
     weights = Weights(
         name=name,
-        model=dict(net.config),  # type: ignore[arg-type]
-        data=data.name,
-        recipe=nearest_recipe(recipe),
+        card=dataclasses.replace(
+            card, data=TrainedOn(data.name, len(data.train), len(data.val)), provenance=provenance
+        ),
         accuracy=accuracy,
-        images=len(data.val),
+        license=license,
         sha256=hash_of(file, "sha256"),
-        mean=facts.mean,
-        std=facts.std,
-        licence=licence,
-        classes=facts.classes,
-        seed=recipe.runtime.seed,
-        commit=commit or json.loads((run / "environment.json").read_text(encoding="utf-8"))[0]["commit"],
         size=file.stat().st_size,
         url=url,
-        settings=recipe.table(),
-        note=note,
     )
-    weights.facts()  # refuses what these may not be
     with written_whole(folder / f"{name}.json") as part:
-        part.write_text(json.dumps(dataclasses.asdict(weights), indent=2) + "\n", encoding="utf-8")
-    before = facts.provenance.get("accuracy")
+        part.write_text(json.dumps(weights.to_data(), indent=2) + "\n", encoding="utf-8")
+    before = card.provenance.get("accuracy")
     was = f", {before:.2%} in the run" if before is not None else ""
-    print(f"{file}, {weights.size:,} bytes: {accuracy:.2%} of {weights.images:,} images{was}")
+    print(f"{file}, {weights.size:,} bytes: {accuracy:.2%} of {len(data.val):,} images{was}")
     return weights
 
 
@@ -125,7 +128,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="last.pt", help="of the run; best.pt was chosen by the held-out images")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--commit", help="that the run was made with, where the run does not know it")
-    parser.add_argument("--licence", default="MIT")
+    parser.add_argument("--license", default="MIT")
     parser.add_argument("--note", default="", help="what else one should know before using it")
     parser.add_argument("--url", help="where the file will be found, if it is too large to ship")
     parser.add_argument("--out", type=Path, help="folder for the file, with --url")

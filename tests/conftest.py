@@ -34,3 +34,53 @@ def warm():
         return model.eval()
 
     return randomize
+
+
+def striped_images(count, name, seed, classes=3, size=8):
+    """Noise with a bright row for each class, which a small network learns in a few steps."""
+    import torch
+
+    from diracnets.data.memory import MemoryImages
+
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    pixels = torch.randint(0, 120, (count, size, size, 1), generator=generator, dtype=torch.uint8)
+    pixels[torch.arange(count), 3 * labels + 1] += 100
+    return MemoryImages(pixels, labels, name=name, mean=(0.3,), std=(0.2,))
+
+
+@pytest.fixture(scope="session")
+def stripes():
+    """72 images to train on, 30 to validate, of 8x8 grey pixels in 3 classes."""
+    from diracnets.data.images import ImageData
+
+    train, val = striped_images(72, "stripes train", 0), striped_images(30, "stripes val", 1)
+    return ImageData("stripes", ("low", "middle", "high"), (1, 8, 8), (0.3,), (0.2,), train, val)
+
+
+@pytest.fixture(scope="session")
+def large_stripes():
+    """32 images of 16x16 pixels for both."""
+    from diracnets.data.images import ImageData
+
+    images = striped_images(32, "stripes", 0, size=16)
+    return ImageData("stripes", ("low", "middle", "high"), (1, 16, 16), (0.3,), (0.2,), images, images)
+
+
+@pytest.fixture
+def warm_net():
+    """A DiracNet with random weights whose BatchNorm statistics have seen some images."""
+    import torch
+    from torch import nn
+
+    from diracnets.artifacts.create import create_model
+
+    torch.manual_seed(1)
+    net = create_model("diracnet-10-0.25", num_classes=3, in_channels=1, image_size=8)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.bias, 0.5, 0.3)  # about 0, a group of so few channels can be dead
+    with torch.no_grad():
+        for _ in range(3):
+            net(torch.randn(32, 1, 8, 8) * 2)
+    return net.eval()

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import diracnets
-from diracnets.artifacts.card import ModelFacts
+from diracnets.artifacts.card import ModelCard, TrainedOn
 from diracnets.cli import COMMANDS, main, parse
 from diracnets.commands.demo import demonstrate
 from diracnets.data.images import CIFAR_MEAN, CIFAR_STD
@@ -296,7 +296,7 @@ def test_starting_from_a_run_folder_takes_its_best_checkpoint(run, tmp_path):
     assert main([*words, "--from", str(tmp_path / "first")]) == 0
     old, new = diracnets.load(run / "best.pt"), diracnets.load(tmp_path / "next/best.pt")
     assert torch.equal(old.stem[0].weight, new.stem[0].weight)
-    assert new.facts.provenance["start"] == "best.pt"
+    assert new.card.provenance["start"] == "best.pt"
 
 
 def test_a_name_goes_before_a_folder_without_a_run_and_a_run_before_a_name(run, tmp_path, monkeypatch, capsys):
@@ -389,13 +389,13 @@ def test_eval_finds_the_data_where_the_run_had_it(tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(
-    ("provenance", "said"),
-    [({}, "does not say what it was trained on"), ({"data": {"name": "imagenet"}}, "was trained on imagenet")],
+    ("data", "said"),
+    [(None, "does not say what it was trained on"), (TrainedOn("imagenet"), "was trained on imagenet")],
 )
-def test_eval_asks_for_data_that_it_cannot_know(provenance, said, tmp_path, capsys):
-    facts = ModelFacts((3, 32, 32), CIFAR_MEAN, CIFAR_STD, provenance=provenance)
+def test_eval_asks_for_data_that_it_cannot_know(data, said, tmp_path, capsys):
+    card = ModelCard((3, 32, 32), CIFAR_MEAN, CIFAR_STD, data=data)
     file = tmp_path / "model.safetensors"
-    diracnets.save(diracnets.fold(diracnets.create_model("diracnet-10-0.25").eval()), file, facts=facts)
+    diracnets.save(diracnets.fold(diracnets.create_model("diracnet-10-0.25").eval()), file, card=card)
     assert main(["eval", str(file), "--device", "cpu"]) == 2
     assert f"{said}: give --data (digits, cifar10, cifar100, folder), and --data-dir" in capsys.readouterr().err
 
@@ -493,10 +493,10 @@ def test_eval_refuses_images_of_another_kind(run, place, capsys):
 
 def test_eval_refuses_the_images_of_another_set(run, capsys):
     """The size is that of the set, not of the network, so that the classes are compared."""
-    facts = ModelFacts((3, 32, 32), CIFAR_MEAN, CIFAR_STD, classes=("cat", "dog"))
+    card = ModelCard((3, 32, 32), CIFAR_MEAN, CIFAR_STD, classes=("cat", "dog"))
     net = diracnets.create_model("diracnet-10-0.25", num_classes=2).eval()
     file = run.parent / "cats.safetensors"
-    diracnets.save(diracnets.fold(net), file, facts=facts)
+    diracnets.save(diracnets.fold(net), file, card=card)
     assert main(["eval", str(file), "--data", "digits"]) == 2
     assert "has other classes than digits" in capsys.readouterr().err
 
@@ -508,7 +508,7 @@ def test_fold_proves_and_the_file_answers_the_same(run, tmp_path, capsys):
     assert "6 Dirac parameterizations and 7 batch norms into one flat chain" in printed
     assert "largest difference" in printed
     assert main(["verify", str(out)]) == 0
-    assert f"{out} is in order" in capsys.readouterr().out
+    assert f"{out} is valid" in capsys.readouterr().out
     for file in (run / "best.pt", out):
         assert main(["eval", str(file), "--json", "--device", "cpu"]) == 0
     network, chain = capsys.readouterr().out.split("\n}\n")[:2]

@@ -20,6 +20,8 @@ _HOME = {
     "undiracify": "nn.diracify",
     "parameter_groups": "nn.dirac",
     "fold": "folding.fold",
+    "FoldReport": "folding.fold",
+    "unfold": "artifacts.unfold",
     "Init": "models.init",
     "create_model": "artifacts.create",
     "list_models": "models.build",
@@ -29,24 +31,38 @@ _HOME = {
     "load": "artifacts.load",
     "save": "artifacts.model_file",
     "verify": "artifacts.model_file",
+    "ModelCard": "artifacts.card",
+    "describe": "evaluation.info",
+    "Augmentation": "data.augmentation",
     "load_data": "data.load",
     "Recipe": "training.recipe",
     "train": "training.loop",
     "evaluate": "evaluation.metrics",
+    "Evaluation": "evaluation.metrics",
     "predict": "evaluation.predict",
+    "Prediction": "evaluation.predict",
+    "DiracNetsError": "errors",
 }
 
 __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
+    from diracnets.artifacts.card import ModelCard as ModelCard
     from diracnets.artifacts.create import create_model as create_model
     from diracnets.artifacts.load import load as load
     from diracnets.artifacts.model_file import save as save
     from diracnets.artifacts.model_file import verify as verify
     from diracnets.artifacts.pretrained import list_weights as list_weights
+    from diracnets.artifacts.unfold import unfold as unfold
+    from diracnets.data.augmentation import Augmentation as Augmentation
     from diracnets.data.load import load_data as load_data
+    from diracnets.errors import DiracNetsError as DiracNetsError
+    from diracnets.evaluation.info import describe as describe
+    from diracnets.evaluation.metrics import Evaluation as Evaluation
     from diracnets.evaluation.metrics import evaluate as evaluate
+    from diracnets.evaluation.predict import Prediction as Prediction
     from diracnets.evaluation.predict import predict as predict
+    from diracnets.folding.fold import FoldReport as FoldReport
     from diracnets.folding.fold import fold as fold
     from diracnets.models.build import list_models as list_models
     from diracnets.models.diracnet import DiracNet as DiracNet

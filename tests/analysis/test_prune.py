@@ -53,8 +53,8 @@ def test_the_shortest_chain_that_loses_little_is_written(run, tmp_path):
     verify(path)
     chain = load(path)
     assert sum(type(layer).__name__ == "Conv2d" for layer in chain) == kept["layers"]
-    assert chain.facts.provenance["accuracy"] == kept["accuracy"]
-    assert chain.facts.provenance["taken_out"] == [row["taken"] for row in facts["rows"][1 : facts["kept"] + 1]]
+    assert chain.card.provenance["accuracy"] == kept["accuracy"]
+    assert chain.card.provenance["taken_out"] == [row["taken"] for row in facts["rows"][1 : facts["kept"] + 1]]
     assert facts["rows"][-1]["layers"] == 3  # the stem and the two layers that double the width
 
 

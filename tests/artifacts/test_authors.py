@@ -119,7 +119,7 @@ def test_training_checkpoint_of_any_size(tmp_path, name):
     x = torch.randn(2, stem[1], 64 if stem[-1] == 7 else 16, 64 if stem[-1] == 7 else 16)
     with torch.inference_mode():
         assert close(net(x), training_logits(tensors, depths, x))
-    assert hasattr(net, "facts") == (stem[1] == 3)
+    assert hasattr(net, "card") == (stem[1] == 3)
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -5,17 +5,17 @@ import json
 import pytest
 from torch import nn
 
-from diracnets.artifacts.card import ModelFacts, attach_facts, facts_of
+from diracnets.artifacts.card import ModelCard, attach_card, card_of
 from diracnets.errors import UsageError
 
 GOOD = {"input_size": (3, 8, 8), "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
 
 
 def test_facts_come_back_from_json():
-    facts = ModelFacts(
+    card = ModelCard(
         **GOOD, classes=("a", "ü"), provenance={"lr": 0.1, "list": [1, None, True]}, fold={"largest": 1e-6}
     )
-    assert ModelFacts.from_data(json.loads(json.dumps(facts.to_data()))) == facts
+    assert ModelCard.from_data(json.loads(json.dumps(card.to_data()))) == card
 
 
 @pytest.mark.parametrize(
@@ -38,17 +38,17 @@ def test_facts_come_back_from_json():
 )
 def test_impossible_facts_are_refused(key, value, message):
     with pytest.raises(UsageError, match=message):
-        ModelFacts(**{**GOOD, key: value})
+        ModelCard(**{**GOOD, key: value})
 
 
 @pytest.mark.parametrize("data", [{}, {"input_size": "3"}, {**GOOD, "classes": {"a": 1}}, {**GOOD, "mean": None}])
 def test_incomplete_data_is_refused(data):
     with pytest.raises(UsageError):
-        ModelFacts.from_data(data)
+        ModelCard.from_data(data)
 
 
 def test_facts_of_a_network():
     net = nn.Sequential()
-    assert facts_of(net) is None
-    attach_facts(net, ModelFacts(**GOOD))
-    assert net.facts == facts_of(net) == ModelFacts(**GOOD)
+    assert card_of(net) is None
+    attach_card(net, ModelCard(**GOOD))
+    assert net.card == card_of(net) == ModelCard(**GOOD)

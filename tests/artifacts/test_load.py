@@ -3,18 +3,20 @@
 import os
 import pickle
 import zipfile
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import diracnets
-from diracnets.artifacts.card import ModelFacts
-from diracnets.artifacts.load import CHECKPOINT_FORMAT, load
+from diracnets.artifacts.card import ModelCard
+from diracnets.artifacts.checkpoint import FORMAT
+from diracnets.artifacts.load import load
 from diracnets.artifacts.model_file import save
 from diracnets.errors import FileError, UsageError
 
-FACTS = ModelFacts((1, 8, 8), (0.3,), (0.4,), ("a", "b", "c"), {"epochs": 1})
+CARD = ModelCard((1, 8, 8), (0.3,), (0.4,), ("a", "b", "c"), {"epochs": 1})
 
 
 def checkpoint(**changes):
@@ -22,12 +24,13 @@ def checkpoint(**changes):
     net = diracnets.create_model("diracnet-10-0.25", num_classes=3, in_channels=1, image_size=8)
     net(torch.randn(8, 1, 8, 8))
     data = {
-        "format": CHECKPOINT_FORMAT,
-        "model": net.config,
+        "format": FORMAT,
+        "card": {**CARD.to_data(), "architecture": net.config},
         "state": net.state_dict(),
-        "facts": FACTS.to_data(),
         "epoch": 4,
     }
+    if "architecture" in changes:
+        data["card"]["architecture"] = changes.pop("architecture")
     return net.eval(), data | changes
 
 
@@ -38,14 +41,14 @@ def test_checkpoint_of_a_training(tmp_path):
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(loaded(x), net(x))
     assert loaded.config == net.config
-    assert loaded.facts == FACTS
+    assert loaded.card == replace(CARD, architecture=net.config)
     assert not loaded.training
     assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
 def test_model_file_under_another_suffix(tmp_path):
     chain = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
-    save(chain, tmp_path / "model.pt", facts=FACTS)
+    save(chain, tmp_path / "model.pt", card=CARD)
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(load(str(tmp_path / "model.pt"))(x), chain(x))
 
@@ -55,22 +58,25 @@ def test_model_file_under_another_suffix(tmp_path):
     [
         ({"format": "diracnets-checkpoint-9"}, "checkpoint-9.*upgrade"),
         ({"format": "other"}, "no network that diracnets knows"),
-        ({"model": 3}, "not described"),
-        ({"model": {"name": "diracnet-10-0.25", "num_classes": 3, "in_channels": 3}}, "stem.conv.weight"),
-        ({"model": {"name": "diracnet-99999994-1"}}, "too few for a diracnet-99999994-1"),
-        ({"model": {"name": "diracnet-10-999999999"}}, "whole network"),
-        ({"model": {"name": "resnet-18"}}, "resnet-18"),
-        ({"model": {"nam": "diracnet-10-1"}}, "whole network"),
-        ({"model": {"name": "diracnet-10-1", "device": "cuda"}}, "not described"),
-        ({"model": {"name": "diracnet-28-0.5", "pretrained": True}}, "not described"),
+        ({"architecture": 3}, "architecture is 3"),
+        ({"architecture": None}, "does not say which network"),
+        ({"architecture": {"name": "diracnet-10-0.25", "num_classes": 3, "in_channels": 3}}, "stem.conv.weight"),
+        ({"architecture": {"name": "diracnet-99999994-1"}}, "too few for a diracnet-99999994-1"),
+        ({"architecture": {"name": "diracnet-10-999999999"}}, "whole network"),
+        ({"architecture": {"name": "resnet-18"}}, "resnet-18"),
+        ({"architecture": {"nam": "diracnet-10-1"}}, "whole network"),
+        ({"architecture": {"name": "diracnet-10-1", "device": "cuda"}}, "'device', which build_model does not take"),
+        ({"architecture": {"name": "diracnet-28-0.5", "pretrained": True}}, "'pretrained', which build_model"),
         ({"state": {}}, "too few|missing"),
-        ({"facts": {"input_size": [1, 8, 8]}}, "mean"),
-        ({"facts": 3}, "facts are 3"),
-        ({"model": {"name": 3}}, "whole network"),
-        ({"model": {"name": "diracnet-18", "width": 1e300}}, "whole network"),
-        ({"model": {"name": "diracnet-10-1", "in_channels": 10**30}}, "whole network"),
-        ({"model": {"name": "diracnet-10-1", "image_size": "large"}}, "whole network"),
-        ({"model": {"name": "diracnet-10-1", "num_classes": "3"}}, "whole network"),
+        ({"card": {"input_size": [1, 8, 8]}}, "mean"),
+        ({"card": 3}, "card is 3"),
+        ({"state": 3}, "weights are not described"),
+        ({"resume": 3}, "weights are not described"),
+        ({"architecture": {"name": 3}}, "whole network"),
+        ({"architecture": {"name": "diracnet-18", "width": 1e300}}, "whole network"),
+        ({"architecture": {"name": "diracnet-10-1", "in_channels": 10**30}}, "whole network"),
+        ({"architecture": {"name": "diracnet-10-1", "image_size": "large"}}, "whole network"),
+        ({"architecture": {"name": "diracnet-10-1", "num_classes": "3"}}, "whole network"),
     ],
 )
 def test_checkpoint_that_is_no_network(tmp_path, changes, message):
@@ -144,7 +150,7 @@ def an_archive(path):
         (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)), "neither"),
         (an_archive, "damaged, or not a file that torch.save wrote"),
         (lambda path: torch.save(torch.zeros(3), path), "no network that diracnets knows"),
-        (lambda path: torch.save({"a": torch.zeros(3)}, path), "no network that diracnets knows"),
+        (lambda path: torch.save({"a": torch.zeros(3)}, path), "does not say of which network: .*load_state_dict"),
     ],
 )
 def test_what_is_no_network(tmp_path, make, message):
@@ -157,6 +163,6 @@ def test_what_is_no_network(tmp_path, make, message):
 
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
 def test_device_that_is_not_there(tmp_path, device):
-    save(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), tmp_path / "m.safetensors", facts=FACTS)
+    save(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), tmp_path / "m.safetensors", card=CARD)
     with pytest.raises(UsageError, match=device):
         load(tmp_path / "m.safetensors", device)

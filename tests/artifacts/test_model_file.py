@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diracnets.artifacts.card import ModelFacts
+from diracnets.artifacts.card import ModelCard
 from diracnets.artifacts.model_file import KEY, _hash, read, save, verify
 from diracnets.errors import FileError, UsageError
 from diracnets.nn.dirac import DiracConv2d
 
-FACTS = ModelFacts(
+CARD = ModelCard(
     (3, 8, 8), (0.5, 0.4, 0.3), (0.2, 0.3, 0.1), ("cat", "dög"), {"epochs": 3, "data": {"name": "x"}}, {"largest": 1e-7}
 )
 
@@ -63,7 +63,7 @@ def flat_3d():
 def model_file(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("file") / "model.safetensors"
-    save(warmed(flat_2d()), path, facts=FACTS)
+    save(warmed(flat_2d()), path, card=CARD)
     return path
 
 
@@ -85,10 +85,10 @@ def forge(source, target, edit, tensors=None, rehash=True):
 )
 def test_round_trip_is_bit_exact(tmp_path, make, size, dtype):
     chain = warmed(make(), size).to(dtype)
-    facts = ModelFacts(size, FACTS.mean, FACTS.std, FACTS.classes)
-    save(chain, tmp_path / "model.safetensors", facts=facts)
+    card = ModelCard(size, CARD.mean, CARD.std, CARD.classes)
+    save(chain, tmp_path / "model.safetensors", card=card)
     loaded = read(tmp_path / "model.safetensors")
-    assert loaded.facts == facts
+    assert loaded.card == card
     assert type(loaded) is nn.Sequential
     assert repr(loaded) == repr(chain)
     assert not any(module.training for module in loaded.modules())
@@ -108,19 +108,19 @@ def test_names_facts_and_memory_format_survive(tmp_path):
     chain.add_module("stem_conv", nn.Conv2d(3, 8, 3))
     chain.add_module("relu", nn.ReLU(inplace=True))
     chain = chain.to(memory_format=torch.channels_last)
-    facts = ModelFacts((3, 8, 8), FACTS.mean, FACTS.std, provenance=FACTS.provenance, fold=FACTS.fold)
-    save(chain, tmp_path / "m.safetensors", facts=facts)
+    card = ModelCard((3, 8, 8), CARD.mean, CARD.std, provenance=CARD.provenance, fold=CARD.fold)
+    save(chain, tmp_path / "m.safetensors", card=card)
     assert chain[0].weight.is_contiguous(memory_format=torch.channels_last)
     loaded = read(tmp_path / "m.safetensors")
     assert list(loaded.state_dict()) == ["stem_conv.weight", "stem_conv.bias"]
     assert loaded.relu.inplace
-    assert loaded.facts == facts
+    assert loaded.card == card
 
 
 def test_layer_used_twice_is_saved_as_two_that_are_equal(tmp_path):
     conv = nn.Conv2d(3, 3, 3, padding=1)
     chain = nn.Sequential(conv, nn.ReLU(), conv)
-    save(chain, tmp_path / "m.safetensors", facts=ModelFacts((3, 8, 8), FACTS.mean, FACTS.std))
+    save(chain, tmp_path / "m.safetensors", card=ModelCard((3, 8, 8), CARD.mean, CARD.std))
     x = torch.randn(1, 3, 8, 8)
     assert torch.equal(read(tmp_path / "m.safetensors")(x), chain(x))
 
@@ -159,7 +159,7 @@ def test_flipped_bit_is_an_error_or_changes_nothing(model_file, tmp_path):
         except FileError as error:
             errors.append(str(error))
         else:
-            assert loaded.facts == original.facts
+            assert loaded.card == original.card
             assert repr(loaded) == repr(original)
             state = original.state_dict()
             assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
@@ -185,6 +185,10 @@ def set_layer(index, **values):
 
 def set_top(**values):
     return lambda content: content.update(values)
+
+
+def set_card(**values):
+    return lambda content: content["card"].update(values)
 
 
 def nested(depth):
@@ -220,20 +224,27 @@ HOSTILE = {
     "no layers": (set_top(layers=[]), "incomplete"),
     "too few layers": (lambda content: content["layers"].pop() and None, "output of|belongs to no layer"),
     "format is text": (set_top(format="1"), "no format number"),
-    "format from the future": (set_top(format=2), "newer than this diracnets reads.*upgrade"),
+    "format from the future": (set_top(format=3), "newer than this diracnets reads.*upgrade"),
     "format 0": (set_top(format=0), "incomplete"),
     "not an object": (lambda content: [content], "no format number"),
-    "input size 0": (set_top(input_size=[3, 0, 8]), "input_size"),
-    "huge input size": (set_top(input_size=[3, 10**9, 10**9]), "input_size"),
-    "input too small": (set_top(input_size=[3, 1, 1]), "does not fit"),
-    "text for mean": (set_top(mean="abc"), "mean"),
-    "std 0": (set_top(std=[0.0, 1.0, 1.0]), "std"),
-    "NaN mean": (set_top(mean=[float("nan"), 1.0, 1.0]), "mean"),
-    "wrong number of classes": (set_top(classes=["cat"]), "1 class names"),
-    "class that rewrites the terminal": (set_top(classes=["cat", "\x1b[2Jdog"]), "control characters"),
-    "provenance that rewrites the terminal": (set_top(provenance={"a": ["\x1b]0;x\x07"]}), "control characters"),
-    "deep provenance": (set_top(provenance=nested(50)), "nested"),
-    "provenance is no object": (set_top(provenance=[1]), "provenance"),
+    "input size 0": (set_card(input_size=[3, 0, 8]), "input_size"),
+    "huge input size": (set_card(input_size=[3, 10**9, 10**9]), "input_size"),
+    "input too small": (set_card(input_size=[3, 1, 1]), "does not fit"),
+    "text for mean": (set_card(mean="abc"), "mean"),
+    "std 0": (set_card(std=[0.0, 1.0, 1.0]), "std"),
+    "NaN mean": (set_card(mean=[float("nan"), 1.0, 1.0]), "mean"),
+    "wrong number of classes": (set_card(classes=["cat"]), "1 class names"),
+    "class that rewrites the terminal": (set_card(classes=["cat", "\x1b[2Jdog"]), "control characters"),
+    "provenance that rewrites the terminal": (set_card(provenance={"a": ["\x1b]0;x\x07"]}), "control characters"),
+    "deep provenance": (set_card(provenance=nested(50)), "nested"),
+    "provenance is no object": (set_card(provenance=[1]), "provenance"),
+    "architecture without a name": (set_card(architecture={"width": 2}), "has no name"),
+    "architecture is text": (set_card(architecture="vgg-16"), "architecture is 'vgg-16'"),
+    "data without a name": (set_card(data={"train": 3}), "data is"),
+    "data of minus one image": (set_card(data={"name": "x", "train": -1}), "data.train is -1"),
+    "data that rewrites the terminal": (set_card(data={"name": "\x1b[2J"}), "control characters"),
+    "recipe is a list": (set_card(recipe=[1]), "recipe is"),
+    "no card": (set_top(card=None), "card is None"),
     "probe is text": (set_top(probe="x"), "probe"),
     "probe is empty": (set_top(probe=[]), "probe"),
 }
@@ -309,7 +320,7 @@ def test_tensors_must_be_the_layers(model_file, tmp_path, change, message):
 
 def test_wrong_hash_is_named(model_file, tmp_path):
     with pytest.raises(FileError, match="altered or damaged"):
-        read(forge(model_file, tmp_path / "m.safetensors", set_top(classes=["dog", "cat"]), rehash=False))
+        read(forge(model_file, tmp_path / "m.safetensors", set_card(classes=["dog", "cat"]), rehash=False))
 
 
 def test_verify_computes_the_probe_again(model_file, tmp_path):
@@ -369,7 +380,7 @@ class Twice(nn.Sequential):
 )
 def test_what_a_file_cannot_hold_is_refused(tmp_path, chain, message):
     with pytest.raises(UsageError, match=message):
-        save(chain, tmp_path / "m.safetensors", facts=FACTS)
+        save(chain, tmp_path / "m.safetensors", card=CARD)
     assert not list(tmp_path.iterdir())
 
 
@@ -379,13 +390,13 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value):
     with torch.no_grad():
         chain[1].weight[0, 0] = value
     with pytest.raises(UsageError, match=r"1\.weight holds numbers that are not finite"):
-        save(chain, tmp_path / "m.safetensors", facts=FACTS)
+        save(chain, tmp_path / "m.safetensors", card=CARD)
 
 
 def test_unwritable_place_is_a_file_error(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(FileError, match="cannot write"):
-        save(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), tmp_path / "file" / "m.safetensors", facts=FACTS)
+        save(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), tmp_path / "file" / "m.safetensors", card=CARD)
 
 
 def test_full_disk_is_a_file_error_and_leaves_nothing(tmp_path):
@@ -395,7 +406,7 @@ def test_full_disk_is_a_file_error_and_leaves_nothing(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
         with pytest.raises(FileError, match=r"cannot write .*m\.safetensors"):
-            save(chain, tmp_path / "m.safetensors", facts=ModelFacts((3, 64, 64), FACTS.mean, FACTS.std))
+            save(chain, tmp_path / "m.safetensors", card=ModelCard((3, 64, 64), CARD.mean, CARD.std))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())

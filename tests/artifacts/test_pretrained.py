@@ -1,4 +1,4 @@
-"""Trained networks: what their facts say is so, they are found, fetched, checked and used by name."""
+"""Trained networks: what their cards say is so, they are found, fetched, checked and used by name."""
 
 import dataclasses
 import functools
@@ -19,11 +19,12 @@ from torch import nn
 
 import diracnets
 from diracnets.artifacts import authors, pretrained
-from diracnets.artifacts.load import load, load_weights
+from diracnets.artifacts.card import ModelCard, TrainedOn
+from diracnets.artifacts.load import load
 from diracnets.artifacts.pretrained import choose_weights, find_weights, list_weights
-from diracnets.artifacts.recognize import chain_layers
 from diracnets.cli import main
 from diracnets.errors import FileError, UsageError
+from diracnets.folding.structure import folded_structure
 from diracnets.models.build import on_meta
 
 ROOT = Path(__file__).parents[2]
@@ -78,10 +79,10 @@ def server(tmp_path, monkeypatch):
 
 
 def declare(folder, name, file, url, **changes):
-    """Write the facts of weights that are at `url`: those of the digits, but for `changes`."""
+    """Write the card of weights that are at `url`: those of the digits, but for `changes`."""
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    facts = dataclasses.replace(find_weights(DIGITS), name=name, url=url, **({"sha256": sha256} | changes))
-    (folder / f"{name}.json").write_text(json.dumps(dataclasses.asdict(facts)))
+    made = dataclasses.replace(find_weights(DIGITS), name=name, url=url, **({"sha256": sha256} | changes))
+    (folder / f"{name}.json").write_text(json.dumps(made.to_data()))
     return sha256
 
 
@@ -91,28 +92,30 @@ def test_the_facts_are_whole(name):
     assert weights.name == name
     net = on_meta(dict(weights.model))
     assert name.startswith(f"{net.config['name']}-")
-    assert len(weights.classes) in (0, net.num_classes)
-    assert weights.facts().input_size == net.input_size
+    assert len(weights.card.classes) in (0, net.num_classes)
+    assert weights.card.input_size == net.input_size
     assert 0 < weights.accuracy < 1
-    assert weights.images > 0
-    assert weights.licence
+    assert weights.card.data.val > 0
+    assert weights.license
+    told = weights.card.provenance
+    assert (told["accuracy"], told["license"]) == (weights.accuracy, weights.license)
     assert re.fullmatch("[0-9a-f]{64}" if weights.url is None else "[0-9a-f]{8,64}", weights.sha256)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_what_ships_is_small_known_and_at_half_precision(name):
     weights = find_weights(name)
-    assert (weights.size, weights.licence) == (weights.file().stat().st_size, "MIT")
-    assert weights.classes
-    assert re.match("[0-9a-f]{40}", weights.commit)
-    assert diracnets.Recipe.from_table(dict(weights.settings)).runtime.seed == weights.seed
+    assert (weights.size, weights.license) == (weights.file().stat().st_size, "MIT")
+    assert weights.card.classes
+    assert re.match("[0-9a-f]{40}", weights.card.provenance["commit"])
+    assert diracnets.Recipe.from_table(dict(weights.card.recipe)).data.name == weights.card.data.name
     net = on_meta(dict(weights.model))
     assert weights.size < 2.5 * sum(parameter.numel() for parameter in net.parameters())
     assert {tensor.dtype for tensor in load_file(weights.file()).values() if tensor.ndim > 1} == {torch.float16}
 
 
 def test_the_digits_are_told_as_well_as_the_facts_say():
-    net = load(DIGITS)
+    net = load(DIGITS, folded=False)
     evaluation = diracnets.evaluate(net, digits())
     assert evaluation.top1 == pytest.approx(find_weights(DIGITS).accuracy, abs=1.5 / 359)
     assert evaluation.top1 > 0.97
@@ -120,30 +123,33 @@ def test_the_digits_are_told_as_well_as_the_facts_say():
     assert torch.equal(folded.predictions, evaluation.predictions)
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if find_weights(name).data.startswith("cifar")])
+@pytest.mark.parametrize("name", [name for name in SHIPPED if find_weights(name).card.data.name.startswith("cifar")])
 def test_cifar_is_told_as_well_as_the_facts_say(name):
     weights = find_weights(name)
     try:
-        images = diracnets.load_data(weights.data, data_dir=DATA, download=False).val
+        images = diracnets.load_data(weights.card.data.name, data_dir=DATA, download=False).val
     except FileError:
-        pytest.skip(f"{weights.data} is not in {DATA} (DIRACNETS_DATA names another folder)")
-    assert len(images) == weights.images == 10_000
+        pytest.skip(f"{weights.card.data.name} is not in {DATA} (DIRACNETS_DATA names another folder)")
+    assert len(images) == weights.card.data.val == 10_000
     assert diracnets.evaluate(load(name), images).top1 == pytest.approx(weights.accuracy, abs=5e-4)
 
 
-def test_a_loaded_network_carries_the_facts():
-    net = load(DIGITS)
+@pytest.mark.parametrize("folded", [None, True, False])
+def test_a_name_gives_the_chain_or_the_network_to_train_with_its_card(folded):
+    net = load(DIGITS, folded=folded)
+    assert isinstance(net, diracnets.DiracNet if folded is False else nn.Sequential)
+    assert (net.card.fold.get("max_rel_float64", 1) < 1e-9) == (folded is not False)
     assert not net.training
     assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
-    assert net.facts.classes == tuple("0123456789")
-    assert net.facts.provenance["data"] == {"name": "digits", "val": 359}
-    assert net.facts.provenance["accuracy"] == find_weights(DIGITS).accuracy
+    assert net.card.classes == tuple("0123456789")
+    assert (net.card.data.name, net.card.data.val) == ("digits", 359)
+    assert net.card.provenance["accuracy"] == find_weights(DIGITS).accuracy
 
 
 def test_a_file_of_the_same_name_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path(DIGITS).mkdir()
-    assert isinstance(load(DIGITS), diracnets.DiracNet)
+    assert isinstance(load(DIGITS), nn.Sequential)
     Path(DIGITS).rmdir()
     Path(DIGITS).write_bytes(b"something else")
     with pytest.raises(FileError, match=f"{DIGITS} is neither a model file"):
@@ -182,9 +188,9 @@ def test_damage_is_noticed(weights, damage):
 
 
 def test_tensors_of_another_network_are_refused(weights):
-    facts = json.loads((weights / f"{DIGITS}.json").read_text())
-    facts["model"]["name"] = "diracnet-22-0.5"
-    (weights / f"{DIGITS}.json").write_text(json.dumps(facts))
+    data = json.loads((weights / f"{DIGITS}.json").read_text())
+    data["card"]["architecture"]["name"] = "diracnet-22-0.5"
+    (weights / f"{DIGITS}.json").write_text(json.dumps(data))
     with pytest.raises(FileError, match=r"does not hold a whole network: the tensor groups.0.6.bn.bias is missing"):
         load(DIGITS)
 
@@ -230,8 +236,8 @@ def released(chain, depths):
 def test_the_authors_release_is_read_by_its_names_and_shapes(name, depths):
     weights = find_weights(f"{name}-imagenet")
     assert re.search(rf"/diracnet{name[-2:]}v2folded-{weights.sha256}\.pth$", weights.url)
-    assert "OpenCV" in weights.note
-    expected = chain_layers(on_meta(dict(weights.model)))
+    assert "OpenCV" in weights.card.provenance["note"]
+    expected = folded_structure(on_meta(dict(weights.model)))
     tensors = {key: torch.zeros(tensor.shape) for key, tensor in released(expected, depths).items()}
     assert tensors["features.conv.weight"].shape == (64, 3, 7, 7)
     assert tensors["fc.weight"].shape == (1000, 512)
@@ -245,13 +251,13 @@ def test_a_folded_release_is_fetched_and_computes_the_same(weights, server):
     file = server.folder / "folded.pth"
     torch.save(released(chain, (4, 4, 4, 4)), file)
     digits8 = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
-    imagenet = {"mean": (0.5,) * 3, "std": (0.2,) * 3, "classes": (), "folded": True, "sha256": digits8}
-    declare(weights, "diracnet-18-small", file, f"{server.url}/folded.pth", model=net.config, **imagenet)
+    card = ModelCard((3, 64, 64), (0.5,) * 3, (0.2,) * 3, (), architecture=net.config, data=TrainedOn("imagenet"))
+    declare(weights, "diracnet-18-small", file, f"{server.url}/folded.pth", card=card, folded=True, sha256=digits8)
     loaded = load("diracnet-18-small")
     x = torch.randn(2, 3, 64, 64)
     assert torch.equal(loaded(x), chain(x))
-    assert loaded.facts.mean == (0.5,) * 3
-    assert load_weights(find_weights("diracnet-18-small")).facts.provenance["weights"] == "diracnet-18-small"
+    assert loaded.card.mean == (0.5,) * 3
+    assert load("diracnet-18-small", folded=False).config == net.config
 
 
 @pytest.mark.parametrize(
@@ -272,7 +278,7 @@ def test_weights_are_chosen_by_network_and_classes(arguments, chosen):
     [
         (("diracnet-28-7", True, None), f"no weights come with diracnet-28-7; there are .*{DIGITS}"),
         (("diracnet-18", "diracnet-34-imagenet", None), "no weights of diracnet-18 are called 'diracnet-34-imagenet'"),
-        (("diracnet-28-0.5", True, 7), f"tell 7 classes apart; there are {DIGITS} .10 classes.: .*reset_classifier"),
+        (("diracnet-28-0.5", True, 7), f"have 7 classes; there are {DIGITS} .10 classes.: .*reset_classifier"),
     ],
 )
 def test_weights_that_there_are_not(arguments, said):
@@ -295,13 +301,13 @@ def test_the_commands_take_names(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("name", "kind"), [(DIGITS, "network"), ("diracnet-34-imagenet", "chain")])
-def test_info_tells_the_facts_and_downloads_nothing(name, kind, tmp_path, monkeypatch, capsys):
+def test_info_prints_the_card_and_downloads_nothing(name, kind, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DIRACNETS_HOME", str(tmp_path))
     assert main(["info", name, "--json"]) == 0
     info = json.loads(capsys.readouterr().out)
     weights = find_weights(name)
     assert (info["kind"], info["file_bytes"]) == (kind, weights.size)
-    assert (info["provenance"]["accuracy"], info["provenance"]["licence"]) == (weights.accuracy, weights.licence)
+    assert info["card"] == weights.card.to_data()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -329,8 +335,8 @@ def test_a_run_becomes_a_file_that_ships(weights, tmp_path):
     trained = diracnets.train(recipe, run=tmp_path / "run", device="cpu", quiet=True)
     made = ship()(tmp_path / "run", "diracnet-10-0.25-digits", folder=weights)
     assert made == find_weights("diracnet-10-0.25-digits")
-    assert made.recipe == "demo, with model diracnet-10-0.25, epochs 2, precision float32"
-    assert made.accuracy == diracnets.evaluate(load(made.name), digits()).top1
+    assert made.card.provenance["recipe"] == "demo, with model diracnet-10-0.25, epochs 2, precision float32"
+    assert made.accuracy == diracnets.evaluate(load(made.name, folded=False), digits()).top1
     assert made.accuracy == pytest.approx(trained.accuracy, abs=0.02)
     assert choose_weights("diracnet-10-0.25", True, 10) == made
 

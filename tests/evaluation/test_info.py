@@ -1,7 +1,6 @@
 """Costs are those of the paper, and agree with what really runs."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import diracnets
-from diracnets.artifacts.card import ModelFacts, attach_facts
+from diracnets.artifacts.card import ModelCard, attach_card
 from diracnets.artifacts.model_file import save
 from diracnets.errors import FileError, UsageError
 from diracnets.evaluation.info import describe
@@ -59,7 +58,7 @@ MIXED = [
 @pytest.mark.parametrize("layers", MIXED, ids=["grouped", "transposed"])
 def test_multiply_adds_are_half_of_torchs_flops_and_the_biases(layers):
     chain = nn.Sequential(*layers).eval()
-    attach_facts(chain, ModelFacts((3, 16, 16), (0.0,) * 3, (1.0,) * 3))
+    attach_card(chain, ModelCard((3, 16, 16), (0.0,) * 3, (1.0,) * 3))
     shapes = []
     x = torch.randn(1, 3, 16, 16)
     with FlopCounterMode(display=False) as counter:
@@ -93,7 +92,7 @@ FIELDS = [
 @pytest.mark.parametrize("layers", FIELDS, ids=["plain", "strides", "dilation", "upsampled", "adaptive"])
 def test_receptive_field_is_what_the_gradient_reaches(layers):
     chain = nn.Sequential(*layers).eval()
-    attach_facts(chain, ModelFacts((3, 66, 66), (0.0,) * 3, (1.0,) * 3))
+    attach_card(chain, ModelCard((3, 66, 66), (0.0,) * 3, (1.0,) * 3))
     stated, reached = describe(chain).receptive_field, touched(chain, 66)
     # where outputs fall unevenly on the pixels, the stated one is that of the worst placed output
     assert all(real <= said <= real + 2 for real, said in zip(reached, stated, strict=True))
@@ -103,8 +102,8 @@ def test_receptive_field_is_what_the_gradient_reaches(layers):
 def test_network_and_its_chain_cost_the_same(tmp_path):
     net = diracnets.create_model("diracnet-16-0.5", num_classes=3, image_size=16).eval()
     chain = diracnets.fold(net)
-    facts = ModelFacts((3, 16, 16), (0.5,) * 3, (0.2,) * 3, ("a", "b", "c"), {"epochs": 2}, {"max_abs": 1e-7})
-    save(chain, tmp_path / "model.safetensors", facts=facts)
+    card = ModelCard((3, 16, 16), (0.5,) * 3, (0.2,) * 3, ("a", "b", "c"), {"epochs": 2}, {"max_abs": 1e-7})
+    save(chain, tmp_path / "model.safetensors", card=card)
     before, after = describe(net), describe(tmp_path / "model.safetensors")
     assert (before.kind, after.kind) == ("network", "chain")
     assert before.name == "diracnet-16-0.5"
@@ -113,9 +112,9 @@ def test_network_and_its_chain_cost_the_same(tmp_path):
     assert after.receptive_field == before.receptive_field
     assert after.weight_bytes == before.weight_bytes
     assert after.file_bytes == (tmp_path / "model.safetensors").stat().st_size
-    assert (after.classes, after.provenance, after.fold) == (facts.classes, facts.provenance, facts.fold)
+    assert after.card == card
     assert len(after.layers) == len(chain)
-    assert json.loads(json.dumps(asdict(after)))["layers"][0]["name"] == after.layers[0].name
+    assert json.loads(json.dumps(after.to_data()))["layers"][0]["name"] == after.layers[0].name
 
 
 def test_describing_takes_no_memory_and_draws_no_random_numbers():

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 import diracnets
-from diracnets.artifacts.card import ModelFacts, attach_facts
+from diracnets.artifacts.card import ModelCard, attach_card
 from diracnets.artifacts.model_file import save
 from diracnets.data.decode import to_input
 from diracnets.errors import DataError, FileError, UsageError
@@ -23,8 +23,8 @@ def model_file(folder, channels=3, classes=("a", "b", "c"), dtype=torch.float32)
     chain = nn.Sequential(
         nn.Conv2d(channels, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
     ).to(dtype)
-    facts = ModelFacts((channels, 16, 16), MEAN[:channels], STD[:channels], classes)
-    save(chain, folder / "model.safetensors", facts=facts)
+    card = ModelCard((channels, 16, 16), MEAN[:channels], STD[:channels], classes)
+    save(chain, folder / "model.safetensors", card=card)
     return folder / "model.safetensors"
 
 
@@ -146,7 +146,7 @@ def test_no_images_give_no_predictions(tmp_path):
 def network(*layers, size=(3, 8, 8), training=False, classes=()):
     chain = nn.Sequential(*layers).train(training)
     if size:
-        attach_facts(chain, ModelFacts(size, MEAN, STD, classes))
+        attach_card(chain, ModelCard(size, MEAN, STD, classes))
     return chain
 
 

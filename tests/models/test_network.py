@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from diracnets import Init, create_model, fold
-from diracnets.artifacts.load import CHECKPOINT_FORMAT, load
+from diracnets.artifacts.card import ModelCard
+from diracnets.artifacts.checkpoint import Checkpoint, save_checkpoint
+from diracnets.artifacts.load import load
 from diracnets.evaluation.info import describe
 from diracnets.models.init import upgraded
 from diracnets.nn.dirac import DiracConv2d
@@ -64,7 +66,9 @@ def test_a_network_folds_to_a_chain_unless_it_has_branches(name, arguments, warm
 @small
 def test_a_checkpoint_of_any_network_is_read(name, arguments, warm, tmp_path):
     net = warm(create_model(name, num_classes=4, init=Init("deep", filters=0.5, bias=0.25), **arguments))
-    torch.save({"format": CHECKPOINT_FORMAT, "model": net.config, "state": net.state_dict()}, tmp_path / "last.pt")
+    mean = (0.5,) * net.input_size[0]
+    card = ModelCard(net.input_size, mean, mean, architecture=net.config)
+    save_checkpoint(tmp_path / "last.pt", Checkpoint(card, net.state_dict()))
     loaded = load(tmp_path / "last.pt")
     x = torch.randn(2, *net.input_size)
     assert torch.equal(loaded(x), net(x))

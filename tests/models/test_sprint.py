@@ -5,9 +5,7 @@ import torch
 from torch import nn
 
 from diracnets import create_model, fold
-from diracnets.artifacts.recognize import chain_layers
 from diracnets.errors import UsageError
-from diracnets.models.build import on_meta
 
 
 def test_the_maps_have_the_sizes_that_the_shape_is_chosen_for():
@@ -29,12 +27,6 @@ def test_it_folds_to_convolutions_relus_and_pooling(family, warm):
     assert kinds.count(nn.Conv2d) == 8
     assert kinds.count(nn.ReLU) == 8
     assert nn.BatchNorm2d not in kinds
-
-
-def test_its_chain_is_known_without_folding():
-    chain = fold(create_model("diracnet-sprint-0.125").eval())
-    known = chain_layers(on_meta({"name": "diracnet-sprint-0.125"}))
-    assert [str(layer) for layer in known] == [str(layer) for layer in chain]
 
 
 @pytest.mark.parametrize("init", ["paper", "deep"])

@@ -10,7 +10,6 @@ from diracnets.runtime.environment import (
     circumstances,
     describe_environment,
     record_environment,
-    recorded_data_dir,
 )
 from diracnets.runtime.precision import Precision
 
@@ -41,19 +40,11 @@ def test_each_start_is_an_entry(tmp_path):
     ] * 2
 
 
-def test_where_the_images_were_last_is_read_back(tmp_path):
-    path = tmp_path / "environment.json"
-    assert recorded_data_dir(path) is None
-    for folder in ("first", "then"):
-        record_environment(path, torch.device("cpu"), tmp_path / folder, PRECISION, None)
-    assert recorded_data_dir(path) == str(tmp_path / "then")
-
-
 @pytest.mark.parametrize("content", ["[{", '{"data_dir": "data"}', '["data"]'])
 def test_a_damaged_record_is_a_file_error(content, tmp_path):
     (tmp_path / "environment.json").write_text(content)
     with pytest.raises(FileError, match=r"environment\.json"):
-        recorded_data_dir(tmp_path / "environment.json")
+        record_environment(tmp_path / "environment.json", torch.device("cpu"), None, PRECISION, None)
 
 
 @pytest.mark.parametrize("program", ["/somewhere/bin/diracnets", "/somewhere/diracnets/__main__.py"])

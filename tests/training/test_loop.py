@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import nn
 
+from diracnets.artifacts.card import TrainedOn
+from diracnets.artifacts.chain import write_model_file
 from diracnets.artifacts.checkpoint import read_checkpoint, save_checkpoint
 from diracnets.artifacts.create import create_model
 from diracnets.artifacts.load import load
@@ -22,7 +24,6 @@ from diracnets.errors import DataError, FileError, FoldError, TrainingError, Usa
 from diracnets.evaluation.metrics import evaluate
 from diracnets.runtime.precision import Precision
 from diracnets.training.averaging import estimate_statistics
-from diracnets.training.finish import write_model_file
 from diracnets.training.inputs import progressively_resized
 from diracnets.training.interruption import Interrupted
 from diracnets.training.loop import train
@@ -83,7 +84,16 @@ def test_a_run_learns_and_leaves_its_files(whole, stripes):
     assert whole.history[-1]["loss"] < 0.7 * whole.history[0]["loss"]
     assert whole.accuracy == whole.history[-1]["val_accuracy"]
     names = {path.name for path in whole.run.iterdir()}
-    expected = {"recipe.toml", "environment.json", "metrics.jsonl", "last.pt", "best.pt", "curve.png", "tensorboard"}
+    expected = {
+        "recipe.toml",
+        "run.json",
+        "environment.json",
+        "metrics.jsonl",
+        "last.pt",
+        "best.pt",
+        "curve.png",
+        "tensorboard",
+    }
     assert names == expected | {"model.safetensors", "scales.jsonl"}
     assert Recipe.load(whole.run / "recipe.toml") == RECIPE
     assert [row["epoch"] for row in metrics(whole.run)] == [1, 2, 3, 4]
@@ -98,11 +108,11 @@ def test_all_its_files_hold_the_network_that_was_trained(whole, stripes):
     assert not whole.net.training
     for model in (whole.chain, load(whole.model_file), load(whole.run / "last.pt")):
         assert evaluate(model, stripes.val).predictions.equal(trained.predictions)
-    facts = load(whole.model_file).facts
-    assert (facts.classes, facts.input_size, facts.mean) == (stripes.classes, stripes.input_size, stripes.mean)
-    assert facts.provenance["accuracy"] == whole.accuracy
-    assert Recipe.from_table(dict(facts.provenance["recipe"])) == RECIPE
-    assert facts.fold["max_rel_float64"] <= 1e-9
+    card = load(whole.model_file).card
+    assert (card.classes, card.input_size, card.mean) == (stripes.classes, stripes.input_size, stripes.mean)
+    assert card.provenance["accuracy"] == whole.accuracy
+    assert Recipe.from_table(dict(card.recipe)) == RECIPE
+    assert card.fold["max_rel_float64"] <= 1e-9
     best = evaluate(load(whole.run / "best.pt"), stripes.val).top1
     assert best == max(row["val_accuracy"] for row in whole.history)
 
@@ -165,7 +175,7 @@ def test_a_checkpoint_tells_the_accuracy_of_its_own_epoch_alone(stop, told, stri
 
     with pytest.raises(Interrupted):
         run(RECIPE.replaced(eval_every=2), tmp_path / "run", stripes, on_epoch=interrupt)
-    accuracy = load(tmp_path / "run" / "last.pt").facts.provenance["accuracy"]
+    accuracy = load(tmp_path / "run" / "last.pt").card.provenance["accuracy"]
     expected = metrics(tmp_path / "run")[stop - 1].get("val_accuracy")
     assert accuracy == expected
     assert (accuracy is not None) == told
@@ -223,7 +233,7 @@ def test_checkpoints_that_take_long_are_written_rarely_and_resuming_loses_nothin
         resumed = run(RECIPE, tmp_path / "run", stripes, resume=True)
     assert same_weights(resumed.net, whole.net)
     assert metrics(tmp_path / "run") == metrics(whole.run)
-    assert load(tmp_path / "run" / "last.pt").facts.provenance["epoch"] == RECIPE.epochs
+    assert load(tmp_path / "run" / "last.pt").card.provenance["epoch"] == RECIPE.epochs
 
 
 def test_sigterm_from_outside_ends_a_process_in_order(tmp_path):
@@ -297,7 +307,7 @@ def test_a_dataset_of_ones_own_is_trained_on_in_a_new_folder(pair, stripes, tmp_
 def test_data_may_be_named(tmp_path):
     pytest.importorskip("sklearn")
     trained = train(RECIPE.replaced(epochs=1), run=tmp_path, data="digits", device="cpu", quiet=True)
-    assert trained.net.facts.provenance["data"]["name"] == "digits"
+    assert trained.net.card.data.name == "digits"
 
 
 def test_a_start_that_failed_does_not_block_the_folder(stripes, tmp_path, monkeypatch):
@@ -328,7 +338,7 @@ def test_resuming_by_another_recipe_names_what_differs(changes, whole, stripes):
 
 def test_resuming_a_network_that_has_other_layers_by_now_says_so(whole, stripes, tmp_path):
     saved = read_checkpoint(whole.run / "last.pt")
-    del saved["resume"]["net"]["groups.1.0.conv.weight"]
+    del saved.resume["net"]["groups.1.0.conv.weight"]
     save_checkpoint(tmp_path / "last.pt", saved)
     with pytest.raises(UsageError, match=r"diracnet-10-0\.25 has other layers"):
         run(RECIPE, tmp_path, stripes, resume=True)
@@ -367,7 +377,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(stri
 
     with pytest.raises(TrainingError, match=r"epoch 2.*lower learning rate.*clip_grad"):
         run(RECIPE, tmp_path / "run", stripes, on_epoch=explode)
-    assert load(tmp_path / "run" / "last.pt").facts.provenance["epoch"] == 1
+    assert load(tmp_path / "run" / "last.pt").card.provenance["epoch"] == 1
     assert len(metrics(tmp_path / "run")) == 1
 
 
@@ -618,7 +628,7 @@ def test_part_of_the_images_is_the_same_for_every_seed(stripes, tmp_path, monkey
     monkeypatch.setattr(MemoryImages, "select", lambda self, some: chosen.append(some) or select(self, some))
     for seed in (0, 1):
         trained = run(RECIPE.replaced(num_train=30, epochs=1, seed=seed), tmp_path / str(seed), stripes)
-        assert trained.net.facts.provenance["data"] == {"name": "stripes", "train": 30, "val": 30}
+        assert trained.net.card.data == TrainedOn("stripes", 30, 30)
     assert chosen[0] == chosen[1]
 
 
@@ -649,7 +659,7 @@ def test_a_network_with_branches_is_kept_in_checkpoints_alone(model, stripes, tm
     for name in ("last.pt", "best.pt"):
         assert evaluate(load(tmp_path / "run" / name), stripes.val).top1 == trained.accuracy
     with pytest.raises(FoldError, match=f"{model} has branches"):
-        write_model_file(trained.net, trained.net.facts, tmp_path / "model.safetensors")
+        write_model_file(trained.net, tmp_path / "model.safetensors")
     again = train(recipe, run=tmp_path / "run", data=stripes, device="cpu", quiet=True, resume=True)
     assert same_weights(again.net, trained.net)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from diracnets.artifacts.card import ModelFacts, attach_facts
+from diracnets.artifacts.card import ModelCard, attach_card
 from diracnets.artifacts.create import create_model
 from diracnets.artifacts.model_file import save
 from diracnets.errors import FileError, UsageError
@@ -19,7 +19,7 @@ from diracnets.training.start import starting_network
 RECIPE = Recipe().replaced(
     model="diracnet-10-0.25", init="kaiming", epochs=1, batch_size=16, lr=0.01, precision="float32"
 )
-FACTS = ModelFacts((1, 8, 8), mean=(0.3,), std=(0.2,), classes=("low", "middle", "high"))
+CARD = ModelCard((1, 8, 8), mean=(0.3,), std=(0.2,), classes=("low", "middle", "high"))
 
 
 def outputs(net, data):
@@ -74,7 +74,7 @@ def test_a_network_is_copied(stripes, warm_net):
 def test_a_chain_becomes_a_dirac_network_that_computes_the_same(from_file, stripes, warm_net, tmp_path):
     start = fold(warm_net)
     if from_file:
-        save(start, tmp_path / "model.safetensors", facts=FACTS)
+        save(start, tmp_path / "model.safetensors", card=CARD)
         start = tmp_path / "model.safetensors"
     net = starting_network(RECIPE, stripes, start)
     torch.testing.assert_close(outputs(net, stripes), outputs(warm_net, stripes), rtol=1e-4, atol=1e-4)
@@ -91,11 +91,11 @@ def test_a_checkpoint_is_gone_on_from(stripes, tmp_path):
 
 def test_the_file_that_a_run_started_from_is_told_also_once_resumed(stripes, tmp_path):
     first = train(RECIPE, run=tmp_path / "first", data=stripes, device="cpu", quiet=True)
-    assert first.net.facts.provenance["start"] is None
+    assert first.net.card.provenance["start"] is None
     for resume in (False, True):
         start = None if resume else tmp_path / "first" / "best.pt"
         run = train(RECIPE, run=tmp_path / "run", data=stripes, device="cpu", quiet=True, start=start, resume=resume)
-        assert (run.net.facts.provenance["start"], run.net.facts.provenance["precision"]) == ("best.pt", "float32")
+        assert (run.net.card.provenance["start"], run.net.card.provenance["precision"]) == ("best.pt", "float32")
         environment = json.loads((run.run / "environment.json").read_text())[-1]
         assert (environment["start"], environment["precision"]) == ("best.pt", "float32")
 
@@ -112,7 +112,7 @@ def test_other_classes_get_a_new_classifier(known, stripes, warm_net):
     if known == "count":
         warm_net.reset_classifier(5)
     else:
-        attach_facts(warm_net, replace(FACTS, classes=("a", "b", "c")))
+        attach_card(warm_net, replace(CARD, classes=("a", "b", "c")))
     net = starting_network(RECIPE, stripes, warm_net)
     assert net.num_classes == 3
     if known == "names":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diracnets.analysis.cut import candidates, output_statistics, settle, without
 from diracnets.analysis.report import Say, environment_line, markdown_table, write_report
 from diracnets.analysis.subject import find_subject
-from diracnets.artifacts.card import facts_of
+from diracnets.artifacts.card import card_of
 from diracnets.artifacts.model_file import save
 from diracnets.data.images import ImageData
 from diracnets.errors import UsageError
@@ -173,12 +173,12 @@ def _shorten(
 
 
 def _write(chain: nn.Sequential, net: nn.Module, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    facts = facts_of(net)
-    if facts is None:
+    card = card_of(net)
+    if card is None:
         raise UsageError("the network does not say which images it takes, as a model file has to")
     removed = [row["taken"] for row in rows[1:]]
-    provenance = {**facts.provenance, "accuracy": rows[-1]["accuracy"], "taken_out": removed}
-    save(chain, path, facts=replace(facts, provenance=provenance, fold={}))
+    provenance = {**card.provenance, "accuracy": rows[-1]["accuracy"], "taken_out": removed}
+    save(chain, path, card=replace(card, architecture=None, provenance=provenance, fold={}))
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from diracnets.artifacts.card import facts_of
-from diracnets.artifacts.load import load
+from diracnets.artifacts.card import card_of
+from diracnets.artifacts.load import load_as_stored
 from diracnets.artifacts.pretrained import list_weights
 from diracnets.data.images import ImageData
 from diracnets.data.load import load_data
@@ -77,6 +77,6 @@ def find_subject(what: str, data: str | None, data_dir: Path | None, device: str
         )
         return Subject(what, fresh.train(), images, None)
     file = path if run is None else run.last
-    net = load(what if run is None else file, place).eval()
-    images = own_data(file, facts_of(net), data=data, data_dir=data_dir, device=place)
+    net = load_as_stored(what if run is None else file).to(place)
+    images = own_data(file, card_of(net), data=data, data_dir=data_dir, device=place)
     return Subject(path.name if path.exists() else what, net, images, run)

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diracnets.artifacts.card import ModelFacts, attach_facts
-from diracnets.artifacts.recognize import chain_layers, recognize
+from diracnets.artifacts.card import ModelCard, attach_card
+from diracnets.artifacts.checkpoint import check_stored
+from diracnets.artifacts.recognize import recognize
 from diracnets.data.images import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
+from diracnets.folding.structure import folded_structure
 from diracnets.models.build import on_meta
 from diracnets.models.network import Network
 
@@ -60,7 +62,9 @@ def from_released(tensors: Mapping[str, Any]) -> nn.Sequential:
         ValueError: tensors are missing, left over, or not a DiracNet's.
     """
     net = on_meta(_arguments(tensors, "features.conv.weight", "features.group{}.block{}.conv.weight"))
-    chain = chain_layers(net)
+    chain = folded_structure(net)
+    if not isinstance(chain, nn.Sequential):
+        raise ValueError("it folds to no chain")
     names = _released_names(chain, [len(list(group.children())) for group in net.groups])
     chain.load_state_dict(_matching(chain, names, tensors), assign=True)
     _attach(chain, net, {"source": "a folded network of the paper's authors", "network": net.config["name"]})
@@ -107,20 +111,13 @@ def _matching(model: nn.Module, renamed: Mapping[str, str], tensors: Mapping[str
             raise ValueError(f"the tensor {theirs} is missing")
         if tensor.shape != wanted[ours].shape:
             raise ValueError(f"the tensor {theirs} is {list(tensor.shape)} instead of {list(wanted[ours].shape)}")
-        check_backed(theirs, tensor)
+        check_stored(theirs, tensor)
         state[ours] = tensor.detach().float().contiguous()
     return state
-
-
-def check_backed(name: str, tensor: Tensor) -> None:
-    """Refuse a tensor that claims more elements than are stored, which would make a small file ask for much memory."""
-    stored = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    if not stored or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise ValueError(f"the tensor {name} is not stored in full")
 
 
 def _attach(model: nn.Module, net: Network, provenance: dict[str, Any]) -> None:
     cifar = len(net.groups) == 3
     mean, std = (CIFAR_MEAN, CIFAR_STD) if cifar else (IMAGENET_MEAN, IMAGENET_STD)
     if net.input_size[0] == len(mean):  # the authors' normalization is for colour images
-        attach_facts(model, ModelFacts(net.input_size, mean, std, provenance=provenance))
+        attach_card(model, ModelCard(net.input_size, mean, std, provenance=provenance, architecture=net.config))

@@ -1,10 +1,11 @@
-"""What is known about a network beside its weights: the images that it takes, the classes, where it comes from."""
+"""The model card: what one needs to know of a network besides its weights. Checkpoints and model files hold it."""
 
 from __future__ import annotations
 
 import math
 import reprlib
 import unicodedata
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,24 +13,45 @@ from typing import Any
 from torch import nn
 
 from diracnets.errors import UsageError
+from diracnets.models.init import upgraded
 
 
 @dataclass(frozen=True)
-class ModelFacts:
-    """What one needs to know to use a network.
+class TrainedOn:
+    """The images that a network was trained on.
 
     Args:
-        input_size: (channels, height, width) of an image; other data has fewer or more axes behind the channels.
+        name: of the data set, one of `data_names` or of the user's own.
+        train: how many images it was trained on, None where it is not known.
+        val: how many images were held out, None where it is not known.
+    """
+
+    name: str
+    train: int | None = None
+    val: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What one needs to know to use a network, to evaluate it, and to train it further.
+
+    Args:
+        input_size: (channels, height, width) of an image; other data has fewer or more axes after the channels.
         mean: of each channel, for pixels in 0..1; a network's input is (pixel - mean) / std.
         std: of each channel.
         classes: the name of each output, or nothing where they are not known.
-        provenance: where the network comes from, plain JSON values: recipe, data, accuracy, versions.
-        fold: numbers of the fold, plain JSON values: largest differences between the network and its chain.
+        architecture: the arguments of `build_model` that make the network (for a chain: the one that it was folded
+            from), plain JSON values; None for a network that is not ours.
+        data: what it was trained on, None where it is not known.
+        recipe: how it was trained, as `Recipe.table` gives it, None where it is not known.
+        fold: how exact the fold was, plain JSON values: largest differences between the network and its chain.
+        provenance: whatever else is worth knowing, plain JSON values: accuracy, versions, license. To be read by
+            people: nothing depends on it.
 
     Raises:
         UsageError: numbers or names that cannot be.
 
-    >>> ModelFacts((1, 8, 8), mean=(0.3,), std=(0.4,), classes=("zero", "one")).classes[1]
+    >>> ModelCard((1, 8, 8), mean=(0.3,), std=(0.4,), classes=("zero", "one")).classes[1]
     'one'
     """
 
@@ -39,6 +61,9 @@ class ModelFacts:
     classes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     fold: Mapping[str, Any] = field(default_factory=dict)
+    architecture: Mapping[str, Any] | None = None
+    data: TrainedOn | None = None
+    recipe: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.input_size) <= 4 or not all(type(n) is int and 1 <= n <= 2**16 for n in self.input_size):
@@ -51,62 +76,123 @@ class ModelFacts:
         for name in self.classes:
             if not isinstance(name, str) or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
                 raise UsageError(f"a class called {reprlib.repr(name)}; names must be text without control characters")
-        for what, value in (("provenance", self.provenance), ("fold", self.fold)):
+        for what in ("architecture", "recipe", "provenance", "fold"):
+            value = getattr(self, what)
+            if value is None and what in ("architecture", "recipe"):
+                continue
             if not isinstance(value, Mapping):
                 raise UsageError(f"{what} is {reprlib.repr(value)}, not a mapping")
             _check_plain(value, what)
+        if self.architecture is not None and not isinstance(self.architecture.get("name"), str):
+            raise UsageError("the architecture has no name, by which build_model could make it")
+        if self.data is not None:
+            _check_data(self.data)
 
     def to_data(self) -> dict[str, Any]:
-        """Plain JSON values, from which `from_data` makes these facts again."""
+        """Plain JSON values, from which `from_data` makes this card again."""
         return {
             "input_size": list(self.input_size),
             "mean": list(self.mean),
             "std": list(self.std),
             "classes": list(self.classes),
-            "provenance": dict(self.provenance),
+            "architecture": None if self.architecture is None else dict(self.architecture),
+            "data": None if self.data is None else {**vars(self.data)},
+            "recipe": None if self.recipe is None else dict(self.recipe),
             "fold": dict(self.fold),
+            "provenance": dict(self.provenance),
         }
 
     @classmethod
-    def from_data(cls, data: Mapping[str, Any]) -> ModelFacts:
-        """The facts that `to_data` wrote down; keys that are not among them are ignored.
+    def from_data(cls, data: Mapping[str, Any]) -> ModelCard:
+        """The card that `to_data` of this or an earlier version wrote down; unknown keys are ignored.
 
         Raises:
             UsageError: something is missing, of the wrong kind, or cannot be.
         """
         if not isinstance(data, Mapping):
-            raise UsageError(f"facts are {reprlib.repr(data)}, not a mapping")
+            raise UsageError(f"the model card is {reprlib.repr(data)}, not a mapping")
         lists = {key: data.get(key, []) for key in ("input_size", "mean", "std", "classes")}
         for key, value in lists.items():
             if not isinstance(value, list | tuple):
                 raise UsageError(f"{key} is {reprlib.repr(value)}, not a list")
-        tuples = {key: tuple(value) for key, value in lists.items()}
-        return cls(**tuples, provenance=data.get("provenance", {}), fold=data.get("fold", {}))
+        trained_on, architecture = data.get("data"), data.get("architecture")
+        if trained_on is not None:
+            if not isinstance(trained_on, Mapping) or "name" not in trained_on:
+                raise UsageError(f"data is {reprlib.repr(trained_on)}, not a mapping with a name")
+            trained_on = TrainedOn(trained_on["name"], trained_on.get("train"), trained_on.get("val"))
+        return cls(
+            **{key: tuple(value) for key, value in lists.items()},
+            provenance=data.get("provenance", {}),
+            fold=data.get("fold", {}),
+            architecture=upgraded(architecture) if isinstance(architecture, Mapping) else architecture,
+            data=trained_on,
+            recipe=data.get("recipe"),
+        )
 
 
-def attach_facts(model: nn.Module, facts: ModelFacts) -> None:
-    """Make `facts` the attribute `facts` of a network."""
-    model.__dict__["facts"] = facts  # typed modules allow only tensors and modules as new attributes
+def attach_card(model: nn.Module, card: ModelCard) -> None:
+    """Make `card` the attribute `card` of a network."""
+    model.__dict__["card"] = card  # typed modules allow only tensors and modules as new attributes
+    model.__dict__["facts"] = _Facts(card)
 
 
-def facts_of(model: nn.Module) -> ModelFacts | None:
-    """The facts that a loaded network carries, if it does.
+def card_of(model: nn.Module) -> ModelCard | None:
+    """The card that a loaded network carries, if it does.
 
-    >>> facts_of(nn.Identity()) is None
+    >>> card_of(nn.Identity()) is None
     True
     """
-    facts = model.__dict__.get("facts")
-    return facts if isinstance(facts, ModelFacts) else None
+    card = model.__dict__.get("card")
+    return card if isinstance(card, ModelCard) else None
 
 
 def input_size_of(model: nn.Module) -> tuple[int, ...] | None:
-    """(channels, height, width) of a network's images, by its facts or as `fold` carried it over, if it is known.
+    """(channels, height, width) of a network's images, by its card or as `fold` carried it over, if it is known.
 
     >>> input_size_of(nn.Identity()) is None
     True
     """
-    facts = facts_of(model)
-    return facts.input_size if facts is not None else model.__dict__.get("input_size")
+    card = card_of(model)
+    return card.input_size if card is not None else model.__dict__.get("input_size")
+
+
+def the_card(card: ModelCard | None, facts: ModelCard | None, of: str) -> ModelCard:
+    """What was given as `card`, or, with a `DeprecationWarning`, as `facts`, which it was called earlier.
+
+    Raises:
+        UsageError: neither or both were given, or something else than a card.
+    """
+    if (card is None) == (facts is None):
+        raise UsageError(f"{of} takes one card: give card=ModelCard(...)")
+    if facts is not None:
+        warnings.warn(f"{of}(..., facts=...) is now {of}(..., card=...)", DeprecationWarning, stacklevel=3)
+    given = facts if card is None else card
+    given = given._card if isinstance(given, _Facts) else given
+    if not isinstance(given, ModelCard):
+        raise UsageError(f"{of} takes a ModelCard, not a {type(given).__name__}")
+    return given
+
+
+class _Facts:
+    """What a network had as `facts` in earlier versions: the values of its card."""
+
+    def __init__(self, card: ModelCard) -> None:
+        self._card = card
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        if name.startswith("_"):
+            raise AttributeError(name)
+        warnings.warn(f"facts.{name} of a network is now card.{name}", DeprecationWarning, stacklevel=2)
+        return getattr(self._card, name)
+
+
+def _check_data(data: TrainedOn) -> None:
+    if not isinstance(data.name, str):
+        raise UsageError(f"the name of the data is {reprlib.repr(data.name)}, not text")
+    _check_plain(data.name, "the name of the data")
+    for what, count in (("train", data.train), ("val", data.val)):
+        if count is not None and (type(count) is not int or count < 0):
+            raise UsageError(f"data.{what} is {reprlib.repr(count)}, not a number of images")
 
 
 def _check_plain(value: Any, where: str, depth: int = 0) -> None:  # noqa: ANN401

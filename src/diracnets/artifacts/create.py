@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diracnets.artifacts.card import attach_facts
+from diracnets.artifacts.card import attach_card
 from diracnets.artifacts.load import load_weights
 from diracnets.artifacts.pretrained import choose_weights
 from diracnets.artifacts.unfold import unfold
@@ -98,14 +98,14 @@ def trained_network(
         width: of the network.
 
     Returns:
-        The network in training mode, as a fresh one is, with the weights' `facts`.
+        The network in training mode, as a fresh one is, with the weights' `card`.
 
     Raises:
         UsageError: there are no such weights; the message says which there are.
         FileError: their file is damaged, or cannot be downloaded.
 
     >>> net = trained_network("diracnet-28-0.5", True)
-    >>> net.num_classes, net.input_size, net.facts.provenance["data"]["name"]
+    >>> net.num_classes, net.input_size, net.card.data.name
     (10, (1, 8, 8), 'digits')
     """
     weights = choose_weights(name, pretrained, num_classes or None)
@@ -120,9 +120,9 @@ def trained_network(
     config = dict(weights.model) if image_size is None else {**weights.model, "image_size": image_size}
     net = on_meta(config)
     net.load_state_dict(trained.state_dict(), assign=True)
-    facts = replace(weights.facts(), input_size=net.input_size)
+    card = replace(weights.card, input_size=net.input_size)
     if num_classes == 0:
         net.reset_classifier(0)
-        facts = replace(facts, classes=())
-    attach_facts(net, facts)
+        card = replace(card, classes=())
+    attach_card(net, replace(card, architecture=net.config))
     return net

@@ -30,14 +30,40 @@ def to_data(chain: nn.Module) -> list[dict[str, Any]]:
     >>> to_data(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))[1]
     {'name': '1', 'type': 'Linear', 'in_features': 4, 'out_features': 2, 'bias': True}
     """
-    if not isinstance(chain, nn.Sequential) or type(chain).forward is not nn.Sequential.forward:
+    kind = type(chain)
+    computes = (kind.forward, kind.__call__)
+    if not isinstance(chain, nn.Sequential) or computes != (nn.Sequential.forward, nn.Module.__call__):
         raise UsageError(
-            f"a {type(chain).__name__} is not a flat chain, which is all that a model file holds: fold it first, "
+            f"a {kind.__name__} is not a flat chain, which is all that a model file holds: fold it first, "
             "and if that leaves branches, keep it by torch.save(model.state_dict(), ...)"
         )
     if len(chain) == 0:
         raise UsageError("a chain without layers cannot be kept in a model file")
     return [_describe(name, layer) for name, layer in zip(chain._modules, chain, strict=True)]
+
+
+def refuse_changed(chain: nn.Module) -> None:
+    """Refuse what changes the computation or the tensors of a chain without being a layer or an argument of one.
+
+    Hooks of the backward pass are not looked for: they change nothing that a chain computes.
+
+    Raises:
+        UsageError: a hook, or a method that was replaced on the object; the message names it.
+    """
+    for path, module in chain.named_modules():
+        where = f"layer {path} ({type(module).__name__})" if path else "the chain"
+        for kind, hooks in (
+            ("forward hook", module._forward_hooks),
+            ("forward pre-hook", module._forward_pre_hooks),
+            ("state_dict hook", {**module._state_dict_hooks, **module._state_dict_pre_hooks}),
+        ):
+            if hooks:
+                called = next(iter(hooks.values()))
+                name = getattr(called, "__qualname__", type(called).__name__)
+                raise UsageError(f"{where} has a {kind}, {name}, which would be lost: remove it first")
+        for name in vars(module):
+            if callable(getattr(type(module), name, None)):
+                raise UsageError(f"{where} has a {name} of its own, which would be lost: delete that attribute first")
 
 
 def from_data(layers: Sequence[Any]) -> nn.Sequential:

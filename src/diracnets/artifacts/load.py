@@ -5,11 +5,8 @@ Nothing in a file is ever executed.
 
 from __future__ import annotations
 
-import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,54 +14,71 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diracnets.artifacts import authors
-from diracnets.artifacts.authors import check_backed
-from diracnets.artifacts.card import ModelFacts, attach_facts
+from diracnets.artifacts.card import ModelCard, attach_card
+from diracnets.artifacts.chain import to_chain
+from diracnets.artifacts.checkpoint import Checkpoint, checkpoint_of, is_checkpoint, network_with, unpickled
 from diracnets.artifacts.model_file import check_is_file, read
 from diracnets.artifacts.pretrained import Weights, find_weights, list_weights
+from diracnets.artifacts.unfold import unfold
 from diracnets.errors import FileError, UsageError, did_you_mean, first_line
-from diracnets.models.build import on_meta
 from diracnets.models.init import upgraded
+from diracnets.models.network import Network, config_of
 
-CHECKPOINT_FORMAT = "diracnets-checkpoint-1"
 
-
-def load(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+def load(path: str | Path, device: torch.device | str = "cpu", *, folded: bool | None = None) -> nn.Module:
     """The network in a file, or of a trained network's name, in evaluation mode.
 
     Args:
-        path: a model file (gives the chain), a checkpoint of `diracnets train` (gives the network, with averaged
-            weights where it averaged), a training checkpoint of the paper's authors (a DiracNet), or a folded network
-            with the names of their release (a chain). Or one of `list_weights()` (gives the network, or the chain where
-            the weights are folded), unless there is a file of that name.
+        path: one of `list_weights()` (gives the chain), unless there is a file of that name; a model file (gives the
+            chain); a checkpoint of `diracnets train` (gives the network, with averaged weights where it averaged); the
+            state dict of a network of ours, as `torch.save(net.state_dict(), ...)` writes it (the network); a training
+            checkpoint of the paper's authors (a DiracNet), or a folded network of theirs (a chain).
         device: where to put it.
+        folded: True gives the chain in any case, False the network, as for training: see `fold` and `unfold`.
 
     Returns:
-        The network. Where the file tells input size and normalization, or they are known for it, it has them as its
-        attribute `facts`, a `ModelFacts`.
+        The network. Its attribute `card` is a `ModelCard`, wherever the input size and normalization are known.
 
     Raises:
         FileError: there is no such file, it is damaged, or holds something else, such as objects that could run code;
             or weights cannot be downloaded.
-        UsageError: there is no such device.
+        UsageError: there is no such device; or what is to be unfolded is not the chain of a network of ours.
+        FoldError: what is to be folded has branches.
 
     >>> import tempfile
     >>> from diracnets.artifacts.model_file import save
     >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
-    >>> save(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), path, facts=ModelFacts((1, 8, 8), mean=(0.5,), std=(0.5,)))
+    >>> save(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), path, card=ModelCard((1, 8, 8), mean=(0.5,), std=(0.5,)))
     >>> load(path)(torch.zeros(1, 1, 8, 8)).shape
     torch.Size([1, 2])
     """
-    path = Path(path)
-    if is_weights(path):
-        model = load_weights(find_weights(str(path)))
-    elif not path.exists() and (hint := did_you_mean(str(path), list_weights(), cutoff=0.8)):
-        raise FileError(f"there is no file {path}, and no weights of that name; {hint}")
-    else:
-        model = _from_file(path)
+    model = load_as_stored(path)
+    if folded is None:
+        folded = isinstance(model, nn.Sequential) or (
+            is_weights(path) and isinstance(model, Network) and model.is_chain
+        )
+    if folded and isinstance(model, Network):
+        model = to_chain(model)
+    elif not folded and not isinstance(model, Network):
+        model = unfold(model)
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {str(device)!r} cannot be used: {first_line(error)}") from error
+
+
+def load_as_stored(path: str | Path) -> nn.Module:
+    """Like `load`, on the CPU: the chain where a file or the weights of a name hold one, else the network.
+
+    Raises:
+        FileError: as `load`.
+    """
+    path = Path(path)
+    if is_weights(path):
+        return load_weights(find_weights(str(path)))
+    if not path.exists() and (hint := did_you_mean(str(path), list_weights(), cutoff=0.8)):
+        raise FileError(f"there is no file {path}, and no weights of that name; {hint}")
+    return _from_file(path)
 
 
 def is_weights(path: str | Path) -> bool:
@@ -77,23 +91,22 @@ def is_weights(path: str | Path) -> bool:
 
 
 def load_weights(weights: Weights) -> nn.Module:
-    """A trained network in evaluation mode, with its `facts`; the chain, where the weights are folded.
+    """A trained network in evaluation mode, with its card; the chain, where the weights are stored folded.
 
     Raises:
         FileError: the file is missing, damaged, or cannot be downloaded.
     """
     path = weights.file()
-    model = _from_file(path) if weights.folded else _from_tensors(path, weights.model)
-    attach_facts(model, weights.facts())
+    model = _from_file(path) if weights.folded else _from_tensors(path, weights.card)
+    attach_card(model, weights.card)
     return model
 
 
-def _from_tensors(path: Path, config: Mapping[str, Any]) -> nn.Module:
+def _from_tensors(path: Path, card: ModelCard) -> nn.Module:
     try:
-        state = {
-            name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()
-        }
-        return _network(dict(config), state)
+        tensors = load_file(path)
+        state = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+        return Checkpoint(card, state).network()
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     except (SafetensorError, ValueError, RuntimeError) as error:
@@ -101,8 +114,8 @@ def _from_tensors(path: Path, config: Mapping[str, Any]) -> nn.Module:
 
 
 def _from_file(path: Path) -> nn.Module:
-    if is_checkpoint(path):
-        return _from_checkpoint(path, read_checkpoint(path))
+    if is_pickled(path):
+        return _from_pickled(path)
     if _head(path)[8:] == b"{":
         return read(path)
     raise FileError(
@@ -110,7 +123,7 @@ def _from_file(path: Path) -> nn.Module:
     )
 
 
-def is_checkpoint(path: Path) -> bool:
+def is_pickled(path: Path) -> bool:
     """Whether a file begins as `torch.save` begins a file: as a zip archive or a bare pickle.
 
     Raises:
@@ -128,36 +141,17 @@ def _head(path: Path) -> bytes:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def read_checkpoint(path: str | Path) -> Any:  # noqa: ANN401
-    """What `torch.save` wrote to a file, as long as it is tensors, numbers, text and containers of them.
-
-    Raises:
-        FileError: the file is damaged, or holds other Python objects: nothing in it has been executed then.
-    """
+def _from_pickled(path: Path) -> nn.Module:
+    data = unpickled(path)
     try:
-        with Path(path).open("rb") as file:  # given a path, torch.load would go by its suffix
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|global|class) [`'\"]?([\w.]+\.[\w.]+)", str(error))
-        what = f"the Python object {found[1]}" if found else "something else than tensors, numbers and text"
-        raise FileError(
-            f"{path} holds {what}, and is not loaded, since unpickling that could run any code; "
-            "ask for a .safetensors file or a plain state dict"
-        ) from error
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # a damaged archive or pickle raises almost anything
-        raise FileError(f"{path} is damaged, or not a file that torch.save wrote: {first_line(error)}") from error
-
-
-def _from_checkpoint(path: Path, data: Any) -> nn.Module:  # noqa: ANN401
-    try:
-        if isinstance(data, Mapping) and str(data.get("format", "")).startswith("diracnets-checkpoint-"):
-            return _own(path, data)
+        if is_checkpoint(data):
+            return checkpoint_of(path, data).network()
         if authors.is_training(data):
             return authors.from_training(data)
         if authors.is_released(data):
             return authors.from_released(data)
+        if _is_state_dict(data):
+            return _from_state_dict(path, data)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RuntimeError) as error:
         raise FileError(f"{path} does not hold a whole network: {first_line(error)}") from error
     raise FileError(
@@ -165,34 +159,15 @@ def _from_checkpoint(path: Path, data: Any) -> nn.Module:  # noqa: ANN401
     )
 
 
-def _own(path: Path, data: Mapping[str, Any]) -> nn.Module:
-    if data["format"] != CHECKPOINT_FORMAT:
+def _is_state_dict(data: object) -> bool:
+    return isinstance(data, Mapping) and len(data) > 0 and all(isinstance(value, Tensor) for value in data.values())
+
+
+def _from_state_dict(path: Path, state: Mapping[str, Tensor]) -> nn.Module:
+    prefix, config = config_of(state)
+    if config is None:
         raise FileError(
-            f"{path} has the format {str(data['format'])[:60]!r}, which this diracnets cannot read: upgrade it"
+            f"{path} holds tensors, but does not say of which network: make that network by create_model, then "
+            "net.load_state_dict(torch.load(path, weights_only=True))"
         )
-    config, state = data["model"], data["state"]
-    if (
-        not isinstance(config, Mapping)
-        or not isinstance(state, Mapping)
-        or config.keys() & {"pretrained", "device", "dtype"}
-    ):
-        raise ValueError("its network is not described as it should be")
-    if any(int(number) > 4 + len(state) for number in re.findall(r"-(\d+)", str(config.get("name")))[:1]):
-        raise ValueError(f"it has {len(state)} tensors, too few for a {config['name']}")
-    net = _network(upgraded(config), state)
-    if "facts" in data:
-        attach_facts(net, ModelFacts.from_data(data["facts"]))
-    return net
-
-
-def _network(config: dict[str, Any], state: Mapping[str, Any]) -> nn.Module:
-    """`build_model(**config)` with these tensors, in evaluation mode; ValueError unless they are exactly its own."""
-    net = on_meta(config)
-    wanted = net.state_dict()
-    for name in sorted(wanted.keys() | state.keys()):
-        tensor = state.get(name)
-        if name not in wanted or not isinstance(tensor, Tensor) or tensor.shape != wanted[name].shape:
-            raise ValueError(f"the tensor {name} is missing, left over, or not of the shape that {config['name']} has")
-        check_backed(name, tensor)
-    net.load_state_dict(dict(state), assign=True)
-    return net.eval()
+    return network_with(upgraded(config), {name.removeprefix(prefix): tensor for name, tensor in state.items()})

@@ -1,13 +1,14 @@
 """The model file: one .safetensors file that holds a chain and describes itself.
 
 Tensors are stored by their `state_dict` names. The metadata key "diracnets" holds JSON: the format's number, the layers
-with their arguments, the facts (input size, normalization, classes, provenance, fold), what the chain makes of a fixed
-probe, and a SHA-256 over all of that and the tensors. Nothing in a file is ever executed: the layers are built from a
+with their arguments, the model card, what the chain makes of a fixed probe, and a SHA-256 over all of that and the
+tensors. Nothing in a file is ever executed: the layers are built from a
 list of known types with bounded arguments, on no memory, and must agree with the tensors before these are read.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -22,11 +23,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diracnets.artifacts import layers
-from diracnets.artifacts.card import ModelFacts, attach_facts
-from diracnets.errors import FileError, UsageError
+from diracnets.artifacts.card import ModelCard, attach_card, the_card
+from diracnets.artifacts.earlier import card_of_facts
+from diracnets.errors import FileError, UsageError, first_line
 from diracnets.files import written_whole
 
-FORMAT = 1
+FORMAT = 2
 KEY = "diracnets"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 _PROBE_VALUES = 1000  # of the output on the probe that are stored
@@ -56,42 +58,52 @@ class Verified:
     probe_scale: float
 
 
-def save(chain: nn.Module, path: str | Path, *, facts: ModelFacts) -> None:
-    """Write a chain and what is known about it to a model file, whole or not at all.
+def save(chain: nn.Module, path: str | Path, *, card: ModelCard | None = None, facts: ModelCard | None = None) -> None:
+    """Write a chain and its card to a model file, whole or not at all.
 
     Args:
         chain: a flat `nn.Sequential` of ordinary layers, as `fold` makes it of a DiracNet, of any dtype, device
             and memory format. Its weights are stored as they are, its mode (training or not) is not.
         path: of the file, by convention with the suffix .safetensors.
-        facts: what the file is to say about the network.
+        card: what the file is to say about the network.
+        facts: deprecated, the earlier name of `card`.
 
     Raises:
-        UsageError: not a flat chain of layers that a file can hold, or one that does not fit the facts.
+        UsageError: no card; not a flat chain of layers that a file can hold, one with hooks or replaced methods, or one
+            that does not fit the card.
         FileError: the file cannot be written.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
     >>> chain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    >>> save(chain, path, facts=ModelFacts((1, 8, 8), mean=(0.5,), std=(0.5,), classes=("cat", "dog")))
-    >>> read(path).facts.classes
+    >>> save(chain, path, card=ModelCard((1, 8, 8), mean=(0.5,), std=(0.5,), classes=("cat", "dog")))
+    >>> read(path).card.classes
     ('cat', 'dog')
     """
+    card = the_card(card, facts, "save")
     layer_data = layers.to_data(chain)
+    try:
+        layers.refuse_changed(chain)
+    except UsageError as error:
+        raise UsageError(f"this chain cannot be written to {path}: {error}") from error
+    if any(tensor.is_meta for tensor in chain.state_dict().values()):
+        raise UsageError(f"this chain cannot be written to {path}: it is on the meta device, without values")
     tensors = {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)  # safetensors takes no others
         for name, tensor in chain.state_dict().items()
     }
     try:
-        rebuilt = _assemble(layer_data, facts, tensors)
+        rebuilt = _assemble(layer_data, card, tensors)
     except ValueError as error:
         raise UsageError(f"this chain cannot be written to {path}: {error}") from error
     bad = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
     if bad is not None:
         raise UsageError(f"this chain cannot be written to {path}: {bad} holds numbers that are not finite")
-    probe = _probe_output(rebuilt, facts)
+    probe = _probe_output(rebuilt, card)
     if not all(map(math.isfinite, probe)):
         raise UsageError(f"this chain cannot be written to {path}: what it computes is not finite")
-    content = {"format": FORMAT, "layers": layer_data, **facts.to_data(), "probe": probe}
+    _check_same(chain, probe, card, path)
+    content = {"format": FORMAT, "layers": layer_data, "card": card.to_data(), "probe": probe}
     content["sha256"] = _hash(content, tensors)
     with written_whole(path) as part:
         try:
@@ -101,7 +113,7 @@ def save(chain: nn.Module, path: str | Path, *, facts: ModelFacts) -> None:
 
 
 def read(path: str | Path, device: torch.device | str = "cpu") -> nn.Sequential:
-    """The chain in a model file: an ordinary `nn.Sequential` in evaluation mode, with the attribute `facts`.
+    """The chain in a model file: an ordinary `nn.Sequential` in evaluation mode, with the attribute `card`.
 
     Args:
         path: of the file.
@@ -125,7 +137,7 @@ def verify(path: str | Path) -> Verified:
     """
     path = Path(path)
     chain, content = _read(path)
-    stored, found = content["probe"], _probe_output(chain, chain.facts)  # type: ignore[arg-type]
+    stored, found = content["probe"], _probe_output(chain, chain.card)  # type: ignore[arg-type]
     scale = max(map(abs, stored))
     if len(stored) != len(found):
         raise FileError(
@@ -159,8 +171,8 @@ def _read(path: Path) -> tuple[nn.Sequential, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             content = _content(path, file.metadata())
-            facts = ModelFacts.from_data(content)
-            wanted = {name: tensor.shape for name, tensor in _on_meta(content["layers"], facts).state_dict().items()}
+            card = _card(content)
+            wanted = {name: tensor.shape for name, tensor in _on_meta(content["layers"], card).state_dict().items()}
             stored = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             _compare(wanted, stored)
             if unknown := {file.get_slice(name).get_dtype() for name in stored} - _DTYPES.keys():
@@ -173,12 +185,14 @@ def _read(path: Path) -> tuple[nn.Sequential, dict[str, Any]]:
     except SafetensorError as error:
         raise FileError(f"{path} is damaged or no .safetensors file: {error}") from error
     if content["sha256"] != _hash(content, tensors):
-        raise FileError(f"{path} has been altered or damaged: it does not have the SHA-256 that it states; get it anew")
+        raise FileError(
+            f"{path} has been altered or damaged: it does not have the SHA-256 that it states; get it again"
+        )
     try:
-        chain = _assemble(content["layers"], facts, tensors)
+        chain = _assemble(content["layers"], card, tensors)
     except ValueError as error:
         raise FileError(f"{path} is not a valid model file: {error}") from error
-    attach_facts(chain, facts)
+    attach_card(chain, card)
     return chain, content
 
 
@@ -204,9 +218,17 @@ def _content(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
     return content
 
 
-def _assemble(layer_data: list[dict[str, Any]], facts: ModelFacts, tensors: Mapping[str, Tensor]) -> nn.Sequential:
-    """The chain with its tensors; ValueError where layers, facts and tensors disagree."""
-    chain = _on_meta(layer_data, facts)
+def _card(content: Mapping[str, Any]) -> ModelCard:
+    if content["format"] == FORMAT:
+        return ModelCard.from_data(content.get("card"))  # type: ignore[arg-type]
+    last = content["layers"][-1]
+    outputs = last.get("out_features") if isinstance(last, Mapping) and last.get("type") == "Linear" else 0
+    return card_of_facts(content, outputs=outputs)
+
+
+def _assemble(layer_data: list[dict[str, Any]], card: ModelCard, tensors: Mapping[str, Tensor]) -> nn.Sequential:
+    """The chain with its tensors; ValueError where layers, card and tensors disagree."""
+    chain = _on_meta(layer_data, card)
     state = chain.state_dict()
     _compare({name: tensor.shape for name, tensor in state.items()}, {name: t.shape for name, t in tensors.items()})
     if len({tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}) > 1:
@@ -217,12 +239,12 @@ def _assemble(layer_data: list[dict[str, Any]], facts: ModelFacts, tensors: Mapp
     return chain.requires_grad_(False).eval()
 
 
-def _on_meta(layer_data: list[dict[str, Any]], facts: ModelFacts) -> nn.Sequential:
+def _on_meta(layer_data: list[dict[str, Any]], card: ModelCard) -> nn.Sequential:
     """The layers without memory; ValueError where they do not fit each other, the images or the classes."""
     chain = layers.from_data(layer_data).eval()
-    shape = layers.output_shapes(chain, facts.input_size)[-1]
-    if facts.classes and shape != (1, len(facts.classes)):
-        raise ValueError(f"it has {len(facts.classes)} class names and an output of {list(shape)} for one image")
+    shape = layers.output_shapes(chain, card.input_size)[-1]
+    if card.classes and shape != (1, len(card.classes)):
+        raise ValueError(f"it has {len(card.classes)} class names and an output of {list(shape)} for one image")
     return chain
 
 
@@ -236,14 +258,37 @@ def _compare(wanted: Mapping[str, torch.Size], stored: Mapping[str, torch.Size])
             raise ValueError(f"the tensor {name} is {list(stored[name])} where its layer has {list(wanted[name])}")
 
 
-@torch.inference_mode()
-def _probe_output(chain: nn.Sequential, facts: ModelFacts) -> list[float]:
-    """The first outputs, in float32, on a fixed image that no random number generator of any version changes."""
-    probe = torch.arange(math.prod(facts.input_size), dtype=torch.float64).mul(0.7).sin().float()
-    copy = layers.from_data(layers.to_data(chain)).eval()
+def _check_same(chain: nn.Module, probe: list[float], card: ModelCard, path: str | Path) -> None:
+    """Refuse a chain that computes something else than its layers and tensors say, for whatever reason."""
+    try:
+        own = copy.deepcopy(chain).cpu().float().eval()
+        found = _first_outputs(own, card)
+    except Exception as error:  # code in a chain may raise anything
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise UsageError(f"this chain cannot be written to {path}, since it cannot be run ({why})") from error
+    scale = max(map(abs, probe))
+    if len(found) != len(probe) or not all(
+        abs(a - b) <= _PROBE_TOLERANCE * scale for a, b in zip(found, probe, strict=True)
+    ):
+        raise UsageError(
+            f"this chain cannot be written to {path}: it computes something else than ordinary layers with its "
+            "arguments and weights do; build it again from such layers"
+        )
+
+
+def _probe_output(chain: nn.Sequential, card: ModelCard) -> list[float]:
+    """The first outputs of the chain, computed in float32 whatever it is stored in, on the probe."""
+    plain = layers.from_data(layers.to_data(chain)).eval()
     state = {name: t.float() if t.is_floating_point() else t for name, t in chain.state_dict().items()}
-    copy.load_state_dict(state, assign=True)
-    output: Tensor = copy(probe.reshape(1, *facts.input_size))
+    plain.load_state_dict(state, assign=True)
+    return _first_outputs(plain, card)
+
+
+@torch.inference_mode()
+def _first_outputs(chain: nn.Module, card: ModelCard) -> list[float]:
+    """On a fixed image that no random number generator of any version changes."""
+    probe = torch.arange(math.prod(card.input_size), dtype=torch.float64).mul(0.7).sin().float()
+    output: Tensor = chain(probe.reshape(1, *card.input_size))
     return output.flatten()[:_PROBE_VALUES].tolist()
 
 

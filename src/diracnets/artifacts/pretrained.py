@@ -1,4 +1,4 @@
-"""Trained networks: what is known about each, and the file that holds it, in the package or downloaded once."""
+"""Trained networks: the card of each, and the file that holds its weights, in the package or downloaded once."""
 
 from __future__ import annotations
 
@@ -6,62 +6,64 @@ import fnmatch
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diracnets.artifacts.card import ModelFacts
+from diracnets.artifacts.card import ModelCard
 from diracnets.download import Checksum, download
 from diracnets.errors import FileError, UsageError, did_you_mean
-from diracnets.models.init import upgraded
 
 FOLDER = Path(__file__).with_name("weights")  # NAME.json for each, and NAME.safetensors for those without a url
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The facts of one trained network.
+    """One trained network: its card, and the file that holds its weights.
 
     Args:
-        name: what `load` and `build_model(..., pretrained=...)` know it by, such as "diracnet-28-1-cifar10".
-        model: the arguments of `build_model` that make the network.
-        data: what it was trained on.
-        recipe: the recipe by its name, with what differed from it.
+        name: what `load` and `create_model(..., pretrained=...)` know it by, such as "diracnet-28-1-cifar10".
+        card: of the network, with its architecture; the provenance names the accuracy, license and recipe too.
         accuracy: on the held-out images, 0..1, of the weights as they are in the file.
-        images: how many held-out images that is.
+        license: of the weights.
         sha256: of the file, 64 hexadecimal digits, or the first ones where no more are known.
-        mean, std: of each channel, for pixels in 0..1.
-        licence: of the weights.
-        classes: the name of each output, or nothing where they are not known.
-        seed, commit: of the training, where they are known.
         size: of the file, bytes, where it is known.
         url: where the file is; None where it comes with the package.
         folded: the file holds the chain, not the network that was trained.
-        settings: the whole recipe, as `Recipe.table` gives it.
-        note: what else one should know before using it.
 
     >>> find_weights("diracnet-28-0.5-digits").model["name"]
     'diracnet-28-0.5'
     """
 
     name: str
-    model: Mapping[str, Any]
-    data: str
-    recipe: str
+    card: ModelCard
     accuracy: float
-    images: int
+    license: str
     sha256: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    licence: str
-    classes: tuple[str, ...] = ()
-    seed: int | None = None
-    commit: str | None = None
     size: int | None = None
     url: str | None = None
     folded: bool = False
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    note: str = ""
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """The arguments of `build_model` that make the network."""
+        return self.card.architecture or {}
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain JSON values, as they are kept in NAME.json."""
+        return {**vars(self), "card": self.card.to_data()}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Weights:
+        """The weights that `to_data` wrote down.
+
+        Raises:
+            UsageError: a card that cannot be, or that does not say which network it is of.
+        """
+        card = ModelCard.from_data(data["card"])
+        if card.architecture is None or card.data is None:
+            raise UsageError(f"the card of {data['name']} has no architecture or no data")
+        return cls(**{**data, "card": card})
 
     def file(self) -> Path:
         """The file with the tensors, downloaded to `cache_folder()` if need be, and checked.
@@ -82,26 +84,6 @@ class Weights:
             raise FileError(f"{path} is damaged ({wrong}): {remedy}")
         return path
 
-    def facts(self) -> ModelFacts:
-        """The same as the facts that a network carries."""
-        height, width = self.model["image_size"]
-        known = {
-            "seed": self.seed,
-            "commit": self.commit,
-            "url": self.url,
-            "note": self.note,
-            "settings": self.settings,
-        }
-        provenance = {
-            "weights": self.name,
-            "data": {"name": self.data, "val": self.images},
-            "recipe": self.recipe,
-            "accuracy": self.accuracy,
-            "licence": self.licence,
-            **{key: value for key, value in known.items() if value not in (None, "", {})},
-        }
-        return ModelFacts((self.model["in_channels"], height, width), self.mean, self.std, self.classes, provenance)
-
 
 def list_weights(pattern: str = "*") -> list[str]:
     """The names of the trained networks, those in the package and those that are downloaded when asked for.
@@ -116,7 +98,7 @@ def list_weights(pattern: str = "*") -> list[str]:
 
 
 def find_weights(name: str) -> Weights:
-    """The facts of a trained network.
+    """What is known of a trained network.
 
     Args:
         name: one of `list_weights()`.
@@ -124,19 +106,17 @@ def find_weights(name: str) -> Weights:
     Raises:
         UsageError: there is none of that name.
 
-    >>> find_weights("diracnet-28-0.5-digits").classes
+    >>> find_weights("diracnet-28-0.5-digits").card.classes
     ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')
     """
     if name not in list_weights():
         hint = did_you_mean(name, list_weights(), f"there are {', '.join(list_weights())}")
         raise UsageError(f"no trained network is called {name!r}: {hint}")
-    data = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    facts: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-    return Weights(**{**facts, "model": upgraded(facts["model"])})
+    return Weights.from_data(json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")))
 
 
 def choose_weights(model: str, pretrained: str | bool, num_classes: int | None) -> Weights:
-    """The weights that `build_model(model, pretrained=pretrained, num_classes=num_classes)` asks for.
+    """The weights that `create_model(model, pretrained=pretrained, num_classes=num_classes)` asks for.
 
     Args:
         model: the network's name.
@@ -159,7 +139,7 @@ def choose_weights(model: str, pretrained: str | bool, num_classes: int | None) 
         if num_classes in (None, weights.model["num_classes"]):
             return weights
     raise UsageError(
-        f"no weights of {model} tell {num_classes} classes apart; there are {there_are}: "
+        f"no weights of {model} have {num_classes} classes; there are {there_are}: "
         "take these without num_classes, then reset_classifier"
     )
 

@@ -1,15 +1,13 @@
-"""Which network a set of tensors belongs to, told by their sizes, and the chain that it folds to."""
+"""Which DiracNet has layers of given sizes: for files of the paper's authors, and chains that have no card."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from diracnets.models.diracnet import CIFAR_WIDTHS, IMAGENET_DEPTHS, IMAGENET_WIDTHS
-from diracnets.models.network import Network
 
 
 def recognize(stem: Sequence[int], widths: Sequence[int], depths: Sequence[int], num_classes: int) -> dict[str, Any]:
@@ -39,31 +37,27 @@ def recognize(stem: Sequence[int], widths: Sequence[int], depths: Sequence[int],
     raise ValueError(f"it has groups of {', '.join(map(str, depths))} blocks, which no DiracNet has")
 
 
-def chain_layers(net: Network) -> nn.Sequential:
-    """The layers of the chain that `fold` makes of a DiracNet, in its order, on the meta device.
+def recognize_chain(chain: nn.Sequential, input_size: Sequence[int] | None) -> dict[str, Any]:
+    """The arguments of `build_model` for the DiracNet that a chain without a card was folded from.
 
-    >>> from diracnets.models.build import on_meta
-    >>> [type(layer).__name__ for layer in chain_layers(on_meta({"name": "diracnet-10-1"}))][:4]
-    ['Conv2d', 'ReLU', 'Conv2d', 'ReLU']
+    Args:
+        chain: by whose convolutions and poolings it is told.
+        input_size: (channels, height, width) of its images, where it is known.
+
+    Raises:
+        ValueError: no DiracNet has these sizes.
     """
-    layers = list(net.stem.children())
-    for index, group in enumerate(net.groups.children()):
-        if index:
-            layers.append(net.between)
-        for block in group.children():
-            layers += [block.get_submodule("relu"), block.get_submodule("conv")]
-            layers += [pool for name, pool in block.named_children() if name == "pool"]
-    layers += [net.final, net.average, net.flatten, net.fc]
-    gone = (nn.BatchNorm2d, nn.Identity)  # batch norms become the convolutions' biases
-    kept = [layer for layer in layers if not isinstance(layer, gone)]
-    return nn.Sequential(
-        *(_ordinary(layer) if isinstance(layer, nn.Conv2d) else copy.deepcopy(layer) for layer in kept)
-    )
-
-
-def _ordinary(conv: nn.Conv2d) -> nn.Conv2d:
-    sizes = (conv.kernel_size, conv.stride, conv.padding)
-    return nn.Conv2d(conv.in_channels, conv.out_channels, *sizes, device="meta")  # type: ignore[arg-type]
+    groups: list[list[nn.Conv2d]] = [[]]
+    for layer in list(chain)[1:]:
+        if isinstance(layer, nn.MaxPool2d) and groups[-1]:
+            groups.append([])
+        elif isinstance(layer, nn.Conv2d):
+            groups[-1].append(layer)
+    if not all(groups) or not isinstance(chain[0], nn.Conv2d) or not isinstance(chain[-1], nn.Linear):
+        raise ValueError("it does not consist of groups of convolutions with a linear layer after them")
+    widths, depths = [group[0].out_channels for group in groups], list(map(len, groups))
+    arguments = recognize(chain[0].weight.shape, widths, depths, chain[-1].out_features)
+    return arguments if input_size is None else {**arguments, "image_size": list(input_size[1:])}
 
 
 def _factor(widths: Sequence[int], bases: Sequence[int]) -> float:

@@ -1,19 +1,23 @@
-"""`unfold`: a chain turned back into the Dirac network that computes the same, to train it further."""
+"""`unfold`: a chain turned back into the network that it was folded from, to train it further."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diracnets.artifacts.card import attach_facts, facts_of, input_size_of
-from diracnets.artifacts.layers import to_data
-from diracnets.artifacts.recognize import chain_layers, recognize
+from diracnets.artifacts.card import attach_card, card_of, input_size_of
+from diracnets.artifacts.checkpoint import skeleton
+from diracnets.artifacts.layers import refuse_changed, to_data
+from diracnets.artifacts.recognize import recognize_chain
 from diracnets.errors import UsageError
-from diracnets.models.build import build_model, on_meta
-from diracnets.models.diracnet import DiracNet
+from diracnets.folding.structure import folded_structure
+from diracnets.models.build import build_model
+from diracnets.models.network import Network
 from diracnets.nn.dirac import DiracConv2d
 from diracnets.nn.effective_weight import identity_diagonal
 
@@ -21,27 +25,29 @@ _BATCH = 64
 
 
 @torch.no_grad()
-def unfold(chain: nn.Module, images: Tensor | None = None) -> DiracNet:
-    """The Dirac network that folds to `chain`, up to rounding, in evaluation mode.
+def unfold(chain: nn.Module, images: Tensor | None = None, *, architecture: Mapping[str, Any] | None = None) -> Network:
+    """The network that folds to `chain`, up to rounding, in evaluation mode.
 
-    Folding loses how each convolution was split into filter and batch norm. Here alpha takes the diagonal of each
-    filter, beta the norm of the rest, and W the direction of the rest with the norm of a fresh W, on which the size of
-    its steps in training depends. What the batch norms subtract and divide by is measured on `images`; their scales and
-    shifts undo it.
+    Folding loses how each convolution was split into filter and batch norm. Here the alpha of a Dirac convolution takes
+    the diagonal of each filter, beta the norm of the rest, and W the direction of the rest with the norm of a fresh W,
+    on which the size of its steps in training depends. What the batch norms subtract and divide by is measured on
+    `images`; their weights and biases undo it.
 
     With images, training goes on from about the same function, since the statistics of its batches are near those
     measured. Without, the batch norms are the identity in evaluation, and in training mode normalize by statistics that
     they do not undo: the network is then another one, and training has to recover.
 
     Args:
-        chain: what `fold` makes of a DiracNet or a plain one, as a module or loaded from a model file.
+        chain: what `fold` makes of a network without branches, as a module or loaded from a model file.
         images: [N, channels, height, width] normalized as for the chain, a few hundred of what it will be trained on.
+        architecture: arguments of `build_model` for the network to make; by default those that the chain's card states.
+            Another one has to fold to the same layers, such as "diracnet-28-1" for a chain of "plain-28-1".
 
     Returns:
-        The network in float32 on the chain's device; with the chain's `facts`, where it has some.
+        The network in float32 on the chain's device; with the chain's `card`, where it has one.
 
     Raises:
-        UsageError: not the chain of a DiracNet, or images of another number of channels.
+        UsageError: not the chain of a network of ours, one with hooks, or images of another number of channels.
 
     >>> from diracnets.folding.fold import fold
     >>> chain = fold(build_model("diracnet-10-0.25").eval())
@@ -50,57 +56,83 @@ def unfold(chain: nn.Module, images: Tensor | None = None) -> DiracNet:
     True
     """
     if not isinstance(chain, nn.Sequential):
-        raise UsageError(f"a {type(chain).__name__} cannot be turned back into a Dirac network: it is not a chain")
-    net = _network(chain)
-    convs = [layer for layer in chain if isinstance(layer, nn.Conv2d)]
-    norms = [norm for norm in net.modules() if isinstance(norm, nn.BatchNorm2d)]
-    ours = [conv for conv in net.modules() if isinstance(conv, nn.Conv2d)]
-    for folded, conv, norm in zip(convs, ours, norms, strict=True):
+        raise UsageError(f"a {type(chain).__name__} cannot be turned back into a network: it is not a chain")
+    try:
+        refuse_changed(chain)
+        given = _architecture(chain) if architecture is None else architecture
+        net = _matching_network(chain, given)
+        pairs = _pairs(chain, net)
+    except ValueError as error:
+        raise UsageError(f"this chain cannot be turned back into a network: {error}") from error
+    convs = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    for (folded, norm_left), conv, norm in zip(pairs, convs, norms, strict=True):
         _split(folded.weight, conv)
-        identity = {
-            "running_var": torch.full((norm.num_features,), 1 - norm.eps),
-            "weight": torch.ones_like(norm.weight),
-        }
-        norm.load_state_dict(identity | {"bias": folded.bias}, strict=False)
-    classifier = next(layer for layer in chain if isinstance(layer, nn.Linear))
-    net.fc.load_state_dict(classifier.state_dict())
+        _make_affine(norm, folded.bias, norm_left)
+    if isinstance(net.fc, nn.Linear):
+        net.fc.load_state_dict(chain[-1].state_dict())
     net.to(next(chain.parameters()).device).eval()
     if images is not None:
         _take_statistics(net, norms, images)
-    facts = facts_of(chain)
-    if facts is not None:
-        attach_facts(net, facts)
+    card = card_of(chain)
+    if card is not None:
+        attach_card(net, card if architecture is None else replace(card, architecture=net.config))
     return net
 
 
-def _network(chain: nn.Sequential) -> DiracNet:
-    layers = list(chain)
-    groups: list[list[nn.Conv2d]] = [[]]
-    for layer in layers[1:]:
-        if isinstance(layer, nn.MaxPool2d) and groups[-1]:
-            groups.append([])
-        elif isinstance(layer, nn.Conv2d):
-            groups[-1].append(layer)
-    try:
-        if (
-            not all(groups)
-            or not isinstance(first := layers[0], nn.Conv2d)
-            or not isinstance(last := layers[-1], nn.Linear)
-        ):
-            raise ValueError("it does not consist of groups of convolutions with a linear layer behind them")
-        widths, depths = [group[0].out_channels for group in groups], list(map(len, groups))
-        arguments = recognize(first.weight.shape, widths, depths, last.out_features)
-        size = input_size_of(chain)
-        arguments |= {"image_size": size[1:]} if size is not None else {}
-        if _without_names(chain) != _without_names(chain_layers(on_meta(arguments))):
-            raise ValueError(f"its layers are not those of {arguments['name']}")
-    except ValueError as error:
-        raise UsageError(f"this chain cannot be turned back into a Dirac network: {error}") from error
-    return cast(DiracNet, build_model(**arguments))
+def _architecture(chain: nn.Sequential) -> Mapping[str, Any]:
+    """By the card, or as `fold` carried it over from the network; what has neither is recognized by its layers."""
+    card, config = card_of(chain), chain.__dict__.get("config")
+    if card is not None and card.architecture is not None:
+        return card.architecture
+    if isinstance(config, Mapping):
+        return config
+    return recognize_chain(chain, input_size_of(chain))
 
 
-def _without_names(chain: nn.Module) -> list[dict[str, object]]:
-    return [{key: value for key, value in layer.items() if key not in ("name", "inplace")} for layer in to_data(chain)]
+def _matching_network(chain: nn.Sequential, architecture: Mapping[str, Any]) -> Network:
+    """A fresh network of the architecture; ValueError unless it folds to the layers of the chain."""
+    net = skeleton(architecture, len(chain.state_dict()))
+    if not net.is_chain:
+        raise ValueError(f"a {net.config['name']} has branches, and folds to no chain")
+    if _kinds(chain) != _kinds(folded_structure(net)):
+        raise ValueError(f"its layers are not those that {net.config['name']} folds to")
+    return build_model(**architecture)
+
+
+def _kinds(chain: nn.Module) -> list[dict[str, object]]:
+    """The layers, without batch norms, which stay where a negative scale cannot pass the pooling before it."""
+    kept = [layer for layer in to_data(chain) if layer["type"] != "BatchNorm2d"]
+    left_out = ("name", "inplace")
+    kinds = [{key: value for key, value in layer.items() if key not in left_out} for layer in kept]
+    return [{**kind, "bias": None} if kind["type"] == "Conv2d" else kind for kind in kinds]
+
+
+def _pairs(chain: nn.Sequential, net: Network) -> list[tuple[nn.Conv2d, nn.BatchNorm2d | None]]:
+    """Each convolution, and the batch norm that `fold` has left after it and a pooling, which the network has there."""
+    blocks = [block for group in net.groups for block in group.children()]
+    pools_first = [False, *(getattr(block, "pool", None) is not None for block in blocks)]
+    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d | None]] = []
+    for before, layer in zip([None, None, *list(chain)[:-2]], chain, strict=True):
+        if isinstance(layer, nn.Conv2d):
+            pairs.append((layer, None))
+        elif isinstance(layer, nn.BatchNorm2d):
+            if before is not pairs[-1][0] or not pools_first[len(pairs) - 1] or not layer.affine:
+                raise ValueError(f"{net.config['name']} has no batch norm after these layers")
+            pairs[-1] = (pairs[-1][0], layer)
+    return pairs
+
+
+def _make_affine(norm: nn.BatchNorm2d, bias: Tensor | None, left: nn.BatchNorm2d | None) -> None:
+    """Make `norm` the batch norm that was left, or without one the identity, after adding the convolution's bias."""
+    shift = torch.zeros_like(norm.bias) if bias is None else bias
+    if left is None:
+        ones = torch.ones_like(norm.weight)
+        norm.load_state_dict({"running_var": ones - norm.eps, "weight": ones, "bias": shift}, strict=False)
+    else:
+        state = left.state_dict()
+        norm.load_state_dict({**state, "running_mean": state["running_mean"] - shift})
+        norm.eps = left.eps
 
 
 def _split(weight: Tensor, conv: nn.Conv2d) -> None:
@@ -117,8 +149,8 @@ def _split(weight: Tensor, conv: nn.Conv2d) -> None:
     conv.weight.mul_((fresh / norm.clamp(min=torch.finfo(norm.dtype).tiny)).reshape(-1, 1, 1, 1))
 
 
-def _take_statistics(net: DiracNet, norms: list[nn.BatchNorm2d], images: Tensor) -> None:
-    """Measure what each batch norm, so far an identity but for its bias, gets of `images`; make it normalize that."""
+def _take_statistics(net: Network, norms: Sequence[nn.BatchNorm2d], images: Tensor) -> None:
+    """Measure what each batch norm gets of `images`, make it normalize that, and undo it by its weight and bias."""
     if images.ndim != 4 or len(images) == 0 or images.shape[1] != net.input_size[0]:
         raise UsageError(f"images are {list(images.shape)}; this network takes [N, {net.input_size[0]}, height, width]")
     totals = [torch.zeros(3, norm.num_features, dtype=torch.float64) for norm in norms]
@@ -138,6 +170,8 @@ def _take_statistics(net: DiracNet, norms: list[nn.BatchNorm2d], images: Tensor)
     for norm, (count, total, squares) in zip(norms, totals, strict=True):
         mean = (total / count).float().to(norm.bias.device)
         variance = (squares / count - (total / count).square()).clamp(min=0).float().to(norm.bias.device)
+        state = norm.state_dict()
+        scale = norm.weight / (state["running_var"] + norm.eps).sqrt()
+        norm.bias.add_(scale * (mean - state["running_mean"]))
+        norm.weight.copy_(scale * (variance + norm.eps).sqrt())
         norm.load_state_dict({"running_mean": mean, "running_var": variance}, strict=False)
-        norm.weight.copy_((variance + norm.eps).sqrt())
-        norm.bias.add_(mean)

@@ -53,7 +53,7 @@ class Evaluate:
         """Evaluate, print, and write what `out` asks for."""
         if self.worst < 0:
             raise UsageError(f"--worst is {self.worst}; it must be 0 or more")
-        from diracnets.artifacts.card import facts_of
+        from diracnets.artifacts.card import card_of
         from diracnets.artifacts.load import load
         from diracnets.evaluation.metrics import evaluate
         from diracnets.evaluation.own_data import own_data
@@ -62,8 +62,9 @@ class Evaluate:
         device = choose_device(self.device)
         file = network_file(self.file)
         model = load(file, device)
-        facts = facts_of(model)
-        data = own_data(file, facts, data=self.data, data_dir=self.data_dir, device=device, workers=self.workers)
+        data = own_data(
+            file, card_of(model), data=self.data, data_dir=self.data_dir, device=device, workers=self.workers
+        )
         evaluation = evaluate(model, data.val, batch_size=self.batch_size, views=self.views, worst=self.worst)
         summary = _summary(evaluation, data, file, self.views)
         if self.json:

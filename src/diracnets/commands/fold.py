@@ -15,33 +15,33 @@ from diracnets.errors import UsageError
 
 @dataclass(frozen=True)
 class Fold:
-    """Fold a trained network: Dirac parameterization and batch norms go into plain convolutions, and one file is left.
+    """Fold a trained network into a chain of ordinary convolutions, and write it to one model file.
 
-    Both networks are run on the same inputs, and nothing is written unless they agree."""
+    Dirac parameterization and batch norms go into the weights and biases of the convolutions. Network and chain are run
+    on the same inputs, and nothing is written unless they agree."""
 
     file: Positional[Path]
-    """A checkpoint: of a run of diracnets, or of the paper's authors (.pt7); or a run folder, for its best one; or a
+    """A checkpoint, of a run of diracnets or of the paper's authors (.pt7), a run folder, for its best checkpoint, or a
     name that `diracnets models --trained` lists."""
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """The model file to write; by default the checkpoint's name with .safetensors."""
 
     def execute(self) -> None:
-        """Fold, write, and print the proof."""
-        from diracnets.artifacts.card import facts_of
-        from diracnets.artifacts.load import is_weights, load
+        """Fold, write, and print how exact it is."""
+        from diracnets.artifacts.card import card_of
+        from diracnets.artifacts.chain import write_model_file
+        from diracnets.artifacts.load import is_weights, load_as_stored
         from diracnets.models.network import Network
-        from diracnets.training.finish import write_model_file
 
         file = network_file(self.file)
-        net = load(file)
+        net = load_as_stored(file)
         if not isinstance(net, Network):
             raise UsageError(f"{file} is folded already; to keep it in another place, copy it")
-        facts = facts_of(net)
-        if facts is None:
+        if card_of(net) is None:
             raise UsageError(f"{file} does not say which images it takes, as a model file has to; fold it from Python")
         named = is_weights(file)  # and in a name a dot begins no suffix
         out = self.out or (Path(f"{file}.safetensors") if named else file.with_suffix(".safetensors"))
         if not named and out.exists() and out.samefile(file):
             raise UsageError(f"{out} is the checkpoint itself, which would be lost; choose another --out")
-        chain = write_model_file(net, facts, out)
+        chain = write_model_file(net, out)
         stdout().print(f"{chain.fold_report}\nwrote       {out}, {out.stat().st_size:,} bytes", soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from diracnets.evaluation.info import Info as Description
+
+
+_SECTIONS = {
+    "architecture": "architecture",
+    "trained on": "data",
+    "recipe": "recipe",
+    "fold": "fold",
+    "origin": "provenance",
+}  # of the card
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class Info:
 
         info = describe(str(network_file(Path(self.model))))
         if self.json:
-            print(json.dumps(asdict(info), indent=2))
+            print(json.dumps(info.to_data(), indent=2))
             return
         console = stdout()
         rows = [
@@ -53,8 +62,10 @@ class Info:
         console.print()
         for name, value in _totals(info):
             console.print(f"{name:<16} {value}", soft_wrap=True)
-        for title, facts in (("origin", info.provenance), ("fold", info.fold)):
-            _tree(console, title, facts)
+        if info.card is not None:
+            card = info.card.to_data()
+            for title, key in _SECTIONS.items():
+                _tree(console, title, card[key] or {})
 
 
 def _totals(info: Description) -> list[tuple[str, str]]:
@@ -70,25 +81,27 @@ def _totals(info: Description) -> list[tuple[str, str]]:
     ]
     if info.file_bytes is not None:
         totals.append(("file", _bytes(info.file_bytes)))
-    if info.classes:
-        more = ", ..." if len(info.classes) > 12 else ""
-        totals.append(("classes", f"{len(info.classes)}: {', '.join(info.classes[:12])}{more}"))
-    if info.mean:
-        totals.append(("normalization", f"mean {_numbers(info.mean)}, std {_numbers(info.std)} of pixels in 0..1"))
+    card = info.card
+    if card is not None and card.classes:
+        more = ", ..." if len(card.classes) > 12 else ""
+        totals.append(("classes", f"{len(card.classes)}: {', '.join(card.classes[:12])}{more}"))
+    if card is not None:
+        totals.append(("normalization", f"mean {_numbers(card.mean)}, std {_numbers(card.std)} of pixels in 0..1"))
     return totals
 
 
-def _tree(console: Console, title: str, facts: Mapping[str, Any], indent: int = 0) -> None:
-    """Nested facts, a line each."""
-    if not facts:
+def _tree(console: Console, title: str, values: Mapping[str, Any], indent: int = 0) -> None:
+    """Nested values, a line each; those that are not known are left out."""
+    known = {key: value for key, value in values.items() if value is not None}
+    if not known:
         return
     console.print(" " * indent + title)
-    for key, value in facts.items():
+    for key, value in known.items():
         if isinstance(value, Mapping):
             _tree(console, key, value, indent + 2)
         else:
-            told = f"{value:.6g}" if isinstance(value, float) else value
-            console.print(f"{' ' * (indent + 2)}{key:<{max(18 - indent, 1)}} {told}", soft_wrap=True)
+            text = f"{value:.6g}" if isinstance(value, float) else value
+            console.print(f"{' ' * (indent + 2)}{key:<{max(18 - indent, 1)}} {text}", soft_wrap=True)
 
 
 def _size(numbers: tuple[int, ...]) -> str:

@@ -49,10 +49,11 @@ class Models:
         rows = []
         for name in list_weights(self.pattern):
             weights = find_weights(name)
-            place = "in the package" if weights.url is None else weights.url
-            rows.append([name, weights.data, f"{weights.accuracy:.2%}", weights.licence, place])
+            place = "in the package" if weights.url is None else "downloaded"
+            data = weights.card.data.name if weights.card.data else ""
+            rows.append([name, data, f"{weights.accuracy:.2%}", weights.license, place])
         if not rows:
             raise UsageError(
                 f"no trained network matches {self.pattern!r}; `diracnets models --trained` lists them all"
             )
-        stdout().print(table(["name", "trained on", "accuracy", "licence", "file"], rows))
+        stdout().print(table(["name", "data", "accuracy", "license", "file"], rows))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from diracnets.artifacts import layers
-from diracnets.artifacts.card import attach_facts, facts_of, input_size_of
-from diracnets.artifacts.load import is_weights, load
+from diracnets.artifacts.card import ModelCard, attach_card, card_of, input_size_of
+from diracnets.artifacts.load import is_weights, load_as_stored
 from diracnets.artifacts.pretrained import find_weights
-from diracnets.artifacts.recognize import chain_layers
 from diracnets.errors import UsageError
 from diracnets.evaluation.receptive import Field
 from diracnets.folding.structure import ShapesOnly, folded_structure
@@ -55,7 +54,7 @@ class LayerInfo:
 
 @dataclass(frozen=True)
 class Info:
-    """A network, or a file that holds one; `dataclasses.asdict` of it is plain JSON values.
+    """A network, or a file that holds one; `to_data` makes it plain JSON values.
 
     Args:
         name: what was asked for, or the network's name.
@@ -69,10 +68,7 @@ class Info:
         file_bytes: size of the file, None for a network by name, and where it is not known.
         weight_bytes: of the folded weights in "float32", "float16" and "int8" (a byte a weight, and four for each bias
             and each output channel's scale).
-        classes: names of the classes, empty where they are not known.
-        mean, std: normalization of the channels, empty where it is not known.
-        provenance: where it comes from.
-        fold: numbers of the fold.
+        card: its classes, normalization, training and origin, where they are known.
     """
 
     name: str
@@ -85,11 +81,11 @@ class Info:
     receptive_field: tuple[int, ...] | None
     file_bytes: int | None
     weight_bytes: Mapping[str, int]
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    provenance: Mapping[str, Any]
-    fold: Mapping[str, Any]
+    card: ModelCard | None
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(replace(self, card=None)), "card": None if self.card is None else self.card.to_data()}
 
 
 def describe(model: str | Path | nn.Module) -> Info:
@@ -97,7 +93,7 @@ def describe(model: str | Path | nn.Module) -> Info:
 
     Args:
         model: the name of a network or of weights, which are not downloaded for this, a file that `diracnets.load`
-            reads, a network of `build_model`, or a chain with `facts`. A file goes before a name, and a name before a
+            reads, a network of `build_model`, or a chain with a `card`. A file goes before a name, and a name before a
             folder.
 
     Raises:
@@ -114,18 +110,16 @@ def describe(model: str | Path | nn.Module) -> Info:
     if is_weights(path):
         weights = find_weights(str(path))
         net = on_meta(dict(weights.model))
-        trained = chain_layers(net) if weights.folded else net
-        attach_facts(trained, weights.facts())
+        trained = folded_structure(net) if weights.folded else net
+        attach_card(trained, weights.card)
         return _describe(weights.name, trained, weights.size)
     there = path.is_file() or (path.exists() and not is_name(str(path)))
     if there or path.suffix.lower() in _FILE_SUFFIXES or len(path.parts) > 1:
-        loaded = load(path)
-        return _describe(str(model), loaded, path.stat().st_size)
+        return _describe(str(model), load_as_stored(path), path.stat().st_size)
     return _describe(str(model), on_meta({"name": str(model)}), None)
 
 
 def _describe(name: str, model: nn.Module, file_bytes: int | None) -> Info:
-    facts = facts_of(model)
     if isinstance(model, Network):
         skeleton: nn.Module = model if next(model.parameters()).is_meta else on_meta(model.config)
         input_size: tuple[int, ...] = model.input_size
@@ -154,11 +148,7 @@ def _describe(name: str, model: nn.Module, file_bytes: int | None) -> Info:
         receptive_field=next((row.receptive_field for row in reversed(rows) if row.receptive_field), None),
         file_bytes=file_bytes,
         weight_bytes={"float32": 4 * folded, "float16": 2 * folded, "int8": weights + 4 * (folded - weights + outputs)},
-        classes=facts.classes if facts else (),
-        mean=facts.mean if facts else (),
-        std=facts.std if facts else (),
-        provenance=dict(facts.provenance) if facts else {},
-        fold=dict(facts.fold) if facts else {},
+        card=card_of(model),
     )
 
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import torch
 
-from diracnets.artifacts.card import ModelFacts
+from diracnets.artifacts.card import ModelCard
+from diracnets.artifacts.run_record import RunRecord
 from diracnets.data.images import ImageData
 from diracnets.data.load import data_names, load_data
 from diracnets.errors import DataError, FileError, UsageError
-from diracnets.runtime.environment import recorded_data_dir
 
 
 def own_data(
     file: Path,
-    facts: ModelFacts | None,
+    card: ModelCard | None,
     *,
     data: str | None = None,
     data_dir: Path | None = None,
@@ -25,8 +25,8 @@ def own_data(
     """Load the images for a network.
 
     Args:
-        file: that the network was read from; what lies beside it may tell where a run's images were.
-        facts: of the network, where it has some.
+        file: that the network was read from; its run folder, where it lies in one, says where the images are.
+        card: of the network, where it has one.
         data: a name of `data_names`; by default what the network was trained on.
         data_dir: where the images are; by default where they were for the run that the file lies in.
         device: where the images are to be.
@@ -37,44 +37,38 @@ def own_data(
             other classes, another size or another normalization, so that numbers would mean nothing.
         DataError, FileError: images or files that cannot be read.
     """
-    known = _trained_on(facts)
+    known = None if card is None or card.data is None else card.data.name
     name = data or known
     if name is None or (data is None and name not in data_names()):
         was = "does not say what it was trained on" if name is None else f"was trained on {name}"
         raise UsageError(f"{file} {was}: give --data ({', '.join(data_names())}), and --data-dir for where it is")
     where = data_dir
-    if where is None and name == known and (recorded := recorded_data_dir(file.parent / "environment.json")):
+    if where is None and name == known and (recorded := RunRecord.read(file.parent).data_dir):
         where = Path(recorded)
     if where is None and name == "folder":
         raise UsageError("which folder of images to evaluate on is not known: give --data-dir")
-    size = facts.input_size[-1] if facts and name == "folder" else None
+    size = card.input_size[-1] if card and name == "folder" else None
     try:
         images = load_data(name, data_dir=where, image_size=size, device=device, workers=workers)
     except (DataError, FileError) as error:
         if data_dir is not None or name == "digits":
             raise
         raise type(error)(f"{error}; give --data-dir if the images are elsewhere") from error
-    if facts is not None:
-        _check(facts, images, file)
+    if card is not None:
+        _check(card, images, file)
     return images
 
 
-def _trained_on(facts: ModelFacts | None) -> str | None:
-    trained_on = facts.provenance.get("data") if facts else None
-    name = trained_on.get("name") if isinstance(trained_on, dict) else None
-    return name if isinstance(name, str) else None
-
-
-def _check(facts: ModelFacts, data: ImageData, file: Path) -> None:
+def _check(card: ModelCard, data: ImageData, file: Path) -> None:
     """Refuse images that the network was not made for: its numbers would mean nothing."""
-    if facts.classes and facts.classes != data.classes:
-        pairs = zip(facts.classes, data.classes, strict=False)
+    if card.classes and card.classes != data.classes:
+        pairs = zip(card.classes, data.classes, strict=False)
         first = next((f"{mine!r} where {data.name} has {theirs!r}" for mine, theirs in pairs if mine != theirs), "")
-        counts = f"{len(facts.classes)} classes where {data.name} has {len(data.classes)}"
+        counts = f"{len(card.classes)} classes where {data.name} has {len(data.classes)}"
         raise UsageError(f"{file} has other classes than {data.name}: {first or counts}; choose its own data")
-    if facts.input_size != data.input_size:
-        sizes = ["x".join(map(str, size)) for size in (facts.input_size, data.input_size)]
+    if card.input_size != data.input_size:
+        sizes = ["x".join(map(str, size)) for size in (card.input_size, data.input_size)]
         raise UsageError(f"{file} takes images of {sizes[0]}, those of {data.name} are {sizes[1]}; choose its own data")
-    far = any(abs(a - b) > 1e-4 for a, b in zip(facts.mean + facts.std, data.mean + data.std, strict=True))
+    far = any(abs(a - b) > 1e-4 for a, b in zip(card.mean + card.std, data.mean + data.std, strict=True))
     if far:
         raise UsageError(f"{file} was trained with another normalization than {data.name} has; choose its own data")

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from diracnets.artifacts.card import ModelFacts, facts_of
+from diracnets.artifacts.card import ModelCard, card_of
 from diracnets.artifacts.load import load
 from diracnets.data.decode import SUFFIXES, to_input
 from diracnets.errors import DataError, FileError, UsageError
@@ -50,7 +50,7 @@ def predict(
     """Classify images.
 
     Args:
-        model: a file that `diracnets.load` reads, or a loaded network in evaluation mode with `facts`.
+        model: a file that `diracnets.load` reads, or a loaded network in evaluation mode with a `card`.
         images: one or several of: an image file, a folder (searched through for image files), a pattern such as
             "photos/*.jpg", a PIL image. They are scaled, cropped and normalized as in evaluation.
         top: how many classes to give for each image; all where there are fewer.
@@ -69,9 +69,9 @@ def predict(
         FileError: a missing or bad model file, a missing image, a pattern that matches nothing.
         DataError: an image that cannot be read, a folder without images. The message names it.
 
-    >>> from diracnets.artifacts.card import attach_facts
+    >>> from diracnets.artifacts.card import attach_card
     >>> network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()  # red, green or blue?
-    >>> attach_facts(network, ModelFacts((3, 8, 8), mean=(0.5,) * 3, std=(0.1,) * 3, classes=("red", "green", "blue")))
+    >>> attach_card(network, ModelCard((3, 8, 8), mean=(0.5,) * 3, std=(0.1,) * 3, classes=("red", "green", "blue")))
     >>> predict(network, Image.new("RGB", (640, 480), "green"))[0].label
     'green'
     """
@@ -86,30 +86,30 @@ def predict(
         network, called = load(model, choose_device(device or "auto")), str(model)
     if network.training:
         raise UsageError(f"{called} is in training mode: call .eval() first")
-    facts = facts_of(network)
-    if facts is None or len(facts.input_size) != 3:
+    card = card_of(network)
+    if card is None or len(card.input_size) != 3:
         raise UsageError(f"{called} does not say which size and normalization of images it takes")
-    inputs = _inputs(list(_pictures(images)), facts, on_unreadable)
+    inputs = _inputs(list(_pictures(images)), card, on_unreadable)
     found: list[Prediction] = []
     while batch := list(islice(inputs, batch_size)):
-        probabilities = _probabilities(network, torch.stack([image for _, image in batch]), facts, called)
+        probabilities = _probabilities(network, torch.stack([image for _, image in batch]), card, called)
         for (name, _), row in zip(batch, probabilities, strict=True):
             if not torch.isfinite(row).all():
                 raise DataError(f"{called} gives no finite numbers for {name}")
-            found.append(_prediction(name, row, top, facts.classes))
+            found.append(_prediction(name, row, top, card.classes))
     return found
 
 
 def _inputs(
     pictures: Iterable[tuple[str, Picture]],
-    facts: ModelFacts,
+    card: ModelCard,
     on_unreadable: Callable[[str, DataError | FileError], None] | None,
 ) -> Iterator[tuple[str, Tensor]]:
     """The name of each image that can be read, and what the network gets of it."""
-    channels, height, width = facts.input_size
+    channels, height, width = card.input_size
     for name, picture in pictures:
         try:
-            image = to_input(picture, (channels, height, width), facts.mean, facts.std)
+            image = to_input(picture, (channels, height, width), card.mean, card.std)
         except (DataError, FileError) as error:
             if on_unreadable is None:
                 raise
@@ -119,11 +119,11 @@ def _inputs(
 
 
 @torch.inference_mode()
-def _probabilities(network: nn.Module, inputs: Tensor, facts: ModelFacts, called: str) -> Tensor:
+def _probabilities(network: nn.Module, inputs: Tensor, card: ModelCard, called: str) -> Tensor:
     """[batch, channels, height, width] -> [batch, classes], float32, on the CPU."""
     like = next(network.parameters(), inputs)
     logits = network(inputs.to(like.device, like.dtype))
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(facts.classes) not in (0, logits.shape[1]):
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(card.classes) not in (0, logits.shape[1]):
         raise UsageError(f"{called} does not classify: it gives no score for each class")
     return logits.float().softmax(dim=1).cpu()
 

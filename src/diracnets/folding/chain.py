@@ -12,7 +12,14 @@ from torch import fx, nn
 from diracnets.folding.flow import Flow, has_forward_hooks
 from diracnets.folding.steps import as_module, is_nothing, source_of
 
-CARRIED = ("input_size", "min_image_size", "num_classes", "facts")  # attributes that a chain takes over from its model
+CARRIED = (
+    "input_size",
+    "min_image_size",
+    "num_classes",
+    "config",
+    "card",
+    "facts",
+)  # attributes that a chain takes over from its model
 
 
 def flatten(flow: Flow, model: nn.Module) -> nn.Sequential | None:

@@ -71,7 +71,7 @@ def probe_inputs(model: nn.Module, example_input: object = None) -> tuple[Any, .
                 f"example_input is a {type(example_input).__name__}; give a tensor or a tuple of arguments"
             )
         return example_input if isinstance(example_input, tuple) else (example_input,)
-    size = getattr(model, "input_size", None) or getattr(getattr(model, "facts", None), "input_size", None)
+    size = getattr(model, "input_size", None) or getattr(getattr(model, "card", None), "input_size", None)
     if not isinstance(size, tuple | list) or not size or not all(isinstance(n, int) and n > 0 for n in size):
         raise FoldError(
             f"nothing tells what {type(model).__name__} takes as input: give fold(model, example_input) a batch to "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -86,6 +86,7 @@ class Network(nn.Module):
         self.average = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.fc = self._classifier(spec.num_classes)
+        self.register_state_dict_post_hook(_keep_config)  # type: ignore[no-untyped-call]
 
     @property
     def num_classes(self) -> int:
@@ -123,6 +124,27 @@ class Network(nn.Module):
         nn.init.kaiming_normal_(classifier.weight)
         nn.init.zeros_(classifier.bias)
         return classifier
+
+
+def _keep_config(module: nn.Module, state: Any, prefix: str, metadata: dict[str, Any]) -> None:  # noqa: ANN401
+    """Let a saved state dict say which network it is of, in the metadata that torch keeps with it."""
+    metadata["config"] = dict(module.config)  # type: ignore[arg-type]
+
+
+def config_of(state: Mapping[str, Any]) -> tuple[str, dict[str, Any] | None]:
+    """What all names in a state dict begin with, and the arguments of `build_model`, if it is one of a `Network`.
+
+    >>> from diracnets.models.build import build_model
+    >>> prefix, config = config_of(nn.DataParallel(build_model("plain-10-0.25")).state_dict())
+    >>> prefix, config["name"]
+    ('module.', 'plain-10-0.25')
+    """
+    for place, metadata in getattr(state, "_metadata", {}).items():
+        prefix = f"{place}." if place else ""
+        config = metadata.get("config")
+        if isinstance(config, dict) and all(name.startswith(prefix) for name in state):
+            return prefix, config
+    return "", None
 
 
 def stem_conv(

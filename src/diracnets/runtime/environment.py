@@ -63,7 +63,7 @@ def circumstances(device: torch.device | str = "cpu") -> dict[str, Any]:
 def describe_environment(
     device: torch.device, data_dir: str | Path | None, precision: Precision, start: str | None
 ) -> dict[str, Any]:
-    """The circumstances in which a run is started, with what resuming it needs."""
+    """The circumstances in which a run is started, to be read by people."""
     facts = circumstances(device)
     return {
         "started": facts.pop("date"),
@@ -95,16 +95,6 @@ def record_environment(
     entries.append(describe_environment(device, data_dir, precision, start))
     with written_whole(path) as part:
         part.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
-
-
-def recorded_data_dir(path: str | Path) -> str | None:
-    """Where the images of a run were when it was last begun or resumed, if that was given and recorded at `path`.
-
-    Raises:
-        FileError: the file is damaged.
-    """
-    entries = _recorded(Path(path))
-    return entries[-1].get("data_dir") if entries else None
 
 
 def _recorded(path: Path) -> list[dict[str, Any]]:

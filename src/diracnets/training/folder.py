@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from diracnets.artifacts.checkpoint import read_checkpoint
-from diracnets.errors import MissingExtraError, UsageError
+from diracnets.artifacts.checkpoint import Checkpoint, read_checkpoint
+from diracnets.errors import FileError, MissingExtraError, UsageError
 from diracnets.files import append_json, written_whole
 from diracnets.training.plots import draw_curve
 from diracnets.training.recipe import Recipe
@@ -47,7 +47,7 @@ class RunFolder:
         if self.last.exists():  # without it a start failed, of which nothing is worth keeping
             raise UsageError(f"{self.path} already holds a run: resume it, or choose another folder")
 
-    def read_last(self, recipe: Recipe) -> dict[str, Any]:
+    def read_last(self, recipe: Recipe) -> Checkpoint:
         """The last checkpoint, if it is of a run by this recipe.
 
         Raises:
@@ -57,7 +57,9 @@ class RunFolder:
         if not self.last.exists():
             raise UsageError(f"there is no run to resume in {self.path}: it holds no {self.last.name}")
         checkpoint = read_checkpoint(self.last)
-        differences = Recipe.from_table(checkpoint["recipe"], str(self.last), warn=False).differences(recipe)
+        if checkpoint.card.recipe is None or checkpoint.resume is None:
+            raise FileError(f"{self.last} is a checkpoint to evaluate, without what a run needs to be resumed")
+        differences = Recipe.from_table(dict(checkpoint.card.recipe), str(self.last), warn=False).differences(recipe)
         if differences:
             raise UsageError(
                 f"the run in {self.path} has another recipe ({'; '.join(differences)}): resume it with its own, "

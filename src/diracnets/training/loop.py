@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from diracnets.artifacts.run_record import RunRecord
 from diracnets.data.dataset import DATASET
 from diracnets.data.images import ImageData
 from diracnets.data.items import MapStyle
 from diracnets.data.load import load_data
 from diracnets.errors import UsageError
 from diracnets.runtime.device import choose_device, keep_memory, memory_format, repeatable, synchronize
-from diracnets.runtime.environment import recorded_data_dir
 from diracnets.runtime.precision import Precision, choose_precision
 from diracnets.training.events import Events
 from diracnets.training.folder import RunFolder, new_folder
@@ -103,8 +103,10 @@ def train(
     if not resume:
         folder.check_unused()
     saved = folder.read_last(recipe) if resume else None
+    resumed = {} if saved is None or saved.resume is None else dict(saved.resume)
+    record = RunRecord.read(folder.path) if resume else RunRecord(start=start_name(start))
     if resume and isinstance(data, str) and data_dir is None:
-        data_dir = recorded_data_dir(folder.environment)
+        data_dir = record.data_dir
 
     with repeatable(recipe.runtime.seed, deterministic=recipe.runtime.deterministic):
         if not isinstance(data, ImageData):
@@ -118,26 +120,25 @@ def train(
         data.train.batches(
             optimization.batch_size, epoch=1, augment=recipe.data.augment
         )  # refuses what does not suit the images
-        net = starting_network(recipe, data, start) if saved is None else network_to_resume(saved, recipe, data)
+        net = starting_network(recipe, data, start) if saved is None else network_to_resume(saved.card, recipe, data)
         check_progressive_size(recipe.data, data.input_size, net.min_image_size)
         net.to(place, memory_format=memory_format(recipe.runtime.channels_last))  # type: ignore[call-overload]
         if saved is None:
             batch_size = min(optimization.batch_size, len(data.train))
             precision = choose_precision(recipe.runtime.precision, net, batch_size, data.input_size)
         else:
-            precision = Precision(*saved["resume"]["precision"])
+            precision = Precision(*resumed["precision"])
         state = State(optimization, net, precision, steps)
         if saved is not None:
-            state.restore(saved["resume"])
+            state.restore(resumed)
 
-        origin = start_name(start) if saved is None else saved["facts"]["provenance"].get("start")
         command = command_to_resume(folder.path, data_dir, device, workers)
         with (
             Interruption() as interruption,  # before, there is nothing to save: a signal ends the program at once
             Reporter(optimization.epochs, steps, quiet=quiet) as reporter,
             closing(Events(folder.events, state.epoch - 1)) as events,
         ):
-            running = Run(recipe, data, data_dir, folder, state, origin, steps, reporter, interruption, command)
+            running = Run(recipe, data, data_dir, folder, state, record.start, steps, reporter, interruption, command)
             running.begin(resumed=saved is not None)
             forward = torch.compile(net) if recipe.runtime.compile else net
             while state.epoch <= optimization.epochs:

@@ -11,8 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from diracnets.artifacts.card import ModelFacts, attach_facts
-from diracnets.artifacts.checkpoint import save_checkpoint
+from diracnets.artifacts.card import ModelCard, attach_card
+from diracnets.artifacts.chain import write_model_file
+from diracnets.artifacts.checkpoint import Checkpoint, save_checkpoint
+from diracnets.artifacts.run_record import RunRecord
 from diracnets.data.images import ImageData
 from diracnets.errors import DataError, TrainingError
 from diracnets.evaluation.metrics import evaluate
@@ -20,7 +22,7 @@ from diracnets.models.network import Network
 from diracnets.runtime.device import memory_format, synchronize
 from diracnets.runtime.environment import device_name, record_environment
 from diracnets.training.averaging import estimate_statistics
-from diracnets.training.finish import facts_of_run, write_model_file
+from diracnets.training.finish import card_of_run
 from diracnets.training.folder import RunFolder
 from diracnets.training.interruption import Interrupted, Interruption
 from diracnets.training.recipe import Recipe
@@ -82,6 +84,8 @@ class Run:
     def begin(self, *, resumed: bool) -> None:
         """Write the run's first files, and say what is going to happen, on what, and in which arithmetic."""
         recipe, state, say = self.recipe, self.state, self.reporter.say
+        data_dir = None if self.data_dir is None else str(Path(self.data_dir).absolute())
+        RunRecord(data_dir, self.start).save(self.folder.path)
         if not resumed:
             recipe.save(self.folder.recipe)
             self.save()
@@ -133,7 +137,7 @@ class Run:
         state.history.append(row)
         state.begin_epoch(state.epoch + 1)
         if improved:
-            save_checkpoint(self.folder.best, self.content())
+            save_checkpoint(self.folder.best, self.checkpoint())
         if last or self.save_is_due():
             self.save()
         self.folder.append_metrics(row)
@@ -178,38 +182,32 @@ class Run:
             history[-1] |= {"test_loss": evaluation.loss, "test_accuracy": evaluation.top1}
             self.folder.rewrite_metrics(history)
             self.save()
-        facts = self.facts()
-        attach_facts(net, facts)
+        attach_card(net, self.card(net))
         accuracy = history[-1]["val_accuracy"]
         trained = Trained(self.folder.path, net, None, accuracy, history, None)
         where = f"{self.recipe.model.name} has branches and folds to no chain: the network is in {self.folder.last}"
         if net.is_chain:
-            chain = write_model_file(net, facts, self.folder.model).to(self.state.device)
+            chain = write_model_file(net, self.folder.model).to(self.state.device)
             trained = replace(trained, chain=chain, model_file=self.folder.model)
             where = f"the folded network is in {self.folder.model}"
         tested = f", {history[-1]['test_accuracy']:.2%} on the test images" if self.data.test is not None else ""
         self.reporter.say(f"validation accuracy {accuracy:.2%} on {validated_on(self.data)}{tested}; {where}")
         return trained
 
-    def facts(self) -> ModelFacts:
+    def card(self, net: Network) -> ModelCard:
         """What the run's files say about its network."""
         state = self.state
-        return facts_of_run(self.recipe, self.data, state.history, state.device, state.precision, self.start)
+        return card_of_run(net, self.recipe, self.data, state.history, state.device, state.precision, self.start)
 
-    def content(self) -> dict[str, Any]:
-        """What a checkpoint needs for evaluating."""
+    def checkpoint(self, resume: dict[str, Any] | None = None) -> Checkpoint:
+        """What is saved: the network to evaluate, and what to resume from."""
         net = self.state.saved
-        return {
-            "model": net.config,
-            "state": net.state_dict(),
-            "facts": self.facts().to_data(),
-            "recipe": self.recipe.table(),
-        }
+        return Checkpoint(self.card(net), net.state_dict(), resume)
 
     def save(self) -> None:
         """Write the checkpoint to resume from."""
         begun = time.monotonic()
-        save_checkpoint(self.folder.last, {**self.content(), "resume": self.state.to_data()})
+        save_checkpoint(self.folder.last, self.checkpoint(self.state.to_data()))
         self.saved = time.monotonic()
         self.save_seconds = self.saved - begun
 

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diracnets.artifacts.card import ModelFacts, facts_of
-from diracnets.artifacts.load import load
+from diracnets.artifacts.card import ModelCard, TrainedOn, card_of
+from diracnets.artifacts.load import load_as_stored
 from diracnets.artifacts.unfold import unfold
 from diracnets.data.images import ImageData
 from diracnets.errors import UsageError
 from diracnets.models.build import build_model, on_meta
-from diracnets.models.init import upgraded
 from diracnets.models.network import Network
 from diracnets.training.recipe import Recipe
 
@@ -27,9 +26,8 @@ def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | P
     Args:
         recipe: its model and `freeze` decide.
         data: its image size, channels and classes decide.
-        start: trained weights to begin with: a network of `build_model`, a chain that a DiracNet was
-            folded to, or a file that `load` reads.
-            The classifier is made anew where the classes are others.
+        start: trained weights to start from: a network of `build_model`, a chain that one was folded to, a file that
+            `load` reads, or a name of trained weights. Where the classes differ, the classifier is a fresh one.
 
     Returns:
         A network of its own on the CPU. With `freeze`, only the classifier's parameters need a gradient.
@@ -45,9 +43,9 @@ def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | P
         net = build_model(**_arguments(recipe, len(data.classes), data.input_size))
         _freeze(net, recipe)
         return net
-    trained = load(start) if isinstance(start, str | Path) else start
+    trained = load_as_stored(start) if isinstance(start, str | Path) else start
     if isinstance(trained, nn.Sequential):
-        trained = unfold(trained, _some_images(recipe, data))
+        trained = _unfolded(trained, recipe, data)
     if not isinstance(trained, Network):
         raise UsageError(f"a run can start from a diracnets network or its chain, not from a {type(trained).__name__}")
     config = trained.config
@@ -63,8 +61,8 @@ def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | P
         )
     net = build_model(**wanted.config)
     net.load_state_dict(trained.state_dict())
-    facts = facts_of(trained)
-    other_classes = facts is not None and facts.classes and facts.classes != data.classes
+    card = card_of(trained)
+    other_classes = card is not None and card.classes and card.classes != data.classes
     if other_classes or net.num_classes != len(data.classes):
         net.reset_classifier(len(data.classes))
     _freeze(net, recipe)
@@ -82,22 +80,27 @@ def start_name(start: nn.Module | str | Path | None) -> str | None:
     return None if start is None else Path(start).name
 
 
-def network_to_resume(checkpoint: dict[str, Any], recipe: Recipe, data: ImageData) -> Network:
+def network_to_resume(card: ModelCard, recipe: Recipe, data: ImageData) -> Network:
     """The network of a checkpoint, its weights still fresh.
 
     Raises:
         UsageError: the images are not those that the run began with.
     """
-    facts = ModelFacts.from_data(checkpoint["facts"])
-    counts = {"name": data.name, "train": len(data.train), "val": len(data.val)}
-    if (facts.provenance["data"], facts.input_size, facts.classes) != (counts, data.input_size, data.classes):
+    found = TrainedOn(data.name, len(data.train), len(data.val))
+    if (card.data, card.input_size, card.classes) != (found, data.input_size, data.classes):
         raise UsageError(
-            f"these are not the images that the run began with: {counts}, of {data.input_size} in {len(data.classes)} "
-            f"classes, instead of {facts.provenance['data']}, of {facts.input_size} in {len(facts.classes)} classes"
+            f"these are not the images that the run began with: {_images(found, data.input_size, len(data.classes))} "
+            f"instead of {_images(card.data, card.input_size, len(card.classes))}"
         )
-    net = build_model(**upgraded(checkpoint["model"]))
+    net = build_model(**card.architecture or {})
     _freeze(net, recipe)
     return net
+
+
+def _images(data: TrainedOn | None, input_size: tuple[int, ...], classes: int) -> str:
+    name, train, val = ("unknown data", None, None) if data is None else (data.name, data.train, data.val)
+    size = "x".join(map(str, input_size))
+    return f"{name} with {train} images to train on and {val} held out, of {size} pixels in {classes} classes"
 
 
 def _arguments(recipe: Recipe, num_classes: int, input_size: tuple[int, int, int]) -> dict[str, Any]:
@@ -110,6 +113,19 @@ def _arguments(recipe: Recipe, num_classes: int, input_size: tuple[int, int, int
         "width": recipe.model.width,
         "init": recipe.model.init,
     }
+
+
+def _unfolded(chain: nn.Sequential, recipe: Recipe, data: ImageData) -> Network:
+    """The network of a chain; that of the recipe, where it folds to the same layers as the chain's own."""
+    images = _some_images(recipe, data)
+    own = unfold(chain, images)
+    asked = {**own.config, "name": recipe.model.name, "width": recipe.model.width}
+    if (asked["name"], asked["width"]) == (own.config["name"], own.config["width"]):
+        return own
+    try:
+        return unfold(chain, images, architecture=asked)
+    except UsageError:
+        return own  # and it is said that this is another network than the recipe's
 
 
 def _some_images(recipe: Recipe, data: ImageData) -> Tensor:

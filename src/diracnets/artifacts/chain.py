@@ -1,0 +1,50 @@
+"""A network's chain with its card, and the model file of it: what remains of a network when it is used."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from torch import nn
+
+from diracnets.artifacts.card import ModelCard, attach_card, card_of
+from diracnets.artifacts.model_file import save
+from diracnets.errors import FoldError
+from diracnets.folding.fold import FoldReport, fold
+from diracnets.models.network import Network
+
+_NUMBERS = ("max_abs", "max_rel", "max_abs_float64", "max_rel_float64", "parameters_before", "parameters_after")
+
+
+def to_chain(net: Network) -> nn.Sequential:
+    """Fold a network: its chain on the CPU, with the network's card, which now says how exact the fold is.
+
+    Raises:
+        FoldError: the network has branches, or the chain does not compute the same.
+    """
+    if not net.is_chain:
+        raise FoldError(
+            f"{net.config['name']} has branches, so that it folds to no chain, which is what a model file holds; "
+            "keep the checkpoint, which eval and predict read too"
+        )
+    chain = fold(deepcopy(net).cpu().eval())
+    report = cast(FoldReport, chain.fold_report)
+    card = card_of(net)
+    if card is not None:
+        attach_card(chain, replace(card, fold={name: getattr(report, name) for name in _NUMBERS}))
+    return cast(nn.Sequential, chain)
+
+
+def write_model_file(net: Network, path: Path) -> nn.Sequential:
+    """Fold a network, write the chain with its card to a model file, and give the chain, on the CPU.
+
+    Raises:
+        UsageError: the network has no card.
+        FoldError: the network has branches, or the chain does not compute the same.
+        FileError: the file cannot be written.
+    """
+    chain = to_chain(net)
+    save(chain, path, card=cast(ModelCard, card_of(chain)))
+    return chain

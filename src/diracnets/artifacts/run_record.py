@@ -1,0 +1,59 @@
+"""run.json: what a run folder remembers of how its run was begun, besides the recipe and the checkpoints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from diracnets.errors import FileError
+from diracnets.files import written_whole
+
+NAME = "run.json"
+_EARLIER = "environment.json"  # where earlier versions kept it, in the last of a list of entries
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """How a run was begun.
+
+    Args:
+        data_dir: where its images are, as an absolute path; None where that was not given.
+        start: the name of what its weights came from, None where they were fresh.
+    """
+
+    data_dir: str | None = None
+    start: str | None = None
+
+    def save(self, folder: Path) -> None:
+        """Write it to a run folder.
+
+        Raises:
+            FileError: the file cannot be written.
+        """
+        with written_whole(folder / NAME) as part:
+            part.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> RunRecord:
+        """The record in a run folder, also of an earlier version; an empty one where there is none.
+
+        Raises:
+            FileError: the file is damaged.
+
+        >>> RunRecord.read(Path("no such folder"))
+        RunRecord(data_dir=None, start=None)
+        """
+        earlier = not (folder / NAME).exists()
+        path = folder / (_EARLIER if earlier else NAME)
+        if not path.exists():
+            return cls()
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            data = data[-1] if earlier and data else data or {}
+            values = {key: data.get(key) for key in ("data_dir", "start")}
+        except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
+            raise FileError(f"{path} is damaged: it does not say how the run was begun ({error})") from error
+        if wrong := [key for key, value in values.items() if not isinstance(value, str | None)]:
+            raise FileError(f"{path} is damaged: its {wrong[0]} is not text")
+        return cls(**values)
