@@ -1,7 +1,7 @@
 """Which convolutions of few channels torch's CPU kernels crash on, compute wrongly or never finish.
 
-python benchmarks/kernels.py --out results/kernels.json                 # every instruction set, in minutes
-python benchmarks/kernels.py --isa AVX2 --layers Conv2d --channels 4 8  # a part
+python benchmarks/kernels.py --out results/kernels.json                   # about ten minutes an instruction set
+python benchmarks/kernels.py --isa AVX2 --layers Conv2d --dtypes float32  # a part
 
 oneDNN, which torch convolves with on x86, chooses its kernels by the processor, and ONEDNN_MAX_CPU_ISA makes it choose
 as on an older one. Each instruction set is a process of its own, which forks one for every group of convolutions, so
@@ -144,7 +144,7 @@ def work(group: Group, pairs: Sequence[tuple[int, int]], first: int, progress: P
                 float((a.float() - b).abs().max() / (1 + b.abs().max())) for a, b in zip(found, right, strict=True)
             ]
             if not max(errors) <= TOLERANCES[group.dtype]:  # NaN, too
-                findings.append({"channels": channels, "stage": STAGES[stage], "what": "wrong numbers"})
+                findings.append({"channels": list(channels), "stage": STAGES[stage], "what": "wrong numbers"})
                 progress.tell(findings)
             del found  # so that the allocator looks at it
             progress.step(index, min(stage + 1, len(STAGES) - 1))
@@ -169,7 +169,7 @@ def failures(group: Group, pairs: Sequence[tuple[int, int]]) -> Iterator[dict[st
         if end is None:
             return
         index, stage = progress.at
-        yield {"channels": pairs[index], "stage": STAGES[stage], "what": end}
+        yield {"channels": list(pairs[index]), "stage": STAGES[stage], "what": end}
         first = index + 1
 
 
@@ -200,9 +200,10 @@ def sweep(layers: Sequence[str], dtypes: Sequence[str]) -> dict[str, Any]:
     for group in all_groups(layers, dtypes):
         pairs = group.channels()
         tried += len(pairs)
-        for failure in failures(group, pairs):
-            found.append({**asdict(group), **failure})
-            print(found[-1], file=sys.stderr, flush=True)
+        wrong = [f"{failure['channels']}: {failure['stage']}: {failure['what']}" for failure in failures(group, pairs)]
+        if wrong:
+            found.append({**asdict(group), "tried": len(pairs), "failures": wrong})
+            print(f"{group}: {len(wrong)} of {len(pairs)} fail", file=sys.stderr, flush=True)
     return {"convolutions": tried, "seconds": round(time.monotonic() - began), "found": found}
 
 
@@ -228,7 +229,8 @@ def main() -> None:
         environment = {**os.environ, **preload, **threads, "ONEDNN_MAX_CPU_ISA": isa}
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
         rows.append({"isa": isa, **json.loads(done.stdout)})
-        print(f"{isa}: {rows[-1]['convolutions']} convolutions, {len(rows[-1]['found'])} fail", file=sys.stderr)
+        fail = sum(len(group["failures"]) for group in rows[-1]["found"])
+        print(f"{isa}: {rows[-1]['convolutions']} convolutions, {fail} fail", file=sys.stderr)
         if arguments.out:
             facts = {**circumstances(), "capability": torch.backends.cpu.get_cpu_capability()}
             arguments.out.write_text(json.dumps({"circumstances": facts, "measured": rows}, indent=1) + "\n")
