@@ -173,6 +173,9 @@ WRONG = [  # words, exit code, part of the message
     ("predict run/model.safetensors nothing", 1, "nothing"),
     ("predict run/model.safetensors empty.png", 1, "empty.png"),
     ("predict run/model.safetensors text.png", 1, "text.png"),
+    ("predict run/model.safetensors https://example.com//cat.png", 1, "https://example.com//cat.png is a URL"),
+    ("predict https://example.com/a.safetensors pictures", 2, "https://example.com/a.safetensors is a URL"),
+    ("train --data folder --data-dir https://example.com/pets", 2, "https://example.com/pets is a URL"),
     ("fold pictures", 1, "pictures is a folder"),
     ("predict code.pkl pictures", 1, "code.pkl"),
     ("verify short.safetensors", 1, "short.safetensors"),
@@ -266,7 +269,7 @@ def test_an_interrupted_run_says_how_to_resume_and_resumes(tmp_path):
 def train_on_pictures(run, *flags):
     """Train for an epoch on a few pictures in the folder images/."""
     for label in "ab":
-        Path("images", label).mkdir(parents=True)
+        Path("images", label).mkdir(parents=True, exist_ok=True)
         for number in range(6):
             Image.effect_noise((40, 40), 10 * number + 5).save(Path("images", label, f"{number}.png"))
     words = ["train", "--data", "folder", "--model", "diracnet-10-0.25", "--image-size", "16", "--epochs", "1"]
@@ -311,10 +314,11 @@ def test_a_name_goes_before_a_folder_without_a_run_and_a_run_before_a_name(run, 
 
 def test_eval_prints_and_writes(run, tmp_path, capsys):
     assert main(["eval", str(run / "best.pt"), "--device", "cpu", "--worst", "3", "--out", str(tmp_path / "out")]) == 0
-    output = capsys.readouterr().out
+    output, errors = capsys.readouterr()
+    assert "confusion matrix" not in errors
     assert "digits, 359 held-out images: top-1 " in output
     assert "By class, the hardest first" in output.splitlines()
-    assert "The worst mistakes, the surest first" in output.splitlines()  # not broken at the width of the table
+    assert "Most confident errors" in output.splitlines()  # not broken at the width of the table
     assert (tmp_path / "out/confusion.png").read_bytes()[1:4] == b"PNG"
     written = json.loads((tmp_path / "out/evaluation.json").read_text())
     assert main(["eval", str(run / "best.pt"), "--device", "cpu", "--worst", "3", "--json"]) == 0
@@ -408,7 +412,8 @@ def test_images_that_cannot_be_read_are_told_and_the_others_classified(form, pla
     assert main([*words[:2], "cut.png", "pictures", "text.png", "empty.png", *words[3:]]) == 1
     output = capsys.readouterr()
     assert output.out == wanted
-    lines = output.err.splitlines()
+    known, *lines = output.err.splitlines()
+    assert known.startswith("the network knows 10 classes only (0, 1, 2, 3, 4 and 5 more): ")
     assert [name for name, line in zip(("cut.png", "text.png", "empty.png"), lines, strict=False) if name in line] == [
         "cut.png", "text.png", "empty.png"
     ]  # fmt: skip
@@ -477,6 +482,91 @@ def test_help_of_a_command_has_two_spellings(command, capsys):
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
     assert f"usage: diracnets {command}" in texts[0]
+
+
+def test_what_a_user_should_know_of_the_data_is_printed_before_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("images").mkdir()
+    Path("images/.DS_Store").touch()
+    Path("images/loose.png").touch()
+    train_on_pictures("run")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1:5] == [
+        "2 classes: a, b",
+        "to validate: one image in five of each class, always the same ones",
+        "left out as hidden, or the system's own: .DS_Store",
+        "left out as lying in no class folder: loose.png",
+    ]
+    assert main(["eval", "run", "--workers", "0", "--device", "cpu"]) == 0
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[:3] == printed[2:5]
+    assert errors[3:] == ["the confusion matrix: add --out FOLDER for a picture of it, or --json for its numbers"]
+
+
+def test_a_run_within_the_data_does_not_spoil_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train_on_pictures("images/runs/first")
+    (tmp_path / "images/runs/broken").mkdir()
+    assert main(["eval", "images/runs/first", "--workers", "0", "--device", "cpu", "--out", "images/seen"]) == 0
+    assert "left out as written by diracnets: runs/first" in capsys.readouterr().err
+    words = ["train", "--resume", "--run", "images/runs/first", "--workers", "0", "--device", "cpu"]
+    assert main(words) == 0
+    assert "left out as written by diracnets: runs/first, seen" in capsys.readouterr().out
+
+
+EVIL = "a\x1b[2J\x9b\u202ecat\n.png"
+SHOWN = r"a\x1b[2J\x9b\u202ecat\n.png"
+
+
+def test_control_characters_in_names_do_not_reach_the_terminal(place, capsys):
+    evil, wrong = Path("pictures", EVIL), Path("pictures", "b" + EVIL)
+    Image.new("L", (8, 8)).save(evil)
+    wrong.write_text("no picture")
+    words = ["predict", "run/model.safetensors", "pictures", "--device", "cpu"]
+    assert main(words) == 1
+    output = capsys.readouterr()
+    for text in output:
+        assert SHOWN in text
+        assert not {"\x1b", "\x9b", "\u202e"} & set(text)
+    assert output.err.count("\n") == 3
+    assert main([*words, "--json"]) == 1
+    assert str(evil) in [each["name"] for each in json.loads(capsys.readouterr().out)]
+    assert main(["predict", "run", str(wrong)]) == 1
+    assert SHOWN in capsys.readouterr().err
+    assert main(["predict", f"{EVIL}.safetensors", "pictures"]) == 1
+    assert SHOWN in capsys.readouterr().err
+
+
+def test_control_characters_in_names_of_images_to_train_and_evaluate_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for label in "ab":
+        Path("images", label).mkdir(parents=True)
+        for number in range(10):
+            Image.effect_noise((40, 40), 9).save(Path("images", label, f"{number}{EVIL}"))
+    Path("images", EVIL).touch()
+    train_on_pictures(f"run{EVIL}")
+    assert main(["eval", f"run{EVIL}", "--worst", "99", "--workers", "0", "--device", "cpu"]) == 0
+    output = capsys.readouterr()
+    for text in output:
+        assert SHOWN in text
+        assert not {"\x1b", "\x9b", "\u202e"} & set(text)
+
+
+def test_an_image_is_piped_in(place):
+    for name in ("-", "/dev/stdin"):
+        ran = subprocess.run(
+            [*PROGRAM, "predict", "run", name, "--json", "--device", "cpu"],
+            input=Path("pictures/1.png").read_bytes(),
+            capture_output=True,
+            check=True,
+        )
+        (found,) = json.loads(ran.stdout)
+        assert found["name"] == name
+
+
+def test_a_recipe_that_notepad_saved(tmp_path):
+    (tmp_path / "mine.toml").write_bytes(b'\xef\xbb\xbf[data]\nname = "cifar10"\n')
+    assert Recipe.load(tmp_path / "mine.toml").data.name == "cifar10"
 
 
 def test_every_recipe_is_listed_by_help(capsys):

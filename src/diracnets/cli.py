@@ -16,12 +16,12 @@ from types import FrameType
 from typing import Protocol, TextIO
 
 from diracnets._version import __version__
-from diracnets.errors import DiracNetsError, UsageError, did_you_mean
+from diracnets.errors import DiracNetsError, UsageError, did_you_mean, printable
 
 COMMANDS = {  # in the order in which a user meets them
     "demo": ("Demo", "the whole way on handwritten digits, in about a minute: train, fold, classify"),
     "train": ("Train", "train a network by a recipe and fold it; --resume continues"),
-    "eval": ("Evaluate", "accuracy, loss, table by class and worst mistakes of a trained network"),
+    "eval": ("Evaluate", "accuracy, loss, table by class and most confident errors of a trained network"),
     "fold": ("Fold", "turn a checkpoint into a model file, and prove that it computes the same"),
     "predict": ("Predict", "classify images with a model file"),
     "info": ("Info", "layers, parameters, multiply-adds and origin of a network or file"),
@@ -136,8 +136,10 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return str(error) or "interrupted"
     if isinstance(error, DiracNetsError):
-        return str(error)
-    return f"{type(error).__name__}: {error} (unexpected; --debug shows where it came from)"
+        return printable(str(error))
+    return (
+        f"{type(error).__name__}: {printable(str(error), keep=chr(10))} (unexpected; --debug shows where it came from)"
+    )
 
 
 def _exit_code(error: BaseException) -> int:

@@ -1,6 +1,10 @@
 """Prediction needs the file and the images, and nothing else."""
 
+import io
 import json
+import os
+import sys
+import threading
 from dataclasses import asdict
 
 import pytest
@@ -13,8 +17,9 @@ from diracnets.artifacts.card import ModelCard, attach_card
 from diracnets.artifacts.model_file import save
 from diracnets.data.decode import to_input
 from diracnets.errors import DataError, FileError, UsageError
-from diracnets.evaluation.predict import Prediction, predict
+from diracnets.evaluation.predict import Prediction, Predictor, predict
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*photos. left out as:UserWarning")  # which has a test of its own
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 
 
@@ -131,6 +136,87 @@ def test_broken_images_can_be_left_out_and_are_told(tmp_path, photos, batch_size
 def test_missing_images(tmp_path, images, error, message):
     with pytest.raises(error, match=message):
         predict(model_file(tmp_path), images)
+
+
+def test_what_is_left_out_of_a_folder_is_said(tmp_path, photos):
+    path, notes = model_file(tmp_path), []
+    with pytest.warns(UserWarning, match=r"photos: left out as hidden.*: \.hidden; .*left out as no image: notes\.txt"):
+        predict(path, photos)
+    assert len(predict(path, photos, on_note=notes.append)) == 3
+    assert [note.rpartition(": ")[2] for note in notes] == [".hidden", "notes.txt"]
+
+
+def test_what_is_missing_is_named_like_what_cannot_be_read(tmp_path, photos):
+    (tmp_path / "none").mkdir()
+    good = str(photos / "a.jpg")
+    wrong = ["nowhere.png", str(tmp_path / "none"), "*.nothing", "https://example.com//a.png", "x" * 5000, "-"]
+    told = []
+    found = predict(
+        model_file(tmp_path), [good, *wrong, good], on_unreadable=lambda name, error: told.append((name, str(error)))
+    )
+    assert [each.name for each in found] == [good, good]
+    assert [name for name, _ in told] == wrong
+    messages = dict(told)
+    assert messages["https://example.com//a.png"] == (
+        "https://example.com//a.png is a URL, which is not fetched: download it first"
+    )
+    assert "File name too long" in messages["x" * 5000]
+    assert len(messages["x" * 5000]) < 300
+
+
+@pytest.mark.parametrize("folder", ["photos [2024]", "a[!b]", "[a]/[b]", "*"])
+@pytest.mark.parametrize("pattern", ["*.png", "**/*.png", "[ab].png", "**"])
+def test_a_pattern_below_a_folder_with_brackets(tmp_path, folder, pattern):
+    wanted = [str(picture(tmp_path / "in" / folder / name, "red")) for name in ("a.png", "b.png")]
+    for given in (tmp_path / "in" / folder / pattern, tmp_path / "i?" / folder / pattern):
+        assert [each.name for each in predict(model_file(tmp_path), str(given))] == wanted
+
+
+def test_a_pattern_does_not_follow_links_in_circles_nor_find_an_image_twice(tmp_path):
+    wanted = [str(picture(tmp_path / "p" / name, "red")) for name in ("a.png", "b/c.png")]
+    (tmp_path / "p" / "b" / "up").symlink_to(tmp_path / "p")
+    assert [each.name for each in predict(model_file(tmp_path), str(tmp_path / "p" / "**" / "*.png"))] == wanted
+
+
+def test_an_image_may_be_a_stream_or_come_through_a_pipe(tmp_path, photos, monkeypatch):
+    path, content = model_file(tmp_path), (photos / "b.png").read_bytes()
+    (wanted,) = predict(path, photos / "b.png")
+
+    class Stdin:
+        buffer = io.BytesIO(content)
+        isatty = staticmethod(lambda: False)
+
+    monkeypatch.setattr(sys, "stdin", Stdin())
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(content,))
+    writer.start()
+    found = predict(path, [tmp_path / "pipe", "-", io.BytesIO(content)])
+    writer.join()
+    assert [each.name for each in found] == [str(tmp_path / "pipe"), "-", "image 2"]
+    assert all(each.top == wanted.top for each in found)
+    with pytest.raises(DataError, match=r"^- is empty \(0 bytes\)"):
+        predict(path, "-")
+    Stdin.isatty = staticmethod(lambda: True)
+    with pytest.raises(FileError, match="- stands for an image that is piped in, but nothing is"):
+        predict(path, "-")
+
+
+def test_a_thin_image_is_classified(tmp_path):
+    Image.new("RGB", (1, 65_000), "red").save(tmp_path / "thin.png")
+    assert len(predict(model_file(tmp_path), tmp_path / "thin.png")) == 1
+
+
+def test_a_predictor_answers_step_by_step(tmp_path, photos):
+    predictor = Predictor(model_file(tmp_path), device="cpu")
+    assert predictor.card.classes == ("a", "b", "c")
+    batch = torch.stack([predictor.decode(photos / name) for name in ("b.png", "a.jpg")])
+    rows = predictor.probabilities(batch)
+    assert rows.sum(1).tolist() == pytest.approx([1, 1])
+    answers = [predictor.answer(name, row, 2) for name, row in zip("xy", rows, strict=True)]
+    wanted = predict(model_file(tmp_path), [photos / "b.png", photos / "a.jpg"], top=2)
+    assert [answer.top for answer in answers] == [answer.top for answer in wanted]
+    with pytest.raises(DataError, match="the upload is not an image"):
+        predictor.decode(io.BytesIO(b"text"), "the upload")
 
 
 def test_folder_without_images(tmp_path):

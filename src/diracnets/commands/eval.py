@@ -43,9 +43,9 @@ class Evaluate:
     views: Literal["one", "mirror", "mirror-shift"] = "one"
     """Average the answers to each image and its mirror image, and to both moved by a pixel."""
     worst: int = 10
-    """How many of the worst mistakes to name."""
+    """How many of the most confident errors to name."""
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """Also write evaluation.json and the picture confusion.png there."""
+    """Also write evaluation.json and the confusion matrix, as the picture confusion.png, there."""
     json: FlagCreatePairsOff[bool] = False
     """Print JSON and nothing else."""
 
@@ -62,15 +62,18 @@ class Evaluate:
         device = choose_device(self.device)
         file = network_file(self.file)
         model = load(file, device)
-        data = own_data(
-            file, card_of(model), data=self.data, data_dir=self.data_dir, device=device, workers=self.workers
-        )
+        card = card_of(model)
+        data = own_data(file, card, data=self.data, data_dir=self.data_dir, device=device, workers=self.workers)
+        for line in data.notes:
+            note(line)
         evaluation = evaluate(model, data.val, batch_size=self.batch_size, views=self.views, worst=self.worst)
         summary = _summary(evaluation, data, file, self.views)
         if self.json:
             print(json.dumps(summary, indent=2))
         else:
             _show(evaluation, data, self.views)
+            if self.out is None:
+                note("the confusion matrix: add --out FOLDER for a picture of it, or --json for its numbers")
         if self.out is not None:
             self._write(summary, evaluation, data, self.out)
 
@@ -126,5 +129,5 @@ def _show(evaluation: Evaluation, data: ImageData, views: str) -> None:
             for mistake in evaluation.worst
         ]
         console.print()
-        console.print("The worst mistakes, the surest first", style="bold")
+        console.print("Most confident errors", style="bold")
         console.print(table(["image", "is", "taken for", "with"], mistakes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diracnets.errors import UsageError
+from diracnets.files import url_in
 
 _SUFFIXES = (".pt", ".pt7", ".pth", ".safetensors")
 
@@ -13,11 +14,13 @@ def network_file(given: Path) -> Path:
     """`given`, or where it is a run folder, its checkpoint with the highest accuracy on the images held out.
 
     Raises:
-        UsageError: a folder without that checkpoint, but with other files of networks, which the message names.
+        UsageError: a URL; a folder without that checkpoint, but with other files of networks, which the message names.
 
     >>> network_file(Path("model.safetensors")) == Path("model.safetensors")
     True
     """
+    if (url := url_in(given)) and not given.exists():
+        raise UsageError(f"{url} is a URL, which is not fetched: download the file first")
     if not given.is_dir():
         return given
     from diracnets.training.folder import RunFolder

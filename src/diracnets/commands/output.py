@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from diracnets.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,13 +19,19 @@ def stdout() -> Console:
     """A console for results: colours and the terminal's width on a terminal, plain whole lines elsewhere."""
     from rich.console import Console
 
+    class Results(Console):
+        def print(self, *objects: Any, **options: Any) -> None:  # noqa: ANN401
+            """As rich does, but no text, such as the name of a file, can act on the terminal."""
+            texts = (printable(each, keep="\n\t") if isinstance(each, str) else each for each in objects)
+            super().print(*texts, **options)
+
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    return Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
+    return Results(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
 
 
 def note(text: str) -> None:
     """One line about what goes on, on stderr."""
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
@@ -51,4 +59,4 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else printable(str(value))

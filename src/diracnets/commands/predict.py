@@ -13,7 +13,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from diracnets.commands.files import network_file
 from diracnets.commands.output import note, stdout, table
-from diracnets.errors import DataError, FileError, UsageError
+from diracnets.errors import DataError, FileError, UsageError, printable, some_of
 
 if TYPE_CHECKING:
     from diracnets.evaluation.predict import Prediction
@@ -29,7 +29,7 @@ class Predict:
     """Model file (.safetensors) or checkpoint, a run folder, for its best checkpoint, or a name that `diracnets models
     --trained` lists."""
     images: Positional[Annotated[tuple[str, ...], arg(metavar="IMAGE [IMAGE ...]", help_behavior_hint="")]] = ()
-    """Image files, folders of them, or patterns such as 'photos/*.jpg'."""
+    """Image files, folders of them, patterns such as 'photos/*.jpg', or - for an image that is piped in."""
     top: int = 5
     """How many classes to list for each image."""
     batch_size: int = 32
@@ -44,22 +44,23 @@ class Predict:
     def execute(self) -> None:
         """Print the predictions; images that cannot be read are named, left out, and in the end an error."""
         if not self.images:
-            raise UsageError("predict needs images behind the model file: files, folders or patterns")
+            raise UsageError("predict needs images after the model file: files, folders or patterns")
         if self.json and self.csv:
             raise UsageError("--json and --csv exclude each other; leave one out")
-        from diracnets.evaluation.predict import predict
+        from diracnets.evaluation.predict import Predictor
 
+        predictor = Predictor(network_file(self.file), device=self.device)
         unreadable: list[DataError | FileError] = []
-        found = predict(
-            network_file(self.file),
+        answers = predictor.predict(
             self.images,
             top=self.top,
             batch_size=self.batch_size,
-            device=self.device,
             on_unreadable=lambda _, error: unreadable.append(error),
+            on_note=note,
         )
-        if found:
+        if found := list(answers):
             self._print(found)
+            note(_known(predictor.card.classes))
         if len(unreadable) == 1 and not found:
             raise unreadable[0]
         if unreadable:
@@ -76,8 +77,19 @@ class Predict:
             lines = csv.writer(sys.stdout, lineterminator="\n")
             lines.writerow(["image", "rank", "label", "probability"])
             for each in found:
-                lines.writerows([each.name, rank, *one] for rank, one in enumerate(each.top, start=1))
+                name = printable(each.name) if sys.stdout.isatty() else each.name
+                lines.writerows([name, rank, *one] for rank, one in enumerate(each.top, start=1))
             return
         places = range(max(len(each.top) for each in found))
         rows = [[each.name, *(f"{label} {probability:.1%}" for label, probability in each.top)] for each in found]
         stdout().print(table(["image", *(str(place + 1) for place in places)], rows))
+
+
+def _known(classes: tuple[str, ...]) -> str:
+    """What an answer cannot say: that an image shows something else."""
+    if not classes:
+        return "the file does not name the network's classes: they are numbered from 0"
+    return (
+        f"the network knows {len(classes)} classes only ({some_of(classes)}): "
+        "whatever an image shows, one of them is the answer"
+    )

@@ -51,14 +51,22 @@ _ORIENTATION = 0x0112
 _PIPED = 1 << 29  # bytes that may come through a pipe for one picture
 
 
-def to_input(image: Image.Image | str | Path, input_size: Size, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def to_input(
+    image: Image.Image | str | Path | BinaryIO,
+    input_size: Size,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    name: str | None = None,
+) -> Tensor:
     """An image as a network's input, exactly as evaluation makes it.
 
     Args:
-        image: a picture of any size and kind, or its file.
+        image: a picture of any size and kind, its file, or a stream of the file's bytes.
         input_size: [C, H, W] of the network, C 1 (grey) or 3 (RGB).
         mean: per channel, of pixels in 0..1.
         std: per channel, of pixels in 0..1.
+        name: what to call the image in errors; by default its file, or "the image".
 
     Returns:
         float32 [C, H, W], normalised.
@@ -72,10 +80,10 @@ def to_input(image: Image.Image | str | Path, input_size: Size, mean: Sequence[f
     [1.0, -1.0, -1.0]
     """
     if isinstance(image, Image.Image):
-        with reported("the image"):
+        with reported(name or "the image"):
             pixels = fitted(image, input_size)
     else:
-        with opened(image) as file:
+        with opened(image, name) as file:
             pixels = fitted(file, input_size)
     return Normalizer(input_size, mean, std)(torch.from_numpy(pixels)[None])[0]
 

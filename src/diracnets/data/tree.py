@@ -20,7 +20,7 @@ _NOT_READ = re.compile(
 )
 _NO_IMAGES = re.compile(r"\.(txt|[ct]sv|jsonl?|xml|ya?ml|toml|md|html?|py|log|np[yz]|pt|mat|zip|gz|db|mp4|mov|avi)")
 _MADE = ({"evaluation.json", "confusion.png"}, {"prune.json", "prune.png"}, {".made-by-diracnets-demo"})
-_RUN_FILES = {"last.pt", "best.pt", "metrics.jsonl", "environment.json", "model.safetensors"}
+_RUN_FILES = {"run.json", "last.pt", "best.pt", "metrics.jsonl", "environment.json", "model.safetensors"}
 
 HIDDEN = "left out as hidden, or the system's own"
 OURS = "left out as written by diracnets"

@@ -1,4 +1,4 @@
-"""How good a network is on a set of images: accuracy, loss, classes, confusions, and the worst mistakes by name."""
+"""How good a network is on a set of images: accuracy, loss, classes, confusion matrix, most confident errors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Evaluation:
     confusion: Tensor
     """int64 [K, K]: images of the row's class that were predicted as the column's."""
     worst: list[Mistake]
-    """The mistakes that the network was surest of, surest first."""
+    """The most confident errors, the most confident first."""
     predictions: Tensor
     """int64 [count]: the class that comes first for each image, in the order of the set."""
 
@@ -85,7 +85,7 @@ def evaluate(
         batch_size: images at a time.
         precision: the arithmetic; anything but float32 gives slightly different numbers.
         views: how many views of an image the logits are averaged over, see `averaged_logits`.
-        worst: mistakes to name.
+        worst: how many of the most confident errors to name.
         on_batch: called with the number of images done after each batch.
 
     Raises:
@@ -137,7 +137,7 @@ def evaluate(
             ClassAccuracy(label, int(confusion[label].sum()), int(confusion[label, label])) for label in range(classes)
         ],
         confusion=confusion,
-        worst=_surest_mistakes(images, truth, prediction, probability, worst),
+        worst=_most_confident_errors(images, truth, prediction, probability, worst),
         predictions=prediction,
     )
 
@@ -178,7 +178,7 @@ def _check_channels(model: nn.Module, batch: Tensor) -> None:
         )
 
 
-def _surest_mistakes(
+def _most_confident_errors(
     images: Images, truth: Tensor, prediction: Tensor, probability: Tensor, count: int
 ) -> list[Mistake]:
     wrong = (prediction != truth).nonzero()[:, 0]
