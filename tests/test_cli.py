@@ -660,7 +660,7 @@ def test_demo_does_it_all_and_its_next_commands_work(tmp_path, monkeypatch, caps
     assert [command[0] for command in commands] == ["predict", "info", "eval", "fold", "train"]
     for command in commands[:-1]:
         assert main(command) == 0
-    assert parse(commands[-1]).settings.model == "diracnet-52-0.5"
+    assert parse(commands[-1]).settings.model.name == "diracnet-52-0.5"
 
 
 def test_demo_fails_below_its_goal(tmp_path):
