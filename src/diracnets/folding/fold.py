@@ -149,7 +149,7 @@ def _fold(model: nn.Module, example_input: object, inplace: bool) -> nn.Module:
     records: list[Record] = []
     wide_output = run(original, wide_inputs, "the model in float64", records)
 
-    plain = undiracify(original)
+    plain = undiracify(original, example_input=wide_inputs)
     flow = follow(plain)
     ranks: dict[str, set[int]] = defaultdict(set)
     for record in records:
@@ -174,7 +174,7 @@ def _fold(model: nn.Module, example_input: object, inplace: bool) -> nn.Module:
             f"the model's output on the probe batch overflows in {dtype}: give an example_input of real data"
         )
     rounding = max(TOLERANCE, ROUNDING * (own + torch.finfo(dtype).eps))
-    base = undiracify(model)
+    base = undiracify(model, example_input=inputs)
     layers = {name: as_in(layer, base.get_submodule(name), name) for name, layer in plan.layers.items()}
     parts = rebuilt(base, layers)
     chain = None if inplace else flatten(flow, parts)
@@ -185,7 +185,7 @@ def _fold(model: nn.Module, example_input: object, inplace: bool) -> nn.Module:
 
     if inplace:
         replace_inside(model, layers)
-        result = undiracify(model, inplace=True)
+        result = undiracify(model, example_input=inputs, inplace=True)
     result.eval().requires_grad_(False)
     result.__dict__["fold_report"] = FoldReport(
         folded=(*dirac, *plan.folded),

@@ -200,14 +200,14 @@ def is_as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
     own = vars(module)  # has no public names for these
     return (
         type(module) is kind
-        and not any(own[name] for name in _HOOKS)
+        and not any(own[name] for name in HOOKS)
         and "forward" not in own
         and own.get("_compiled_call_impl") is None  # by `module.compile()`
         and all(type(each) in (nn.Parameter, Tensor, NoneType) for each in own["_parameters"].values())
     )
 
 
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def in_several_processes() -> bool:
