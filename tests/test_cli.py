@@ -249,6 +249,7 @@ def test_runs_without_a_name_get_a_new_folder_each(tmp_path, monkeypatch):
         assert (tmp_path / "runs" / name / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_how_to_resume_and_resumes(tmp_path):
     words = ["train", *TINY, "--epochs", "500", "--run", "slow"]
     for number, code, sign in ((signal.SIGINT, 130, "epoch"), (signal.SIGTERM, 143, "resumed after")):

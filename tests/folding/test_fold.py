@@ -399,7 +399,7 @@ def test_old_weight_norm_is_refused_or_left(warm):
         fold(warm(nn.Sequential(weight_norm(nn.Conv2d(4, 4, 3)), nn.BatchNorm2d(4))), IMAGES)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_scripted_and_compiled_models_are_refused_and_scripted_parts_left(warm):
     inner = warm(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)))
     scripted = torch.jit.script(inner)

@@ -68,7 +68,12 @@ def test_the_structure_is_that_of_a_real_fold(name, warm):
     assert structure.input_size == expected.input_size
 
 
-@pytest.mark.parametrize("name", list_models())
+def marked(name):
+    """A network's name; of hundreds of layers, as a slow case."""
+    return pytest.param(name, marks=[pytest.mark.slow] if name.endswith(("-400-1", "-1000-1", "-1001")) else [])
+
+
+@pytest.mark.parametrize("name", [marked(name) for name in list_models()])
 def test_every_listed_network_has_a_structure(name):
     net = on_meta({"name": name})
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]

@@ -236,6 +236,7 @@ def test_checkpoints_that_take_long_are_written_rarely_and_resuming_loses_nothin
     assert load(tmp_path / "run" / "last.pt").card.provenance["epoch"] == RECIPE.epochs
 
 
+@pytest.mark.slow
 def test_sigterm_from_outside_ends_a_process_in_order(tmp_path):
     pytest.importorskip("sklearn")
     code = (

@@ -21,7 +21,7 @@ DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # blocks of each group of ResNet-
 BlockMaker = Callable[[int, int, int], nn.Module]  # from input channels, output channels and stride
 
 
-def subsampling(stride: int) -> nn.Module:
+def subsampling(stride: int) -> nn.AvgPool2d:
     """Every `stride`-th row and column of a map; before a 1x1 convolution, what a stride of the convolution does.
 
     Exactly, and with the same gradients. It is a step of its own because on processors without AVX-512 the gradients of
@@ -32,7 +32,7 @@ def subsampling(stride: int) -> nn.Module:
     tensor([[[ 0.,  2.],
              [ 8., 10.]]])
     """
-    return nn.Identity() if stride == 1 else nn.AvgPool2d(1, stride)
+    return nn.AvgPool2d(1, stride)
 
 
 class PreActivation(nn.Module):
@@ -58,13 +58,14 @@ class PreActivation(nn.Module):
         self.before = nn.Sequential(OrderedDict(bn=steps[0], relu=steps[1]))
         self.branch = nn.Sequential(*steps[2:])
         same = stride == 1 and channels[0] == channels[-1]
-        self.subsample = subsampling(stride)
+        self.subsample = None if stride == 1 else subsampling(stride)
         self.shortcut = None if same else init.conv(channels[0], channels[-1], size=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """The branch's output and the shortcut's, added."""
         activated = self.before(x)
-        shortcut = x if self.shortcut is None else self.shortcut(self.subsample(activated))
+        kept = activated if self.subsample is None else self.subsample(activated)
+        shortcut = x if self.shortcut is None else self.shortcut(kept)
         return self.branch(activated) + shortcut  # type: ignore[no-any-return]
 
 
@@ -85,7 +86,8 @@ class PostActivation(nn.Module):
         if stride != 1 or channels_in != channels_out:
             projection = init.conv(channels_in, channels_out, size=1)
             norm = init.norm(channels_out, shifted=False)
-            self.shortcut = nn.Sequential(OrderedDict(subsample=subsampling(stride), conv=projection, bn=norm))
+            first = {} if stride == 1 else {"subsample": subsampling(stride)}
+            self.shortcut = nn.Sequential(OrderedDict(**first, conv=projection, bn=norm))
         self.relu2 = nn.ReLU(inplace=False)
 
     def forward(self, x: Tensor) -> Tensor:
