@@ -37,19 +37,6 @@ def found(tmp_path):
     return read
 
 
-def test_rates_can_be_chosen_on_held_out_images(small_study, options, fake_runs, said, tmp_path):
-    runs = fake_runs(lambda settings: 0.9 - settings["lr"])
-    conduct(small_study, options(budget=TWO, rates=(0.1, 0.2), select_on=300), said.append, runs)
-    assert {settings["select_on"] for settings in runs.settings} == {300}
-    record = read_records(tmp_path / "results/small.jsonl")[0]
-    assert (record.result["accuracy"], record.result["selection_accuracy"]) == (0.8, 0.4)
-    page = (tmp_path / "results/small.md").read_text()
-    assert "chosen on held-out images" in page
-    assert "chosen on the test images" not in page
-    assert "80.00" in page
-    assert "40.00" not in page
-
-
 def test_a_study_is_trained_and_written(small_study, options, fake_runs, said, found, cells, tmp_path):
     runs = fake_runs(GOOD)
     conduct(small_study, options(budget=TWO), said.append, runs)
@@ -91,19 +78,61 @@ def test_what_is_trained_is_not_trained_again(small_study, options, fake_runs, s
 
 def test_a_learning_rate_is_an_axis_like_any_other(small_study, options, fake_runs, said, cells, tmp_path):
     runs = fake_runs(lambda settings: settings["lr"])
-    conduct(small_study, options(budget=TWO, rates=(0.1, 0.2)), said.append, runs)
-    conduct(small_study, options(budget=TWO, rates=(0.2, 0.05)), said.append, runs)
+    for rates in ((0.1, 0.2), (0.2, 0.05)):
+        conduct(small_study, options(budget=TWO, rates=rates, select_on=0), said.append, runs)
     assert sorted(settings["lr"] for settings in runs.settings) == [0.05] * 4 + [0.1] * 4 + [0.2] * 4
     page = (tmp_path / "results/small.md").read_text()
     assert "learning rate 0.2" in page
     assert "rates tried 0.05, 0.1, 0.2" in page
     assert cells(page, WRN, table=1)["0.05"] == "5.00 ± 0.00"
     plan = []
-    conduct(small_study, options(budget=TWO, rates=(0.1, 0.8), rows=("*wrn*",), plan=True), plan.append, runs)
+    asked = options(budget=TWO, rates=(0.1, 0.8), rows=("*wrn*",), select_on=0, plan=True)
+    conduct(small_study, asked, plan.append, runs)
     assert plan == [
         f"digits-{WRN} at lr 0.1: 2 of 2 trained, 2 epochs each",
         f"digits-{WRN} at lr 0.8: 0 of 2 trained, 2 epochs each",
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "rates", "held_out"),
+    [
+        (None, (), None),
+        (None, (0.1,), None),
+        (None, (0.1, 0.2), 300),
+        (50, (0.1, 0.2), 50),
+        (50, (), 50),
+        (0, (), None),
+    ],
+)
+def test_several_rates_are_chosen_on_images_held_out(given, rates, held_out, small_study, options, fake_runs, said):
+    runs = fake_runs(lambda settings: settings["lr"])
+    conduct(small_study, options(budget=TWO, rates=rates, select_on=given), said.append, runs)
+    assert {settings["select_on"] for settings in runs.settings} == {held_out}
+
+
+def test_the_test_images_have_no_part_in_the_choice(small_study, options, fake_runs, said, cells, tmp_path):
+    runs = fake_runs(lambda settings: settings["lr"])  # on held-out images; on test images the lower rate is better
+    conduct(small_study, options(budget=TWO, rates=(0.1, 0.2)), said.append, runs)
+    record = read_records(tmp_path / "results/small.jsonl")[0]
+    assert (record.result["selection_accuracy"], record.result["accuracy"], record.result["loss"]) == (0.1, 0.9, 2.0)
+    page = (tmp_path / "results/small.md").read_text()
+    assert "learning rate 0.2; rates tried 0.1, 0.2; chosen on held-out images" in page
+    assert "chosen on the test images" not in page
+    assert cells(page, DIRAC)["accuracy, %"] == "80.00 ± 0.00"
+
+
+def test_a_run_that_lacks_its_test_accuracy_is_no_result(small_study, options, fake_runs, said, found):
+    class Untested(type(fake_runs({}))):
+        def train(self, folder):
+            code = super().train(folder)
+            (folder / "metrics.jsonl").write_text('{"val_accuracy": 0.5, "images_per_second": 1, "seconds": 1}\n')
+            return code
+
+    runs = Untested(lambda settings: 0.5)
+    with pytest.raises(FileError, match="test_accuracy"):
+        conduct(small_study, options(budget=TWO, select_on=100), said.append, runs)
+    assert found() == []
 
 
 def test_rows_stand_in_the_studys_order_however_they_were_asked_for(small_study, options, fake_runs, said, tmp_path):
@@ -203,6 +232,7 @@ WRONG = [
     ("depth --depths 17", "17"),
     ("depth --budget.epochs 0", "budget.epochs is 0"),
     ("init --jobs 0", "jobs is 0"),
+    ("init --select-on -1", "select_on is -1"),
     ("init --rates 0.1 0.1", "give each of them once"),
     ("cifar --add none.jsonl", "there is no file none.jsonl"),
     ("cifar --add none.jsonl --rows x --jobs 2", "give no other options with it but --out"),

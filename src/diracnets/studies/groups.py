@@ -10,7 +10,7 @@ from typing import Any
 from diracnets.studies.grid import Study, rate_name
 from diracnets.studies.records import Record
 
-_APART = {"seed", "eval_every", "select_on"}  # runs that differ in these are of one group
+_APART = {"seed", "eval_every"}  # runs that differ in these are of one group
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from diracnets.errors import UsageError
 from diracnets.studies.grid import Budget
 from diracnets.training.recipe import Recipe
 
+SELECT_ON = {"cifar10": 5000, "cifar100": 5000, "digits": 300}  # training images held out to choose learning rates by
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -29,7 +31,8 @@ class Options:
     best; by default at the recipe's own."""
     select_on: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
     """Hold this many training images out of every run and choose learning rates by them, so that the test images have
-    no part in the choice; 5000 suits CIFAR. By default rates are chosen on the test images, and the table says so."""
+    no part in the choice; 0 holds none out, and chooses on the test images. By default 5,000 (of the digits 300) if
+    there are several --rates, and otherwise none."""
     budget: Budget = field(default_factory=Budget)
     """How much is trained; the table says what was scaled down."""
     data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
@@ -51,10 +54,15 @@ class Options:
     def __post_init__(self) -> None:
         if self.jobs < 1:
             raise UsageError(f"jobs is {self.jobs}, but must be at least 1")
+        if self.select_on is not None and self.select_on < 0:
+            raise UsageError(f"select_on is {self.select_on}, but must be at least 0")
 
     def applied(self, recipe: Recipe) -> Recipe:
         """A row's recipe with the options that change recipes, but for the budget."""
         settings = recipe.settings()
-        precision, compiled = self.precision or settings["precision"], self.compile or settings["compile"]
-        select_on = self.select_on if self.select_on is not None else settings["select_on"]
-        return recipe.replaced(precision=precision, compile=compiled, select_on=select_on)
+        own = SELECT_ON[settings["data"]] if len(self.rates) > 1 else settings["select_on"]
+        return recipe.replaced(
+            precision=self.precision or settings["precision"],
+            compile=self.compile or settings["compile"],
+            select_on=own if self.select_on is None else self.select_on or None,
+        )

@@ -111,17 +111,16 @@ def record_of(row: Row, full_epochs: int, folder: Path, jobs: int, *, diverged: 
         history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))[-1]
         rates = [epoch["images_per_second"] for epoch in history]
-        last = {"val_accuracy": None, "val_loss": None} if diverged else history[-1]
-        images = "test" if "test_accuracy" in last else "val"
+        images = "val" if row.recipe.settings()["select_on"] is None else "test"
         result: dict[str, Any] = {
-            "accuracy": last[f"{images}_accuracy"],
-            "loss": last[f"{images}_loss"],
+            "accuracy": None if diverged else history[-1][f"{images}_accuracy"],
+            "loss": None if diverged else history[-1][f"{images}_loss"],
             "epochs": len(history),
             "seconds": round(sum(epoch["seconds"] for epoch in history), 1),
             "images_per_second": round(statistics.median(rates), 1) if rates else None,
         }
-        if images == "test":
-            result["selection_accuracy"] = last["val_accuracy"]
+        if images == "test" and not diverged:
+            result["selection_accuracy"] = history[-1]["val_accuracy"]
         machine = {**{name: environment[name] for name in _ENVIRONMENT}, "jobs": jobs}
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise FileError(f"the run in {folder} is damaged ({error}): delete it, and it is trained again") from error
