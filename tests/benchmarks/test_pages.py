@@ -21,15 +21,12 @@ def test_a_stranger_can_read_the_page():
         assert first.count(error) == 1
 
 
-def test_every_link_leads_somewhere_and_every_file_is_listed():
-    text = pages.PAGE.read_text(encoding="utf-8")
-    linked = {(pages.PAGE.parent / link).resolve() for link in re.findall(r"\]\((?!https?:)([^)#]+)", text)}
-    assert all(path.exists() for path in linked)
-    assert {path for path in linked if path.suffix.startswith(".json")} == {
-        path.resolve()
-        for path in pages.RESULTS.rglob("*.json*")
-        if path.name not in ("environment.json", "metrics.jsonl")
-    }
+def test_every_link_leads_somewhere():
+    for page in ("results.md", "depth.md"):
+        text = (pages.PAGE.parent / page).read_text(encoding="utf-8")
+        links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+        assert len(links) >= 3
+        assert all((pages.PAGE.parent / link).exists() for link in links)
 
 
 def test_the_figures_show_the_measured_numbers():
