@@ -1,4 +1,4 @@
-"""Facts survive as plain values, and what cannot be is refused where it is written down."""
+"""Cards survive as plain values, and what cannot be is refused where it is written down."""
 
 import json
 
@@ -47,7 +47,7 @@ def test_incomplete_data_is_refused(data):
         ModelCard.from_data(data)
 
 
-def test_facts_of_a_network():
+def test_the_card_of_a_network():
     net = nn.Sequential()
     assert card_of(net) is None
     attach_card(net, ModelCard(**GOOD))

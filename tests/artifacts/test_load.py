@@ -87,6 +87,48 @@ def test_checkpoint_that_is_no_network(tmp_path, changes, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("wrap", [lambda net: net, nn.DataParallel, lambda net: nn.ModuleDict({"net": net})])
+@pytest.mark.parametrize("name", ["diracnet-10-0.25", "resnet-20"])
+def test_a_state_dict_says_which_network_it_is_of(name, wrap, tmp_path):
+    net = diracnets.create_model(name, num_classes=3, init=diracnets.Init("deep", bias=0.5)).eval()
+    torch.save(wrap(net).state_dict(), tmp_path / "state.pt")
+    loaded = load(tmp_path / "state.pt")
+    x = torch.randn(2, 3, 32, 32)
+    assert loaded.config == net.config
+    assert torch.equal(loaded(x), net(x))
+    net.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True), strict=wrap(net) is net)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: dict(state), "does not say of which network"),
+        (lambda state: state if state.popitem() else None, "fc.bias is missing"),
+        (lambda state: state._metadata[""]["config"].update(name="diracnet-16-0.25") or state, "is missing"),
+        (lambda state: state._metadata[""]["config"].update(name="diracnet-99999994-1") or state, "too few"),
+        (lambda state: state._metadata[""]["config"].update(device="cuda") or state, "'device'"),
+        (lambda state: state._metadata[""].update(config=3) or state, "does not say of which network"),
+    ],
+)
+def test_a_state_dict_that_is_no_network(change, message, tmp_path):
+    torch.save(change(diracnets.create_model("diracnet-10-0.25").state_dict()), tmp_path / "state.pt")
+    with pytest.raises(FileError, match=message):
+        load(tmp_path / "state.pt")
+
+
+@pytest.mark.parametrize("folded", [True, False, None])
+def test_a_file_is_folded_and_unfolded_where_that_is_asked_for(folded, tmp_path):
+    net, data = checkpoint()
+    torch.save(data, tmp_path / "last.pt")
+    save(diracnets.fold(net), tmp_path / "m.safetensors", card=replace(CARD, architecture=net.config))
+    x = torch.randn(2, 1, 8, 8)
+    for name, stored in (("last.pt", False), ("m.safetensors", True)):
+        loaded = load(tmp_path / name, folded=folded)
+        assert isinstance(loaded, nn.Sequential) == (stored if folded is None else folded)
+        assert loaded.card.architecture == net.config
+        torch.testing.assert_close(loaded(x), net(x), rtol=1e-4, atol=1e-4)
+
+
 class Evil:
     def __init__(self, sentinel):
         self.sentinel = sentinel

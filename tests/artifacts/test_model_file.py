@@ -1,13 +1,18 @@
 """A model file gives back exactly what was saved, and never anything else."""
 
+import functools
 import json
 import random
+import types
+import warnings
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diracnets.artifacts.card import ModelCard
@@ -382,6 +387,82 @@ def test_what_a_file_cannot_hold_is_refused(tmp_path, chain, message):
     with pytest.raises(UsageError, match=message):
         save(chain, tmp_path / "m.safetensors", card=CARD)
     assert not list(tmp_path.iterdir())
+
+
+def doubled(*args):
+    return 2 * args[-1]
+
+
+def replaced(layer, name, method):
+    setattr(layer, name, types.MethodType(method, layer))
+
+
+def pruned(layer):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prune.l1_unstructured(layer, "weight", amount=0.5)
+
+
+CHANGES = {
+    "a forward hook": (lambda chain: chain[1].register_forward_hook(doubled), "layer 1 .ReLU. has a forward hook, dou"),
+    "one on the chain": (lambda chain: chain.register_forward_hook(doubled), "the chain has a forward hook"),
+    "a pre-hook": (
+        lambda chain: chain[3].register_forward_pre_hook(doubled),
+        "layer 3 .Linear. has a forward pre-hook",
+    ),
+    "an object as hook": (lambda chain: chain[0].register_forward_hook(functools.partial(doubled)), "hook, partial"),
+    "pruning": (lambda chain: pruned(chain[0]), "forward pre-hook, L1Unstructured"),
+    "weight norm": (lambda chain: weight_norm(chain[0]), "0 is a Parametrized|pre-hook"),
+    "spectral norm": (lambda chain: spectral_norm(chain[3]), "3 is a ParametrizedLinear"),
+    "a state_dict hook": (
+        lambda chain: chain[0].register_state_dict_post_hook(lambda *_: None),
+        "0 .Conv2d. has a state_dict hook",
+    ),
+    "a forward of its own": (
+        lambda chain: replaced(chain[1], "forward", lambda self, x: x),
+        "ReLU. has a forward of its",
+    ),
+    "a chain's own forward": (
+        lambda chain: replaced(chain, "forward", lambda self, x: x),
+        "the chain has a forward of",
+    ),
+    "an inner method": (
+        lambda chain: replaced(chain[0], "_conv_forward", lambda self, x, w, b: x[:, :1]),
+        "has a _conv_forward of its own",
+    ),
+    "another buffer": (lambda chain: chain[0].register_buffer("mask", torch.ones(2)), "'0.mask' belongs to no layer"),
+    "a part in a layer": (lambda chain: chain[1].add_module("more", nn.Linear(2, 2)), "belongs to no layer"),
+    "no weights": (lambda chain: chain.to("meta"), "meta device"),
+    "a state of its own": (lambda chain: chain[0].__dict__.update(padding_mode="odd"), "padding_mode"),
+    "what contradicts": (
+        lambda chain: chain[0].__dict__.update(_reversed_padding_repeated_twice=[0, 2, 1, 1]),
+        "computes something else",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_what_would_vanish_in_a_file_is_refused_by_name(tmp_path, kind):
+    change, message = CHANGES[kind]
+    chain = nn.Sequential(
+        nn.Conv2d(3, 2, 3, padding=1, padding_mode="circular"), nn.ReLU(), nn.Flatten(), nn.Linear(128, 2)
+    )
+    change(chain)
+    with pytest.raises(UsageError, match=message):
+        save(chain, tmp_path / "m.safetensors", card=CARD)
+    assert not list(tmp_path.iterdir())
+
+
+def test_hooks_of_the_backward_pass_and_training_mode_change_nothing(tmp_path):
+    chain = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Dropout(), nn.Flatten(), nn.Linear(72, 2))
+    chain[0].register_full_backward_hook(lambda *_: None)
+    chain[4].weight.register_hook(lambda gradient: gradient)
+    mean = chain[1].running_mean.clone()
+    save(chain.train(), tmp_path / "m.safetensors", card=CARD)
+    assert chain.training
+    assert torch.equal(chain[1].running_mean, mean)
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(read(tmp_path / "m.safetensors")(x), chain.eval()(x))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

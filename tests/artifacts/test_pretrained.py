@@ -319,6 +319,13 @@ def test_the_trained_networks_are_listed(capsys):
     assert "no trained network matches 'nothing'" in capsys.readouterr().err
 
 
+def test_the_trained_networks_fit_a_terminal(capsys):
+    assert main(["models", "--trained"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert {line.split()[0] for line in lines[2:]} == set(list_weights())
+
+
 def test_images_of_any_size_are_classified():
     assert diracnets.predict(DIGITS, Image.new("RGB", (50, 40)), device="cpu")[0].label in "0123456789"
 

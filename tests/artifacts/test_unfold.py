@@ -7,8 +7,12 @@ from torch.nn import functional as F
 
 import diracnets
 from diracnets.artifacts.card import ModelCard, attach_card
+from diracnets.artifacts.chain import write_model_file
+from diracnets.artifacts.load import load
 from diracnets.artifacts.unfold import unfold
 from diracnets.errors import UsageError
+from diracnets.models.build import list_models, on_meta
+from diracnets.models.names import parse
 from diracnets.nn.dirac import DiracConv2d
 
 
@@ -57,6 +61,103 @@ def test_computes_the_same_and_folds_back(name, arguments, with_images):
     tolerance = 1e-4 * wanted.abs().max()
     assert (found - wanted).abs().max() <= tolerance
     assert (folded - wanted).abs().max() <= tolerance
+
+
+SMALL = {  # of each listed network a small one of its family, where the listed one is large
+    "sprint": ("{0}-sprint-0.05", {"image_size": 16}),
+    "vgg": ("{0}", {"width": 0.03}),
+    "imagenet": ("{0}", {"width": 0.03, "image_size": 32}),
+    "cifar": ("{0}-{1}-0.1", {"image_size": 8}),
+}
+
+
+def small(name):
+    parsed = parse(name)
+    kind = parsed.family if parsed.family in ("sprint", "vgg") else "imagenet" if parsed.imagenet else "cifar"
+    pattern, arguments = SMALL[kind]
+    words = name.split("-")
+    whole = name if kind in ("vgg", "imagenet") else words[0]
+    return pattern.format(whole, words[1]), arguments
+
+
+CHAINS = sorted({small(name)[0] for name in list_models() if on_meta({"name": name}).is_chain}, key=len)
+
+
+@pytest.mark.parametrize("name", [name for name in CHAINS if parse(name).depth <= 40])  # deeper ones repeat blocks
+def test_every_listed_chain_is_written_read_unfolded_and_trained(name, warm, tmp_path):
+    torch.manual_seed(0)
+    arguments = small(name)[1]
+    net = diracnets.create_model(name, **arguments)
+    for _ in range(2):
+        net(torch.randn(8, *net.input_size))
+    net.eval()
+    card = ModelCard(net.input_size, (0.5,) * 3, (0.5,) * 3, architecture=net.config)
+    attach_card(net, card)
+    chain = write_model_file(net, tmp_path / "model.safetensors")
+    again = load(tmp_path / "model.safetensors", folded=False)
+    x = torch.randn(4, *net.input_size)
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), chain(x), rtol=1e-3, atol=1e-4 * float(chain(x).abs().max()))
+    assert (type(again), again.config, again.card.architecture) == (type(net), net.config, net.config)
+    again.train()(x).square().mean().backward()
+    asked = {key for key, value in net.named_parameters() if value.requires_grad}
+    assert {key for key, value in again.named_parameters() if value.grad is not None} == asked
+
+
+@pytest.mark.parametrize("with_images", [False, True])
+def test_batch_norms_that_fold_left_are_those_of_the_network(with_images):
+    """Behind a max-pooling a negative scale cannot be folded: these batch norms stay in the chain."""
+    torch.manual_seed(0)
+    original = trained("diracnet-sprint-0.1")
+    with torch.no_grad():
+        for layer in original.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.weight[::2] *= -1
+    chain = diracnets.fold(original)
+    assert any(isinstance(layer, nn.BatchNorm2d) for layer in chain)
+    x = torch.randn(64, 3, 16, 16)
+    net = unfold(chain, x if with_images else None)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), chain(x), rtol=1e-3, atol=1e-3)
+    moved = nn.Sequential(*chain)
+    moved.config = original.config
+    place = next(index for index, layer in enumerate(moved) if isinstance(layer, nn.BatchNorm2d))
+    moved[place], moved[place + 1] = moved[place + 1], moved[place]
+    with pytest.raises(UsageError, match=r"has no batch norm after these layers|not those"):
+        unfold(moved)
+
+
+def test_a_plain_chain_becomes_a_dirac_network_where_that_is_asked_for():
+    chain = diracnets.fold(trained("plain-10-0.5"))
+    x = torch.randn(32, 3, 16, 16)
+    asked = {**chain.config, "name": "diracnet-10-0.5"}
+    net = unfold(chain, x, architecture=asked)
+    assert any(isinstance(layer, DiracConv2d) for layer in net.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), chain(x), rtol=1e-3, atol=1e-3)
+    for other in ("diracnet-16-0.5", "wrn-10-0.5", "diracnet-10-0.25"):
+        with pytest.raises(UsageError, match=f"{other}"):
+            unfold(chain, x, architecture={**chain.config, "name": other})
+
+
+def test_the_card_decides_not_the_sizes():
+    """The same sizes are those of a Dirac network and of a plain one, and of names that differ."""
+    net = trained("plain-10-0.25")
+    chain = diracnets.fold(net)
+    for name in ("plain-10-0.25", "plain-10-0.250", "diracnet-10-0.25"):
+        architecture = {**net.config, "name": name}
+        attach_card(chain, ModelCard((3, 16, 16), (0.5,) * 3, (0.5,) * 3, architecture=architecture))
+        assert unfold(chain).config["name"] == name
+    attach_card(chain, ModelCard((3, 16, 16), (0.5,) * 3, (0.5,) * 3, architecture={"name": "vgg-16"}))
+    with pytest.raises(UsageError, match="vgg-16"):
+        unfold(chain)
+
+
+def test_a_chain_with_hooks_is_not_unfolded():
+    chain = diracnets.fold(trained("diracnet-10-0.25"))
+    chain[1].register_forward_hook(lambda *args: 2 * args[-1])
+    with pytest.raises(UsageError, match=r"layer 1 .ReLU. has a forward hook"):
+        unfold(chain)
 
 
 def test_training_mode_starts_from_about_the_same_function():

@@ -601,7 +601,7 @@ def test_a_part_of_the_training_images_can_be_validated_on(stripes, tmp_path, mo
     selected = stripes.selecting_on(12)
     assert last["val_accuracy"] == pytest.approx(evaluate(whole.net, selected.val).top1)
     assert selected.val.labels.bincount().tolist() == [4, 4, 4]
-    assert load(whole.run / "last.pt").facts.provenance["validated_on"] == "12 held-out training images"
+    assert load(whole.run / "last.pt").card.provenance["validated_on"] == "12 held-out training images"
 
     stop_after(monkeypatch, 4)
     with pytest.raises(Interrupted):

@@ -9,6 +9,8 @@ from torch import nn
 from diracnets.artifacts.card import ModelCard, attach_card
 from diracnets.artifacts.create import create_model
 from diracnets.artifacts.model_file import save
+from diracnets.data.images import ImageData
+from diracnets.data.memory import MemoryImages
 from diracnets.errors import FileError, UsageError
 from diracnets.folding.fold import fold
 from diracnets.models.init import Init
@@ -77,6 +79,30 @@ def test_a_chain_becomes_a_dirac_network_that_computes_the_same(from_file, strip
         save(start, tmp_path / "model.safetensors", card=CARD)
         start = tmp_path / "model.safetensors"
     net = starting_network(RECIPE, stripes, start)
+    torch.testing.assert_close(outputs(net, stripes), outputs(warm_net, stripes), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["diracnet-sprint-0.1", "plain-sprint-0.1", "vgg-16", "dirac-vgg-16", "plain-18"])
+def test_a_run_starts_from_the_model_file_of_any_chain(name, tmp_path):
+    size = {"width": 0.05, "image_size": 32} if "-1" in name else {"image_size": 16}
+    net = create_model(name, num_classes=3, in_channels=1, **size).eval()
+    pixels = torch.randint(0, 255, (9, *net.input_size[1:], 1), dtype=torch.uint8)
+    memory = MemoryImages(pixels, torch.arange(9) % 3, name="noise", mean=(0.3,), std=(0.2,))
+    images = ImageData("noise", ("a", "b", "c"), net.input_size, (0.3,), (0.2,), memory, memory)
+    card = replace(CARD, input_size=net.input_size, classes=images.classes, architecture=net.config)
+    save(fold(net), tmp_path / "model.safetensors", card=card)
+    recipe = RECIPE.replaced(model=name, width=net.config["width"])
+    again = starting_network(recipe, images, tmp_path / "model.safetensors")
+    assert type(again) is type(net)
+    x = torch.randn(4, *net.input_size)
+    with torch.inference_mode():
+        torch.testing.assert_close(again.eval()(x), net(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["plain-10-0.25", "diracnet-10-0.25"])
+def test_the_recipe_decides_whether_a_chain_becomes_a_plain_or_a_dirac_network(name, stripes, warm_net):
+    net = starting_network(RECIPE.replaced(model=name), stripes, fold(warm_net))
+    assert net.config["name"] == name
     torch.testing.assert_close(outputs(net, stripes), outputs(warm_net, stripes), rtol=1e-4, atol=1e-4)
 
 

@@ -8,31 +8,28 @@ list of known types with bounded arguments, on no memory, and must agree with th
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diracnets.artifacts import layers
-from diracnets.artifacts.card import ModelCard, attach_card, the_card
+from diracnets.artifacts import layers, probe
+from diracnets.artifacts.card import ModelCard, attach_card, card_of, the_card
 from diracnets.artifacts.earlier import card_of_facts
-from diracnets.errors import FileError, UsageError, first_line
+from diracnets.errors import FileError, UsageError
 from diracnets.files import written_whole
 
 FORMAT = 2
 KEY = "diracnets"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
-_PROBE_VALUES = 1000  # of the output on the probe that are stored
-_PROBE_TOLERANCE = 1e-3  # relative to the largest: float32 on another processor stays far below, a wrong layer does not
 
 
 @dataclass(frozen=True)
@@ -99,11 +96,14 @@ def save(chain: nn.Module, path: str | Path, *, card: ModelCard | None = None, f
     bad = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
     if bad is not None:
         raise UsageError(f"this chain cannot be written to {path}: {bad} holds numbers that are not finite")
-    probe = _probe_output(rebuilt, card)
-    if not all(map(math.isfinite, probe)):
+    outputs = probe.outputs_in_float32(rebuilt, card.input_size)
+    if not all(map(math.isfinite, outputs)):
         raise UsageError(f"this chain cannot be written to {path}: what it computes is not finite")
-    _check_same(chain, probe, card, path)
-    content = {"format": FORMAT, "layers": layer_data, "card": card.to_data(), "probe": probe}
+    try:
+        probe.check_computes(chain, outputs, card.input_size)
+    except UsageError as error:
+        raise UsageError(f"this chain cannot be written to {path}: {error}") from error
+    content = {"format": FORMAT, "layers": layer_data, "card": card.to_data(), "probe": outputs}
     content["sha256"] = _hash(content, tensors)
     with written_whole(path) as part:
         try:
@@ -137,14 +137,15 @@ def verify(path: str | Path) -> Verified:
     """
     path = Path(path)
     chain, content = _read(path)
-    stored, found = content["probe"], _probe_output(chain, chain.card)  # type: ignore[arg-type]
+    card = cast(ModelCard, card_of(chain))
+    stored, found = content["probe"], probe.outputs_in_float32(chain, card.input_size)
     scale = max(map(abs, stored))
     if len(stored) != len(found):
         raise FileError(
             f"{path} is not a valid model file: its probe has {len(stored)} numbers where {len(found)} come out"
         )
     difference = max(abs(a - b) for a, b in zip(stored, found, strict=True))
-    if not difference <= _PROBE_TOLERANCE * scale:
+    if not difference <= probe.TOLERANCE * scale:
         raise FileError(
             f"{path} computes something else here than where it was written: outputs of up to {scale:.3g} differ "
             f"by {difference:.3g}; try another version of torch than {torch.__version__}"
@@ -210,10 +211,10 @@ def _content(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
         raise FileError(
             f"{path} has format {content['format']}, which is newer than this diracnets reads ({FORMAT}): upgrade it"
         )
-    probe, layer_data = content.get("probe"), content.get("layers")
+    stored, layer_data = content.get("probe"), content.get("layers")
     if content["format"] < 1 or not isinstance(layer_data, list) or not layer_data or "sha256" not in content:
         raise ValueError("its description is incomplete")
-    if not isinstance(probe, list) or not 0 < len(probe) <= _PROBE_VALUES or not all(type(v) is float for v in probe):
+    if not isinstance(stored, list) or not 0 < len(stored) <= probe.VALUES or not all(type(v) is float for v in stored):
         raise ValueError("its probe is not a list of numbers")
     return content
 
@@ -256,40 +257,6 @@ def _compare(wanted: Mapping[str, torch.Size], stored: Mapping[str, torch.Size])
             raise ValueError(f"the tensor {name[:200]!r} belongs to no layer")
         if wanted[name] != stored[name]:
             raise ValueError(f"the tensor {name} is {list(stored[name])} where its layer has {list(wanted[name])}")
-
-
-def _check_same(chain: nn.Module, probe: list[float], card: ModelCard, path: str | Path) -> None:
-    """Refuse a chain that computes something else than its layers and tensors say, for whatever reason."""
-    try:
-        own = copy.deepcopy(chain).cpu().float().eval()
-        found = _first_outputs(own, card)
-    except Exception as error:  # code in a chain may raise anything
-        why = f"{type(error).__name__}: {first_line(error)}"
-        raise UsageError(f"this chain cannot be written to {path}, since it cannot be run ({why})") from error
-    scale = max(map(abs, probe))
-    if len(found) != len(probe) or not all(
-        abs(a - b) <= _PROBE_TOLERANCE * scale for a, b in zip(found, probe, strict=True)
-    ):
-        raise UsageError(
-            f"this chain cannot be written to {path}: it computes something else than ordinary layers with its "
-            "arguments and weights do; build it again from such layers"
-        )
-
-
-def _probe_output(chain: nn.Sequential, card: ModelCard) -> list[float]:
-    """The first outputs of the chain, computed in float32 whatever it is stored in, on the probe."""
-    plain = layers.from_data(layers.to_data(chain)).eval()
-    state = {name: t.float() if t.is_floating_point() else t for name, t in chain.state_dict().items()}
-    plain.load_state_dict(state, assign=True)
-    return _first_outputs(plain, card)
-
-
-@torch.inference_mode()
-def _first_outputs(chain: nn.Module, card: ModelCard) -> list[float]:
-    """On a fixed image that no random number generator of any version changes."""
-    probe = torch.arange(math.prod(card.input_size), dtype=torch.float64).mul(0.7).sin().float()
-    output: Tensor = chain(probe.reshape(1, *card.input_size))
-    return output.flatten()[:_PROBE_VALUES].tolist()
 
 
 def _hash(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

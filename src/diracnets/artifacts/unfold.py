@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diracnets.artifacts.authors import recognize_chain
 from diracnets.artifacts.card import attach_card, card_of, input_size_of
 from diracnets.artifacts.checkpoint import skeleton
 from diracnets.artifacts.layers import refuse_changed, to_data
-from diracnets.artifacts.recognize import recognize_chain
 from diracnets.errors import UsageError
 from diracnets.folding.structure import folded_structure
 from diracnets.models.build import build_model
