@@ -197,16 +197,18 @@ def is_as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
     >>> is_as_made(layer, DiracConv2d)
     False
     """
-    own = vars(module)  # has no public names for these
+    own = vars(module)  # there are no public names for these; asked in each step, so without a loop over the hooks
     return (
         type(module) is kind
-        and not any(own[name] for name in HOOKS)
+        and not (own["_forward_pre_hooks"] or own["_forward_hooks"])
+        and not (own["_backward_pre_hooks"] or own["_backward_hooks"])
         and "forward" not in own
         and own.get("_compiled_call_impl") is None  # by `module.compile()`
-        and all(type(each) in (nn.Parameter, Tensor, NoneType) for each in own["_parameters"].values())
+        and {type(each) for each in own["_parameters"].values()} <= _ORDINARY
     )
 
 
+_ORDINARY = {nn.Parameter, Tensor, NoneType}
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
