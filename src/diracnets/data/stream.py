@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -200,7 +201,7 @@ def _answers(
         sampler=requests,
         num_workers=min(workers, len(requests)),
         collate_fn=_as_it_is,
-        worker_init_fn=_leave_interrupts_to_the_parent,
+        worker_init_fn=_leave_signals_to_the_parent,
         generator=torch.Generator(),  # or each pass would draw from the global one
         pin_memory=device.type == "cuda",
         multiprocessing_context="fork" if workers and requests and sys.platform == "linux" else None,
@@ -209,7 +210,9 @@ def _answers(
         # Workers run neither torch's threads nor CUDA, so that forking a process that has them is safe.
         warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=".*worker processes in total")
-        iterator = iter(loader)
+        with _signals_held():  # until the workers ignore them
+            iterator = iter(loader)
+    _running.append(iterator)
     try:
         yield iterator
     except (RuntimeError, EOFError, OSError) as error:  # how a death shows depends on what the process was doing
@@ -222,13 +225,50 @@ def _answers(
     finally:
         stop = getattr(iterator, "_shutdown_workers", None)  # else they would live until the next garbage collection
         if stop is not None:
-            with suppress(RuntimeError):  # a worker's death, told again
+            with suppress(RuntimeError):  # of a worker's death, once more
                 stop()
+        _kill_workers(iterator)  # what hangs, for it ignored the SIGTERM that torch sent
+        _running.remove(iterator)
 
 
 def _as_it_is(answer: Any) -> Any:  # noqa: ANN401
     return answer
 
 
-def _leave_interrupts_to_the_parent(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+_running: list[Any] = []  # iterators whose workers have not been stopped yet
+
+
+def _kill_workers(iterator: Any) -> None:  # noqa: ANN401
+    for worker in getattr(iterator, "_workers", ()):
+        if worker.is_alive():
+            worker.kill()
+            worker.join()
+
+
+@atexit.register
+def _kill_all_workers() -> None:
+    """The program would wait for ever for those of a pass that an exception keeps alive until its end."""
+    for iterator in _running:
+        _kill_workers(iterator)
+
+
+_STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Signals that stop a program are delivered after the block; processes that are started in it never get them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _leave_signals_to_the_parent(_: int) -> None:
+    """A signal to the whole process group is the parent's to handle, which may save; it then stops the workers."""
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a request to stop after the step at hand, and how to go on."""
+"""Ctrl-C, SIGTERM and SIGHUP: a request to stop after the step at hand, and how to resume."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from diracnets.errors import DiracNetsError
+
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Interrupted(DiracNetsError):
@@ -21,7 +23,8 @@ class Interrupted(DiracNetsError):
 
 
 class Interruption:
-    """While this context is open, the first SIGINT or SIGTERM is remembered in `signal`; a second one acts as usual.
+    """While this context is open, the first SIGINT, SIGTERM or SIGHUP is remembered in `signal`; a second one acts as
+    usual. A signal that is ignored, as SIGHUP is under nohup, stays ignored.
 
     Python delivers signals to the main thread alone: in another thread nothing is caught, and `signal` stays None.
 
@@ -37,8 +40,9 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._remember)
+            for number in STOPPING:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._before[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(

@@ -58,8 +58,8 @@ def train(
 
     The folder gets recipe.toml, environment.json, metrics.jsonl, scales.jsonl (of Dirac convolutions), the checkpoints
     last.pt and best.pt, curve.png (with the extra `plot`), TensorBoard events (with the extra `tensorboard`), and in
-    the end model.safetensors. Ctrl-C or
-    SIGTERM (in the main thread), once training has begun, ends the step at hand, saves, and raises `Interrupted`;
+    the end model.safetensors. Ctrl-C, SIGTERM or SIGHUP
+    (in the main thread), once training has begun, ends the step at hand, saves, and raises `Interrupted`;
     resuming then gives, bit by bit, the weights that the run would have had without it. torch's random state is seeded
     by the recipe. On a CPU, under glibc, the process keeps from here on the memory that it frees (`keep_memory`).
 
@@ -177,7 +177,7 @@ def train_epoch(run: Run, forward: Callable[[Tensor], Tensor]) -> None:
         seed=recipe.runtime.seed,
         first=state.batch,
     )
-    for images, labels, _ in islice(batches, steps - state.batch):
+    for images, labels, _ in run.saving(islice(batches, steps - state.batch)):
         step = (state.epoch - 1) * steps + state.batch
         if momentum_restarts(optimization, step, steps):
             optimizer.state.clear()
@@ -208,7 +208,7 @@ def train_epoch(run: Run, forward: Callable[[Tensor], Tensor]) -> None:
         if state.batch + 1 == steps:
             synchronize(state.device)
         state.add(loss, logits, labels, seconds=time.perf_counter() - begun)
-        run.reporter.step(state.epoch, state.batch, state.seen / state.seconds)
         if state.batch % CHECK_STEPS == 0 or state.batch == steps:
             run.check_finite()
-        run.stop_if_asked()
+        run.stop_if_asked()  # before anything is written to a terminal that may have gone
+        run.reporter.step(state.epoch, state.batch, state.seen / state.seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -15,7 +16,7 @@ from diracnets.artifacts.card import ModelCard, attach_card
 from diracnets.artifacts.chain import write_model_file
 from diracnets.artifacts.checkpoint import Checkpoint, save_checkpoint
 from diracnets.artifacts.run_record import RunRecord
-from diracnets.data.images import ImageData
+from diracnets.data.images import Batch, ImageData
 from diracnets.errors import DataError, TrainingError
 from diracnets.evaluation.metrics import evaluate
 from diracnets.models.network import Network
@@ -117,13 +118,13 @@ class Run:
         last, improved = state.epoch == recipe.optimization.epochs, False
         if last or state.epoch % recipe.runtime.eval_every == 0:
             averaged = state.average is not None and state.average.started()
-            if (averaged or recipe.optimization.recalibrate_bn) and not recipe.optimization.freeze:
-                begun = time.perf_counter()
-                self.estimate_statistics()
-                synchronize(state.device)
-                row["seconds"] += (time.perf_counter() - begun) * last  # a part of training, where they are kept
             count = len(self.data.val)
             try:
+                if (averaged or recipe.optimization.recalibrate_bn) and not recipe.optimization.freeze:
+                    begun = time.perf_counter()
+                    self.estimate_statistics()
+                    synchronize(state.device)
+                    row["seconds"] += (time.perf_counter() - begun) * last  # a part of training, where they are kept
                 evaluation = evaluate(state.evaluated, self.data.val, on_batch=partial(self.evaluating, count=count))
             except TrainingError as error:  # it has diverged, and what was saved last has not
                 raise TrainingError(f"{error}: {self.advice()}") from error
@@ -148,6 +149,15 @@ class Run:
                 self.reporter.say(why_not)
         return row
 
+    def saving(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches; if one of them cannot be had, the steps before it are saved first."""
+        try:
+            yield from batches
+        except DataError:
+            self.stop_if_asked()  # a machine that stops everything may take the workers first
+            self.save()
+            raise
+
     def estimate_statistics(self) -> None:
         """Give the network to evaluate BatchNorm statistics of its own, from some of the epoch's batches.
 
@@ -168,8 +178,8 @@ class Run:
 
     def evaluating(self, done: int, count: int) -> None:
         """Show how far the evaluation is; a run that is to stop leaves it, and repeats it when it is resumed."""
-        self.reporter.evaluating(done, count)
         self.stop_if_asked()
+        self.reporter.evaluating(done, count)
 
     def finish(self) -> Trained:
         """Fold the trained network and write the model file, if it has no branches.
