@@ -90,9 +90,12 @@ def repeatable(seed: int, *, deterministic: bool) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS is refused
-    torch.use_deterministic_algorithms(deterministic or before)
+    changed = deterministic and not before  # the call imports torch's compiler, which takes seconds
+    if changed:
+        torch.use_deterministic_algorithms(True)
     torch.manual_seed(seed)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        if changed:
+            torch.use_deterministic_algorithms(False)
