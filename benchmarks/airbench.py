@@ -13,12 +13,19 @@ batch norms' statistics too, without evaluation. Accuracies are of all test imag
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import inspect
 import json
 import os
+import signal
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 import types
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -98,13 +105,7 @@ def theirs(module: types.ModuleType, images: ImageData, precision: str, seed: in
         patch.object(torch.cuda, "Event", Event),
         patch.object(torch.cuda, "synchronize", stop),
     ):
-        (Path(folder) / "cifar10").mkdir()
-        for name, part in (("train", images.train), ("test", images.val)):
-            pixels = torch.cat([batch for batch, _, _ in part.batches(1000)])
-            std, mean = (torch.tensor(values).view(1, -1, 1, 1) for values in (images.std, images.mean))
-            whole = ((pixels * std + mean) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-            content = {"images": whole.contiguous(), "labels": part.labels, "classes": list(images.classes)}
-            torch.save(content, Path(folder) / "cifar10" / f"{name}.pt")
+        write_images(images, Path(folder) / "cifar10")
         before = Path.cwd()
         os.chdir(folder)
         try:
@@ -120,6 +121,96 @@ def theirs(module: types.ModuleType, images: ImageData, precision: str, seed: in
         "accuracy_views": last["tta_val_acc"],
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
     }
+
+
+def write_images(images: ImageData, folder: Path) -> None:
+    """Write the images as the programs keep them, so that they do not download them."""
+    folder.mkdir()
+    for name, part in (("train", images.train), ("test", images.val)):
+        pixels = torch.cat([batch.cpu() for batch, _, _ in part.batches(1000)])
+        std, mean = (torch.tensor(values).view(1, -1, 1, 1) for values in (images.std, images.mean))
+        whole = ((pixels * std + mean) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        content = {"images": whole.contiguous(), "labels": part.labels, "classes": list(images.classes)}
+        torch.save(content, folder / f"{name}.pt")
+
+
+def unchanged(program: Path, images: ImageData, runs: int, seconds: float) -> tuple[list[dict[str, Any]], str]:
+    """Run a program of cifar10-airbench as it is, in a process of its own, until it has trained often enough.
+
+    Its first run, which compiles, does not count. It wants a GPU; where torchvision is not installed it gets the one
+    class of it that it uses.
+
+    Args:
+        program: its file.
+        images: CIFAR-10.
+        runs: that count.
+        seconds: after which it is stopped.
+
+    Returns:
+        What it printed of each run: seconds of training, and accuracies of the test images, plain and averaged over
+        views; and the end of its output if there were fewer runs.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_images(images, folder / "cifar10")
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if importlib.util.find_spec("torchvision") is None:
+            (folder / "guests" / "torchvision").mkdir(parents=True)
+            (folder / "guests" / "torchvision" / "__init__.py").write_text("")
+            (folder / "guests" / "torchvision" / "transforms.py").write_text(
+                "import torch\n\n\n" + inspect.getsource(Normalize)
+            )
+            paths = [str(folder / "guests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+            environment["PYTHONPATH"] = os.pathsep.join(paths)
+        process = subprocess.Popen(
+            [sys.executable, str(program.resolve())],
+            cwd=folder,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # its compiler's processes end with it
+        )
+        stop = threading.Timer(seconds, os.killpg, [process.pid, signal.SIGKILL])
+        stop.start()
+        lines: list[str] = []
+        try:
+            for line in process.stdout or ():
+                lines.append(line)
+                if len(runs_of(lines)) > runs:
+                    break
+        finally:
+            stop.cancel()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+    found = runs_of(lines)[1 : runs + 1]
+    rows = [{"network": program.name, "seed": number, **row} for number, row in enumerate(found)]
+    return rows, "" if len(rows) == runs else "".join(lines[-20:])
+
+
+def runs_of(lines: Sequence[str]) -> list[dict[str, Any]]:
+    """The finished runs in what a program printed: a table with a row an epoch, and one of the last evaluation."""
+    names: list[str] = []
+    runs: list[dict[str, Any]] = []
+    seconds, epochs = 0.0, 0
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if "tta_val_acc" in cells:
+            names = cells
+        if not names or len(cells) != len(names) or cells == names:
+            continue
+        row = dict(zip(names, cells, strict=True))
+        clock = row.get("time_seconds") or row.get("total_time_seconds") or "nan"
+        if row["epoch"] != "eval":
+            seconds, epochs = float(clock), epochs + 1
+        else:  # whose time has the evaluation in it
+            accuracies = {"accuracy": float(row["val_acc"]), "accuracy_views": float(row["tta_val_acc"])}
+            runs.append({"epochs": epochs, "seconds": seconds, **accuracies})
+            epochs = 0
+    return runs
 
 
 def ours(recipe: Recipe, images: ImageData, device: str) -> dict[str, Any]:

@@ -1,0 +1,290 @@
+"""Every stage of the benchmark for GPUs on a CPU, with tiny networks and a few images."""
+
+import hashlib
+import io
+import json
+import lzma
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import airbench
+import gpu
+import gpu_stages
+import numpy as np
+import packed
+import pytest
+from PIL import Image
+
+from diracnets.artifacts.load import load
+from diracnets.training.recipe import Recipe, recipe_names
+
+SCRIPT = Path(gpu.__file__)
+
+
+@pytest.fixture
+def options(tmp_path, monkeypatch):
+    for slow in ("matplotlib", "tensorboard"):  # of which training makes pictures and logs where they are installed
+        monkeypatch.setitem(sys.modules, slow, None)
+
+    def made(*words):
+        folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+        return gpu.arguments(["--toy", "--seeds", "1", *folders, *words])
+
+    return made
+
+
+def run(stage, options):
+    status = gpu_stages.run(stage, options)
+    found = json.loads((options.out / "gpu.json").read_text())
+    assert found == gpu.results(options)
+    return status, found[gpu.key_of(stage, options)]
+
+
+def test_step_times(options):
+    status, found = run("1", options())
+    assert status == 0
+    assert found["finished"]
+    assert found["circumstances"]["versions"]["torch"]
+    loaders, steps = found["rows"][:2], found["rows"][2:]
+    assert [row["loader"] for row in loaders] == ["cifar", "photographs"]
+    assert all(row["images_per_second"] > 0 for row in loaders)
+    assert [(row["network"], row["batch"], row["compiled"]) for row in steps] == [
+        ("10-0.25", 2, False),
+        ("10-0.25", 4, False),
+        ("10-0.25", 4, True),
+    ]
+    for row in steps:
+        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+        assert row["operations"]["dirac"]["count"] > row["operations"]["plain"]["count"] > 0
+
+
+def test_what_cannot_be_compiled_is_recorded_and_the_rest_is_measured(options, monkeypatch):
+    monkeypatch.setattr(gpu_stages.torch, "compile", lambda *_, **__: 1 / 0)
+    status, found = run("1", options())
+    assert status == 0
+    assert "ZeroDivisionError" in found["rows"][-1]["failed"]
+    assert "ratio" in found["rows"][-2]
+
+
+def test_training_in_time_and_the_network_to_compare_with(options):
+    words = ("--set", "label_smoothing=0.2", "select_on=20")
+    status, first = run("3", options(*words))
+    assert status == 0
+    row = first["rows"][0]
+    assert row["epochs"] == len(row["history"]) == 2
+    assert row["recipe"]["optimization"]["label_smoothing"] == 0.2
+    assert row["error"] == pytest.approx(100 * (1 - row["history"][-1]["val_accuracy"]), abs=0.01)
+    assert row["train_images"] == 76
+    assert row["error_of"] == "images held out of the training set"
+    assert row["error_views"] in [round(100 * (1 - right / 20), 2) for right in range(21)]  # of these images too
+    net = load(options().out / row["weights"][0])
+    assert net.card.classes == tuple(map(str, range(100)))
+    assert {parameter.element_size() for parameter in net.parameters()} == {2}
+    status, second = run("3b", options(*words))
+    assert status == 0
+    assert second["rows"][0]["network"].startswith("wrn")
+    assert second["rows"][0]["epochs"] == 2
+    assert second["rows"][0]["weights"] == []
+
+
+def test_a_stage_that_was_cut_off_goes_on_from_its_checkpoint(options, monkeypatch, capsys):
+    chosen = options("--set", "epochs=3", "eval_every=1")
+    put, progress = gpu_stages.Stage.put, "progress of diracnet-cifar10"
+
+    def cut_off(stage, **facts):
+        put(stage, **facts)
+        if progress in facts and facts[progress][-1]["epoch"] == 1:
+            raise KeyboardInterrupt  # as if it had been killed
+        if progress in facts and facts[progress][-1]["epoch"] == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu_stages.Stage, "put", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            run("2", chosen)
+        status, found = run("2", chosen)
+        assert status == gpu_stages.STOPPED
+        assert "stopped after 2 of 3 epochs" in found["stopped"]
+        assert "finished" not in found
+        assert found[progress][-1]["epoch"] == 2
+    status, found = run("2", chosen)
+    assert status == 0
+    assert capsys.readouterr().out.count("going on with 3 epochs") == 2
+    assert "stopped" not in found
+    assert progress not in found
+    assert [row["epoch"] for row in found["rows"][0]["history"]] == [1, 2, 3]
+    assert found["rows"][0]["error_of"] == "test images"
+
+
+def test_time_to_an_accuracy(options, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(AIRBENCH)
+    status, found = run("4", options("--airbench", str(program)))
+    assert status == 0
+    theirs = [row for row in found["rows"] if row["network"] == "program.py"]
+    facts = {"epochs": 2, "seconds": 5.0, "accuracy": 0.9, "accuracy_views": 0.95}  # of the first run that counts
+    assert theirs == [{"network": "program.py", "seed": 0, **facts}]
+    assert [(line["network"], line["epochs"], line["runs"]) for line in found["summary"]] == [
+        ("diracnet-sprint-0.125", 1, 1),
+        ("program.py", 2, 1),
+        ("diracnet-sprint-0.125", 2, 1),
+    ]
+    assert [line["network"] for line in found["reached"]["94%"]] == ["program.py"]
+    assert run("4", options("--airbench", str(program)))[1]["rows"] == found["rows"]
+
+
+def test_a_program_that_is_missing_or_fails_is_said(options, tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise SystemExit('no GPU')")
+    stage = gpu_stages.Stage("4", options("--airbench", str(broken)))
+    images = gpu_stages.cifar(stage, "cifar10")
+    assert not gpu_stages.others(stage, images)
+    assert stage.facts["output of broken.py"] == "no GPU\n"
+    stage.options.airbench = []
+    assert gpu_stages.others(stage, images)
+    assert "not given" in stage.facts["airbench"]
+
+
+def test_a_program_that_does_not_end_is_stopped(options, tmp_path):
+    endless = tmp_path / "endless.py"
+    endless.write_text("import time\nprint('compiling')\ntime.sleep(60)")
+    images = gpu_stages.cifar(gpu_stages.Stage("4", options()), "cifar10")
+    assert airbench.unchanged(endless, images, runs=1, seconds=1.0) == ([], "compiling\n")
+
+
+def test_photographs(options, tmp_path):
+    folder = tmp_path / "data" / "imagenette"
+    for part, count in (("train", 6), ("val", 3)):
+        for label in ("dog", "cat"):
+            (folder / part / label).mkdir(parents=True)
+            for number in range(count):
+                noise = np.random.default_rng(number).integers(0, 255, (48, 44, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(folder / part / label / f"{number}.png")
+    chosen = options("--data-dir", str(tmp_path / "data"))
+    assert packed.take_in(chosen.data_dir, chosen.work / "data", gpu.TOY_SIDE) == ["imagenette-train", "imagenette-val"]
+    status, found = run("5", chosen)
+    assert status == 0
+    assert [(row["run"], row["train_images"]) for row in found["rows"]] == [("fast-imagenet", 12), ("muon", 12)]
+
+
+def test_pieces_give_the_images_that_were_packed(tmp_path):
+    generator = np.random.default_rng(0)
+    smooth = generator.integers(0, 256, (6, 4, 4, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    pixels = smooth + generator.integers(0, 9, smooth.shape, dtype=np.uint8)
+    names = [name for pieces in packed.PIECES["cifar10"].values() for name in pieces]
+    for number, name in enumerate(names):
+        part = pixels[2 * number : 2 * number + 2]
+        np.savez(tmp_path / f"{name}.npz", **piece(part), y=np.array([number, 9]), classes=np.array(["a", "b"]))
+    file = io.BytesIO()
+    Image.fromarray(pixels[0]).save(file, "webp", lossless=True)
+    photograph = np.frombuffer(file.getvalue(), np.uint8)
+    offsets = np.array([0, len(photograph), 2 * len(photograph)])
+    twice = {"data": np.concatenate([photograph, photograph]), "offsets": offsets, "y": np.array([0, 1])}
+    np.savez(tmp_path / "imagenette-val.npz", **twice, classes=np.array(["a", "b"]))
+    assert packed.take_in([tmp_path], tmp_path / "store", 32) == [*names, "imagenette-val"]
+    found, labels, classes = packed.load("cifar10", "train", tmp_path / "store")
+    assert np.array_equal(found, pixels[:4])
+    assert (labels.tolist(), classes) == ([0, 9, 1, 9], ("a", "b"))
+    assert np.array_equal(packed.load("imagenette", "test", tmp_path / "store")[0], np.stack([pixels[0]] * 2))
+    with pytest.raises(SystemExit, match="cifar100 lacks cifar100-train-a, cifar100-train-b"):
+        packed.load("cifar100", "train", tmp_path / "store")
+
+
+def test_a_damaged_piece_is_refused(tmp_path):
+    content = piece(np.zeros((1, 32, 32, 3), np.uint8)) | {"sha256": "0"}
+    np.savez(tmp_path / "piece.npz", **content, y=np.array([0]), classes=np.array(["a"]))
+    with pytest.raises(SystemExit, match="is damaged"):
+        packed.cifar(tmp_path / "piece.npz")
+
+
+def piece(pixels):
+    """The planes of a CIFAR piece: the inverse of `packed.predicted`, value by value."""
+    red, green, blue = (pixels[..., channel].astype(int) for channel in range(3))
+    planes = {}
+    for key, plane in (("p0", green), ("p1", red - green), ("p2", blue - green)):
+        residuals = np.zeros_like(plane)
+        for image, i, j in np.ndindex(plane.shape):
+            west, north = plane[image, i, j - 1], plane[image, i - 1, j]
+            guess = west if j and not i else north if i and not j else 0
+            if i and j:
+                guess = sorted([west, north, west + north - plane[image, i - 1, j - 1]])[1]  # the median
+            residuals[image, i, j] = (plane[image, i, j] - guess + 128) % 256 - 128
+        coded = np.where(residuals < 0, -2 * residuals - 1, 2 * residuals).astype(np.uint8)
+        packed_plane = lzma.compress(coded.tobytes(), format=lzma.FORMAT_RAW, filters=packed.FILTERS)
+        planes[key] = np.frombuffer(packed_plane, np.uint8)
+    return {**planes, "n": len(pixels), "sha256": hashlib.sha256(pixels.tobytes()).hexdigest()}
+
+
+def test_the_command_runs_without_what_a_gpu_machine_lacks_and_skips_what_is_finished(tmp_path):
+    absent = ("tyro", "docstring_parser", "tomli_w", "sklearn", "matplotlib", "tensorboard")
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({absent}))\n")
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    command = [sys.executable, str(SCRIPT), "--toy", "--work", str(tmp_path / "work"), "--stage", "2"]
+    environment = {**os.environ, "PYTHONPATH": paths, "OUT": str(tmp_path / "out")}
+    first = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "run diracnet-cifar10" in first.stdout
+    (tmp_path / "out" / "gpu.json").unlink()  # as where the folder is emptied before each call
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert second.stdout == "stage 2 was finished before\n"
+    assert json.loads((tmp_path / "out" / "gpu.json").read_text())["2"]["finished"]
+
+
+def test_a_stage_that_does_not_end_in_time_is_stopped(monkeypatch, options, capsys):
+    monkeypatch.setattr(gpu, "__file__", "-c")
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "import time; time.sleep(60)"])
+    began = time.time() - 9 * 60 + gpu.SPARE
+    assert not gpu.run_apart("2", options(), began)
+    assert "asked to stop" in capsys.readouterr().out
+    assert time.time() - began < 9 * 60
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes_are_written_without_the_library_for_it(name):
+    recipe = Recipe.load(name)
+    assert Recipe.from_table(tomllib.loads(gpu_stages.toml_text(recipe.table()))) == recipe
+
+
+def test_what_is_no_step_is_told_apart():
+    # epochs of 1 s, 0.1 s after each, 0.5 s for an evaluation after the second and the fourth
+    moments = [13.1, 14.7, 15.8, 17.4]
+    found = gpu_stages.rests(10.0, moments, 18.4, [1.0, 1.0, 1.0, 1.0])
+    assert found == pytest.approx((0.1, 0.5, 2.1, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--minutes", "0.5"], "too short"),
+        (["--set", "lr"], "--set lr is no NAME=VALUE"),
+        (["--data-dir", "nowhere"], "there is no nowhere"),
+        (["--stage", "6"], "invalid choice"),
+    ],
+)
+def test_wrong_use(words, said, capsys):
+    with pytest.raises(SystemExit):
+        gpu.arguments(words)
+    assert said in capsys.readouterr().err
+
+
+AIRBENCH = """
+import torch
+import torchvision.transforms as T
+
+images = torch.load("cifar10/train.pt")
+assert images["images"].dtype == torch.uint8 and images["images"].shape[1:] == (32, 32, 3)
+assert T.Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))(torch.ones(1, 3, 4, 4)).mean() == 2
+
+def line(*cells):
+    print("".join(f"|  {cell:>8}  " for cell in cells) + "|")
+
+line("run   ", "epoch", "train_acc", "val_acc", "tta_val_acc", "time_seconds")
+for number, run in enumerate(["warmup", *range(200)]):
+    line(run, 0, 0.5, 0.8, "", 1.0 + number)
+    line("", 1, 0.6, 0.9, "", 4.0 + number)
+    line("", "eval", 0.6, 0.9, 0.94 + number / 100, 9.0 + number)
+"""
