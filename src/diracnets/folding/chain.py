@@ -25,13 +25,14 @@ CARRIED = (
 def flatten(flow: Flow, model: nn.Module) -> nn.Sequential | None:
     """The model as a flat chain of torch's own modules, or None where its graph is no straight line of them.
 
-    The chain holds the model's own modules, without those that do nothing.
+    Nor is there a chain of a model whose code does something besides, such as to run in a context. The chain holds the
+    model's own modules, without those that do nothing.
 
     Args:
         flow: the data flow of `model`, or of a model with other modules under the same names.
         model: in evaluation mode.
     """
-    if flow.forward is None or has_forward_hooks(model):
+    if flow.forward is None or flow.effects or has_forward_hooks(model):
         return None
     steps: list[nn.Module] = []
     modules = dict(model.named_modules())

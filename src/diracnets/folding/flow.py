@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import warnings
@@ -12,12 +13,17 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 from diracnets.errors import first_line
+from diracnets.folding.tree import leaves
+from diracnets.folding.watch import Watch, WatchedAttribute, WatchedProxy, may_be_none
 
 MOST_VARIANTS = 16  # of the flags that a forward method has
+_LAYERS = (
+    *(getattr(nn, f"{kind}{axes}d") for kind in ("Conv", "ConvTranspose", "BatchNorm") for axes in (1, 2, 3)),
+    nn.SyncBatchNorm,
+    nn.Linear,
+)
 
 
 @dataclass
@@ -31,6 +37,7 @@ class Flow:
         calls: the nodes that call each module, by its name.
         read: the modules whose parameters or buffers are used directly.
         forward: the graph of the model itself where there is one way through it only.
+        effects: what the model's code does besides computing its output, such as to enter a context, by the sentence.
     """
 
     graphs: list[fx.Graph] = field(default_factory=list)
@@ -38,6 +45,7 @@ class Flow:
     calls: dict[str, list[fx.Node]] = field(default_factory=lambda: defaultdict(list))
     read: set[str] = field(default_factory=set)
     forward: fx.Graph | None = None
+    effects: dict[str, None] = field(default_factory=dict)
 
     def hidden(self, model: nn.Module) -> dict[str, str]:
         """Modules of whose use nothing is known, by name, and why."""
@@ -54,7 +62,8 @@ def follow(model: nn.Module) -> Flow:
     """Trace a model, symbolically: nothing is computed, no hook of it is called.
 
     Flags of `forward` (arguments whose default is a bool or None) are traced with all their values. A part that cannot
-    be traced is left opaque, and the rest is traced around it. A part that has forward hooks is traced on its own.
+    be traced, or whose trace does not show all that its code may do, see `watch`, is left opaque, and the rest is
+    traced around it. A part that has forward hooks is traced on its own, and so is what a wrapper wraps, see `inside`.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU())
     >>> [node.target for node in follow(model).graphs[0].nodes if node.op == "call_module"]
@@ -65,9 +74,12 @@ def follow(model: nn.Module) -> Flow:
     roots = [model]
     failed: dict[int, str] = {}
     for root in roots:  # grows on the way
-        graphs = _graphs(root, failed)
+        if (wrapped := inside(root)) is not None:
+            roots += [] if any(wrapped is other for other in roots) else [wrapped]
+            continue
+        graphs = _graphs(root, failed, flow.effects)
+        modules = dict(root.named_modules())
         for graph in graphs:
-            modules = dict(root.named_modules())
             for node in graph.nodes:
                 if node.op == "call_module":
                     module = modules[node.target]
@@ -88,37 +100,122 @@ def follow(model: nn.Module) -> Flow:
     return flow
 
 
-class _Tracer(fx.Tracer):
-    """Goes into modules down to torch's own layers, except opaque ones; remembers where it failed."""
+def inside(module: nn.Module) -> nn.Module | None:
+    """The module that a wrapper passes all its arguments to, whose output is its own; None where it is no wrapper.
 
-    def __init__(self, opaque: dict[int, str]) -> None:
+    That is what `DataParallel`, `DistributedDataParallel` and what `torch.compile` returns do, and every class whose
+    forward is `return self.module(*args, **kwargs)`, as that of `AveragedModel`, by whatever name.
+    """
+    kind = type(module)
+    if kind.__module__.startswith("torch._dynamo"):  # calls what it compiled, by a __call__ of its own
+        return getattr(module, "_orig_mod", None)
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        wrapped = module.module
+    else:
+        code = getattr(inspect.getattr_static(kind, "forward", None), "__code__", None)
+        same = any(
+            code is not None
+            and (code.co_code, code.co_argcount, code.co_kwonlyargcount, code.co_flags & _VARIADIC)
+            == (like.co_code, like.co_argcount, like.co_kwonlyargcount, like.co_flags & _VARIADIC)
+            for like in (_pass_all.__code__, _pass_positional.__code__)
+        )
+        wrapped = getattr(module, code.co_names[0], None) if code is not None and same else None
+    return wrapped if isinstance(wrapped, nn.Module) and _calls_forward(module) is None else None
+
+
+def _pass_all(self: Any, *inputs: Any, **others: Any) -> Any:  # noqa: ANN401
+    return self.module(*inputs, **others)
+
+
+def _pass_positional(self: Any, *inputs: Any) -> Any:  # noqa: ANN401
+    return self.module(*inputs)
+
+
+_OF_ALL_MODULES = vars(nn.Module()).keys()
+_VARIADIC = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
+
+
+class _Tracer(fx.Tracer):
+    """Goes into modules down to torch's own layers, except opaque ones; remembers where it failed, and why."""
+
+    def __init__(self, opaque: dict[int, str], effects: dict[str, None]) -> None:
         super().__init__()
         self.opaque = opaque
+        self.effects = effects
         self.failed: nn.Module | None = None
+        self.reason: str | None = None
+        self.path: list[nn.Module] = []
+        self.surroundings = _surroundings()
+
+    def trace_watched(self, root: nn.Module, values: dict[str, Any]) -> fx.Graph:
+        """The graph of `root`.
+
+        Raises:
+            _Hidden: it does not show all that the code of `root` may do.
+            Exception: what the code raises.
+        """
+        self.path, self.surroundings = [root], _surroundings()
+        with Watch(self.asked, lambda what: self.effects.setdefault(what)).active():
+            graph = self.trace(root, values)
+        held = (value for module in root.modules() for key, value in vars(module).items() if key not in _OF_ALL_MODULES)
+        if any(type(leaf) in (WatchedProxy, WatchedAttribute) for value in held for leaf in leaves(value)):
+            self.effects.setdefault("it stores what it computes with")
+        if self.reason is not None:
+            raise _Hidden(self.reason)
+        return graph
+
+    def asked(self, reason: str) -> None:
+        """Called where code asks for what a trace does not show: the module whose code it is becomes opaque."""
+        if self.reason is None:
+            self.failed, self.reason = self.path[-1], reason
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return WatchedProxy(node, self)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:  # noqa: ANN401
+        if _surroundings() != self.surroundings:
+            self.effects.setdefault("its forward switches autocast or gradients on or off")
+        return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
             id(m) in self.opaque
             or _traced_alone(m)
-            or isinstance(m, _ConvNd | _BatchNorm | nn.Linear)
+            or isinstance(m, _LAYERS)
             or super().is_leaf_module(m, module_qualified_name)
         )
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:  # noqa: ANN401
+        self.path.append(m)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
             if self.failed is None and not self.is_leaf_module(m, ""):
                 self.failed = m
             raise
+        finally:
+            self.path.pop()
 
 
-def _graphs(root: nn.Module, failed: dict[int, str]) -> list[fx.Graph]:
+class _Hidden(Exception):  # not an error: the answer to whether a trace shows all
+    """The reason why a module stays as it is."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def _surroundings() -> tuple[object, ...]:
+    """What a context changes for all that runs in it."""
+    autocast = (torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast, torch.get_default_dtype()
+
+
+def _graphs(root: nn.Module, failed: dict[int, str], effects: dict[str, None]) -> list[fx.Graph]:
     """The graphs of all variants of `root`; none, and an entry in `failed`, where it cannot be traced."""
-    if "forward" in vars(root):
-        failed[id(root)] = "its forward was replaced on the instance"
+    if (reason := _calls_forward(root)) is not None:
+        failed[id(root)] = reason
         return []
     try:
         variants = list(_variants(root.forward))
@@ -126,23 +223,45 @@ def _graphs(root: nn.Module, failed: dict[int, str]) -> list[fx.Graph]:
         failed[id(root)] = str(error)
         return []
     while True:
-        tracer = _Tracer(failed)
+        tracer = _Tracer(failed, effects)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), torch.enable_grad(), _restored(root):
                 warnings.simplefilter("ignore")
-                return [tracer.trace(root, values) for values in variants]
+                return [tracer.trace_watched(root, values) for values in variants]
         except Exception as error:  # a trace runs code of the model, which may raise anything
             where = root if tracer.failed is None else tracer.failed
-            failed[id(where)] = f"{type(error).__name__}: {first_line(error)}"
+            failed[id(where)] = tracer.reason or f"{type(error).__name__}: {first_line(error)}"
             if where is root:
                 return []
+
+
+@contextlib.contextmanager
+def _restored(root: nn.Module) -> Iterator[None]:
+    """Puts the attributes of modules back, which their code may have set to what it was traced with."""
+    before = [(module, dict(vars(module))) for module in root.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+
+
+def _calls_forward(module: nn.Module) -> str | None:
+    """Why calling a module is not the same as calling its class's forward, but for hooks; None where it is."""
+    if "forward" in vars(module):
+        return "its forward was replaced on the instance"
+    if type(module).__call__ is not nn.Module.__call__:
+        return "its class has a __call__ of its own"
+    return None
 
 
 def _variants(forward: Callable[..., Any]) -> Iterator[dict[str, Any]]:
     """The values of flags to trace with; an argument without a value is traced symbolically."""
     choices: list[list[dict[str, Any]]] = []
+    optional = may_be_none(forward.__code__) if hasattr(forward, "__code__") else set()
     for name, parameter in inspect.signature(forward).parameters.items():
-        if parameter.default is None:
+        if parameter.default is None or (name in optional and parameter.default is parameter.empty):
             choices.append([{}, {name: None}])
         elif isinstance(parameter.default, bool):
             choices.append([{name: False}, {name: True}])
@@ -158,7 +277,7 @@ def has_forward_hooks(module: nn.Module) -> bool:
 
 
 def _traced_alone(module: nn.Module) -> bool:
-    return has_forward_hooks(module) and next(module.children(), None) is not None
+    return inside(module) is not None or (has_forward_hooks(module) and next(module.children(), None) is not None)
 
 
 def first_floating(model: nn.Module) -> torch.Tensor | None:

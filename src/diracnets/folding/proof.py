@@ -1,21 +1,27 @@
-"""Whether two networks compute the same: a batch to compare them on, how far apart they are, and where that starts."""
+"""Whether a folded network computes what the original does: how far apart their outputs are, and where that starts."""
 
 from __future__ import annotations
 
+import copy
 import math
+from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from diracnets.errors import FoldError, UsageError, first_line
+from diracnets.errors import FoldError, first_line
 from diracnets.folding.flow import first_floating
+from diracnets.folding.probe import other_inputs
+from diracnets.folding.rules import Plan
+from diracnets.folding.tree import layout_of, leaves, mapped
 
-BATCH = 2
 SAMPLE = 2**14  # elements of a layer's output that are compared
+TOLERANCE = 1e-9  # relative, in float64
+LAYER_TOLERANCE = 1e-6  # relative, in float64, for the outputs of layers, which may be all rounding noise
+ROUNDING = 16.0  # times the rounding error that the original itself shows
 
 
 @dataclass(frozen=True)
@@ -25,11 +31,13 @@ class Record:
     Attributes:
         name: the module's.
         ndim: how many dimensions the output has.
+        dtype: of the output.
         sample: elements of it, evenly spaced, in float64.
     """
 
     name: str
     ndim: int
+    dtype: torch.dtype
     sample: Tensor
 
 
@@ -40,103 +48,71 @@ class Difference:
     Attributes:
         absolute: the largest absolute difference.
         relative: that, divided by the largest absolute output; the largest such quotient where there are more outputs.
+        unequal: how many whole numbers differ, which rounding can do where a network rounds, sorts or chooses.
     """
 
-    absolute: float
-    relative: float
+    absolute: float = 0.0
+    relative: float = 0.0
+    unequal: int = 0
 
 
-def probe_inputs(model: nn.Module, example_input: object = None) -> tuple[Any, ...]:
-    """The arguments to compare networks on.
+@dataclass
+class Run:
+    """A network's output on a batch, and those of its modules that have no parts, in the order in which they came.
+
+    Attributes:
+        output: the network's.
+        records: of floating-point outputs of modules.
+        kept: these outputs as they were, by module, where they were asked for.
+    """
+
+    output: Any = None
+    records: list[Record] = field(default_factory=list)
+    kept: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+
+
+def run(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    what: str,
+    *,
+    keep: bool = False,
+    given: dict[str, list[Tensor]] | None = None,
+) -> Run:
+    """Call a network once, on a copy of the inputs, without autocast around it.
 
     Args:
-        model: has an attribute `input_size`, (channels, height, width), where `example_input` is None. If it has
-            `min_image_size` too, the images are twice as large as that at most: it is quicker, and even the smallest
-            feature maps are still 2x2, so that all elements of a 3x3 filter count.
-        example_input: a tensor, or a tuple of arguments.
-
-    Returns:
-        `example_input` as a tuple, or two images of standard normal noise, always the same, of the model's dtype.
-
-    Raises:
-        UsageError: an example input of another type.
-        FoldError: neither an example input nor an input size.
-
-    >>> probe_inputs(nn.ReLU(), torch.ones(1, 3))
-    (tensor([[1., 1., 1.]]),)
-    """
-    if example_input is not None:
-        if not isinstance(example_input, Tensor | tuple):
-            raise UsageError(
-                f"example_input is a {type(example_input).__name__}; give a tensor or a tuple of arguments"
-            )
-        return example_input if isinstance(example_input, tuple) else (example_input,)
-    size = getattr(model, "input_size", None) or getattr(getattr(model, "card", None), "input_size", None)
-    if not isinstance(size, tuple | list) or not size or not all(isinstance(n, int) and n > 0 for n in size):
-        raise FoldError(
-            f"nothing tells what {type(model).__name__} takes as input: give fold(model, example_input) a batch to "
-            "check the result on, or the model an attribute input_size = (channels, height, width)"
-        )
-    least = getattr(model, "min_image_size", None)
-    channels, *image = size
-    if isinstance(least, int):
-        image = [min(length, 2 * least) for length in image]
-    noise = torch.randn(BATCH, channels, *image, generator=torch.Generator().manual_seed(0), device="cpu")
-    like = first_floating(model)
-    return (noise if like is None else noise.to(like.device, like.dtype),)
-
-
-def in_float64(values: Any) -> Any:  # noqa: ANN401
-    """A model (in place), or a structure of tensors, with float64 for all other floating-point numbers.
-
-    What lies on a device without float64 moves to the CPU.
-    """
-    if isinstance(values, nn.Module):
-        values._apply(_widened)  # type: ignore[no-untyped-call]
-        return values
-    return pytree.tree_map(lambda value: _widened(value) if isinstance(value, Tensor) else value, values)
-
-
-def lowest_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype of a model's parameters, the least precise one if there are several."""
-    dtypes = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
-    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.get_default_dtype())
-
-
-def _widened(tensor: Tensor) -> Tensor:
-    device = tensor.device if tensor.device.type in ("cpu", "cuda") else torch.device("cpu")
-    return tensor.to(device, torch.float64 if tensor.is_floating_point() else tensor.dtype)
-
-
-def run(model: nn.Module, inputs: tuple[Any, ...], what: str, records: list[Record] | None = None) -> Any:  # noqa: ANN401
-    """The output of a network on a copy of the inputs, without autocast.
-
-    Args:
-        model: called once.
+        model: the network.
         inputs: its arguments.
         what: names the network in errors.
-        records: gets a record of each output of each module that has no parts, in the order in which they are ready.
+        keep: whether the outputs of modules are kept whole.
+        given: outputs, by module, that go on in place of the module's own ones, which are recorded.
 
     Raises:
         FoldError: the network fails.
     """
-    handles = []
-    for name, module in model.named_modules() if records is not None else ():
+    result, handles = Run(), []
+    left = {name: list(outputs) for name, outputs in (given or {}).items()}
+    for name, module in model.named_modules():
         if next(module.children(), None) is not None or isinstance(module, torch.jit.ScriptModule):
             continue  # a scripted module takes no hooks
 
-        def hook(_module: nn.Module, _inputs: object, output: object, name: str = name) -> None:
-            if records is not None and isinstance(output, Tensor) and output.is_floating_point():
-                step = output.numel() // SAMPLE | 1
-                records.append(Record(name, output.ndim, output.detach().flatten()[::step].cpu().double().clone()))
+        def hook(_module: nn.Module, _inputs: object, output: object, name: str = name) -> Tensor | None:
+            if not isinstance(output, Tensor) or not output.is_floating_point():
+                return None
+            sample = output.detach().flatten()[:: output.numel() // SAMPLE | 1].cpu().double().clone()
+            result.records.append(Record(name, output.ndim, output.dtype, sample))
+            if keep:
+                result.kept[name].append(output.detach().clone())
+            return left[name].pop(0).clone() if left.get(name) else None
 
         handles.append(module.register_forward_hook(hook))
-    inputs = pytree.tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs)
+    inputs = mapped(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs)
     like = first_floating(model)
     device = "cpu" if like is None else like.device.type
     try:
         with torch.autocast(device, enabled=False), torch.autocast("cpu", enabled=False):
-            return model(*inputs)
+            result.output = model(*inputs)
     except Exception as error:  # the model's code may raise anything
         raise FoldError(
             f"{what} cannot be run to check the fold ({type(error).__name__}: {first_line(error)})"
@@ -145,31 +121,43 @@ def run(model: nn.Module, inputs: tuple[Any, ...], what: str, records: list[Reco
     finally:
         for handle in handles:
             handle.remove()
+    return result
 
 
-def compare(expected: Any, given: Any, tiny: float = 0.0) -> Difference:  # noqa: ANN401
+def compare(expected: Run, given: Run, moved: Collection[str] = (), tiny: float = 0.0) -> Difference:
     """How far the outputs of two networks are apart: tensors, or structures of them.
 
+    Where there are whole numbers only, such as classes or bytes, the last floating-point outputs of modules count.
+
     Args:
-        expected, given: the outputs.
+        expected, given: of two networks, or of one.
+        moved: modules whose outputs are meant to differ.
         tiny: differences are not divided by less than that.
 
-    Other numbers and integer tensors, if they are not equal, are infinitely far apart, as are different shapes.
+    Other values than tensors, if they are not equal, are infinitely far apart, as are different shapes.
 
     Raises:
         FoldError: outputs that are not numbers, or `expected` holds NaN.
 
-    >>> compare(torch.tensor([1.0, 4.0]), torch.tensor([1.0, 5.0]))
-    Difference(absolute=1.0, relative=0.25)
+    >>> compare(Run(torch.tensor([1.0, 4.0])), Run(torch.tensor([1.0, 5.0])))
+    Difference(absolute=1.0, relative=0.25, unequal=0)
     """
-    leaves, structure = pytree.tree_flatten(expected)
-    others, other_structure = pytree.tree_flatten(given)
-    if structure != other_structure:
+    ours, theirs = leaves(expected.output), leaves(given.output)
+    if layout_of(expected.output) != layout_of(given.output):
         return Difference(math.inf, math.inf)
-    if not any(isinstance(leaf, Tensor) and leaf.numel() for leaf in leaves):
+    if not any(isinstance(leaf, Tensor) and leaf.numel() for leaf in ours):
         raise FoldError("the model returns no tensor that could be compared; wrap it in a module that returns tensors")
-    differences = [_compare(leaf, other, tiny) for leaf, other in zip(leaves, others, strict=True)]
-    return Difference(max(d.absolute for d in differences), max(d.relative for d in differences))
+    found = [_compare(leaf, other, tiny) for leaf, other in zip(ours, theirs, strict=True)]
+    if not any(isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()) for leaf in ours):
+        last, other = (
+            next((r for r in reversed(each.records) if r.name not in moved), None) for each in (expected, given)
+        )
+        if last is not None and other is not None:
+            found.append(_compare(last.sample, other.sample, tiny))
+        elif any(each.unequal for each in found):
+            found.append(Difference(math.inf, math.inf))
+    absolute, relative = max(each.absolute for each in found), max(each.relative for each in found)
+    return Difference(absolute, relative, sum(each.unequal for each in found))
 
 
 def _compare(expected: object, given: object, tiny: float) -> Difference:
@@ -179,12 +167,12 @@ def _compare(expected: object, given: object, tiny: float) -> Difference:
                 f"the model returns a {type(expected).__name__}, which cannot be compared; "
                 "wrap it in a module that returns tensors"
             )
-        return Difference(0.0, 0.0) if expected == given else Difference(math.inf, math.inf)
+        return Difference() if expected == given else Difference(math.inf, math.inf)
     if expected.shape != given.shape:
         return Difference(math.inf, math.inf)
     a, b = (torch.view_as_real(x) if x.is_complex() else x for x in (expected.detach().cpu(), given.detach().cpu()))
     if not a.is_floating_point():
-        return Difference(0.0, 0.0) if torch.equal(a, b) else Difference(math.inf, math.inf)
+        return Difference(unequal=int((a != b).sum())) if a.dtype == b.dtype else Difference(math.inf, math.inf)
     a, b = a.double(), b.double()
     if a.isnan().any():
         raise FoldError("the model's output on the probe batch is NaN, so that nothing can be checked on it")
@@ -195,8 +183,12 @@ def _compare(expected: object, given: object, tiny: float) -> Difference:
 
 
 def first_difference(
-    expected: Sequence[Record], given: Sequence[Record], tolerance: float, moved: Collection[str]
-) -> str | None:
+    expected: Sequence[Record],
+    given: Sequence[Record],
+    tolerance: float,
+    moved: Collection[str] = (),
+    noisy: Sequence[Record] = (),
+) -> tuple[str, float] | None:
     """The first module, by name, whose outputs differ in runs of two networks with the same names; None if none does.
 
     Args:
@@ -204,21 +196,154 @@ def first_difference(
         tolerance: the largest difference that is none, relative to the largest element of an output. An output that is
             less than a millionth of the one before it is rounding noise, and counts as a millionth.
         moved: modules whose outputs are meant to differ.
+        noisy: what `run` recorded of the original with rounding noise in its weights; `ROUNDING` times as large a
+            difference is none.
+
+    Returns:
+        The name, and the difference relative to the largest element.
     """
-    outputs: dict[str, list[Tensor]] = {}
-    for record in given:
-        outputs.setdefault(record.name, []).append(record.sample)
+    outputs: dict[str, list[Tensor]] = defaultdict(list)
+    noises: dict[str, list[Tensor]] = defaultdict(list)
+    for lists, records in ((outputs, given), (noises, noisy)):
+        for record in records:
+            lists[record.name].append(record.sample)
     before = 0.0
     for record in expected:
         a = record.sample
         finite = a[a.isfinite()]
         largest = finite.abs().max().item() if len(finite) else 0.0
+        noise = noises[record.name].pop(0) if noises[record.name] else a
         if record.name not in moved:
-            b = outputs[record.name].pop(0) if outputs.get(record.name) else a[:0]
+            b = outputs[record.name].pop(0) if outputs[record.name] else a[:0]
             if a.shape != b.shape:
-                return record.name
-            apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
-            if not (apart <= tolerance * max(largest, 1e-6 * before)).all():
-                return record.name
+                return record.name, math.inf
+            least = ROUNDING * torch.finfo(record.dtype).tiny  # where numbers get sparse
+            allowed = tolerance * max(largest, 1e-6 * before, least) + ROUNDING * _apart(a, noise)
+            if not (apart := _apart(a, b)) <= allowed:
+                return record.name, apart / (largest or 1.0)
         before = largest
     return None
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    """The largest difference, infinite where just one of two is NaN."""
+    if a.shape != b.shape or not a.numel():
+        return 0.0
+    return torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs()).nan_to_num(math.inf).max().item()
+
+
+class Witness:
+    """The original on a batch, in one dtype: what folded networks are compared with.
+
+    Args:
+        model: the original.
+        inputs: its arguments.
+        what: names the original in errors.
+
+    Attributes:
+        run: its output and records.
+        eps: the relative rounding error of what it computes with.
+        tolerance: the largest difference of outputs that is none, relative to the largest one.
+        layer_tolerance: the same for the outputs of each layer.
+        ill_conditioned: after a check, how far rounding errors alone take its output, relative, if that is more than
+            the tolerance, and was needed.
+    """
+
+    def __init__(self, model: nn.Module, inputs: tuple[Any, ...], what: str) -> None:
+        self.model, self.inputs, self.what = model, inputs, what
+        self.run = run(model, inputs, what)
+        tensors = (leaf for leaf in (*leaves(self.run.output), *model.parameters()) if isinstance(leaf, Tensor))
+        dtypes = {record.dtype for record in self.run.records} | {tensor.dtype for tensor in tensors}
+        self.eps = max((torch.finfo(each).eps for each in dtypes if each.is_floating_point), default=2.0**-52)
+        lowered = 0.0 if self.eps <= 2.0**-52 else ROUNDING * self.eps
+        self.tolerance, self.layer_tolerance = max(TOLERANCE, lowered), max(LAYER_TOLERANCE, lowered)
+        self.ill_conditioned = 0.0
+
+    def elsewhere(self) -> Witness | None:
+        """The original on the first batch of another size and range that it takes; None where it takes none."""
+        for inputs in other_inputs(self.inputs):
+            try:
+                other = Witness(self.model, inputs, self.what)
+                finite = math.isfinite(compare(other.run, other.run).absolute)
+            except FoldError:
+                continue
+            if finite and all(bool(record.sample.isfinite().all()) for record in other.run.records):
+                return other
+        return None
+
+    def check(self, folded: nn.Module, plan: Plan, tiny: float = 0.0) -> Run:
+        """Run a folded model with the same names, and compare it, its layers too.
+
+        Args:
+            folded: the model.
+            plan: how it was folded.
+            tiny: see `compare`.
+
+        Raises:
+            FoldError: it is not the original; the message names the layer where that starts.
+        """
+        given = run(folded, self.inputs, f"the folded model{self.what.removeprefix('the model')}")
+        found = compare(self.run, given, plan.moved, tiny)
+        where = first_difference(self.run.records, given.records, self.layer_tolerance, plan.moved)
+        if where is not None or not found.relative <= self.tolerance:
+            self._judge(folded, plan, found, tiny)
+        return given
+
+    def _judge(self, folded: nn.Module, plan: Plan, found: Difference, tiny: float) -> None:
+        """Tell a wrong fold from rounding errors, which some networks amplify, and which are all of some outputs.
+
+        Each layer gets what it gets in the original, so that no error adds up, and may differ by what rounding noise in
+        the weights changes.
+        """
+        again = run(self.model, self.inputs, self.what, keep=True)
+        steadiness = max(LAYER_TOLERANCE, ROUNDING * self.eps)
+        unsteady = first_difference(self.run.records, again.records, steadiness)
+        if unsteady is not None or compare(self.run, again).relative > steadiness:
+            first = f", first at {unsteady[0]!r}" if unsteady else ""
+            raise FoldError(
+                f"the model gives different outputs for the same input{first}, so that a fold cannot be checked: "
+                "is there a dropout or another random number in its forward?"
+            )
+        rounded, inputs = _perturbed(self.model, self.inputs, self.eps)
+        noise = compare(self.run, run(rounded, inputs, self.what), (), tiny).relative
+        layers = run(rounded, inputs, self.what, given=again.kept).records
+        steady = {name: outputs for name, outputs in again.kept.items() if name not in plan.moved}
+        forced = run(folded, self.inputs, "the folded model", given=steady)
+        where = first_difference(self.run.records, forced.records, max(TOLERANCE, self.eps), plan.moved, layers)
+        allowed = max(self.tolerance, ROUNDING * noise)
+        if where is not None or not found.relative <= allowed:
+            _refuse(plan, where, found.relative, allowed)
+        if found.relative > self.tolerance:
+            self.ill_conditioned = noise
+
+
+def _perturbed(model: nn.Module, inputs: tuple[Any, ...], eps: float) -> tuple[nn.Module, tuple[Any, ...]]:
+    """A copy of a model and its inputs with noise as rounding to a relative precision of `eps` makes."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noisy(value: Any) -> Any:  # noqa: ANN401
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        noise = torch.rand(value.shape, generator=generator, dtype=torch.float64) * 2 - 1
+        return (value.double() * (1 + eps * noise.to(value.device))).to(value.dtype)
+
+    model = copy.deepcopy(model)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data.copy_(noisy(tensor))
+    return model, mapped(noisy, inputs)
+
+
+def _refuse(plan: Plan, where: tuple[str, float] | None, relative: float, allowed: float) -> NoReturn:
+    """Say where two models differ."""
+    if where is None:
+        raise FoldError(
+            f"the folded model is not the original: their outputs differ by {relative:.1e} of the largest one, where "
+            f"{allowed:.1e} is allowed, though all layers agree"
+        )
+    name, apart = where
+    parts = {part for entry in plan.folded if name in (entry.layer, entry.norm) for part in (entry.layer, entry.norm)}
+    with_parts = " and ".join(repr(part) for part in sorted(str(part) for part in parts - {name}))
+    raise FoldError(
+        f"the folded model is not the original: the first layer to differ is {name!r}"
+        f"{f', with {with_parts}' if with_parts else ''}, by {apart:.1e} of its largest output"
+    )

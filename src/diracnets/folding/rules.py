@@ -103,7 +103,7 @@ class _Planner:
             if isinstance(module, _BatchNorm):
                 self.plan.left[name] = "; ".join(reasons[name])
             elif isinstance(module, DiracConv):
-                self.plan.left[name] = strangeness(module, ()) or ""
+                self.plan.left[name] = "its weight is computed or used by something besides it, or its class is unknown"
             elif isinstance(module, _OTHER_NORMS):
                 self.plan.left[name] = f"a {type(module).__name__} computes its statistics from each input"
 

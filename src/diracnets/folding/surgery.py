@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from diracnets.errors import FoldError, first_line
+from diracnets.folding.tree import leaves
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -73,7 +74,9 @@ def replace_inside(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
     new = {id(modules[name]): layer for name, layer in layers.items()}
     for owner in modules.values():
         for key, value in vars(owner).items():
-            held = pytree.tree_leaves(value) if key != "_modules" else []
+            if key == "_modules":
+                continue
+            held = leaves(list(value) if isinstance(value, set | frozenset | deque) else value)
             if any(id(item) in new for item in held):
                 raise FoldError(
                     f"{type(owner).__name__}.{key} holds layers outside of the registered modules, "
