@@ -56,7 +56,9 @@ def warm_positive(net, warm):
     return net
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "resnet-164" else name for name in SMALL]
+)
 def test_the_structure_is_that_of_a_real_fold(name, warm):
     torch.manual_seed(0)
     net = build_model(name, **SMALL[name])
