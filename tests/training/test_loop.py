@@ -233,7 +233,7 @@ def test_checkpoints_that_take_long_are_written_rarely_and_resuming_loses_nothin
         resumed = run(RECIPE, tmp_path / "run", stripes, resume=True)
     assert same_weights(resumed.net, whole.net)
     assert metrics(tmp_path / "run") == metrics(whole.run)
-    assert load(tmp_path / "run" / "last.pt").card.provenance["epoch"] == RECIPE.epochs
+    assert load(tmp_path / "run" / "last.pt").card.provenance["epoch"] == RECIPE.optimization.epochs
 
 
 @pytest.mark.slow
