@@ -415,6 +415,7 @@ def test_images_that_cannot_be_read_are_told_and_the_others_classified(form, pla
     assert output.out == wanted
     known, *lines = output.err.splitlines()
     assert known.startswith("the network knows 10 classes only (0, 1, 2, 3, 4 and 5 more): ")
+    assert known.endswith("it takes grey images, and sees no colours")
     assert [name for name, line in zip(("cut.png", "text.png", "empty.png"), lines, strict=False) if name in line] == [
         "cut.png", "text.png", "empty.png"
     ]  # fmt: skip

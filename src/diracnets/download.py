@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from diracnets.errors import FileError
+from diracnets.errors import FileError, printable
 
 _CHUNK = 1 << 18
 _ATTEMPTS = 4
@@ -150,7 +150,7 @@ def _progress(url: str, target: Path) -> Iterator[Report]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        print(f"downloading {url} to {target}", file=sys.stderr, flush=True)
+        print(printable(f"downloading {url} to {target}"), file=sys.stderr, flush=True)
         yield lambda done, total: None
         return
     columns = (TextColumn(target.name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())

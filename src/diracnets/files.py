@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,16 +39,12 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        part = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+        part.touch(exist_ok=False)  # with the permissions of any new file, which mkstemp's do not have
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error
-    os.close(handle)
-    part = Path(name)
     try:
         yield part
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)  # mkstemp's are private
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.replace(path)
@@ -78,5 +74,7 @@ def url_in(path: str | Path) -> str | None:
     >>> url_in(Path("https://example.com/cat.png")), url_in("cat.png")
     ('https://example.com/cat.png', None)
     """
-    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", str(path))
-    return f"{found[1]}:{'///' if found[1].lower() == 'file' else '//'}{found[2]}" if found else None
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(/?)", str(path))
+    if found is None or found[2]:
+        return str(path) if found else None
+    return f"{found[1]}:{'///' if found[1].lower() == 'file' else '//'}{str(path)[found.end() :]}"

@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import io
 import pickle
 import tarfile
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from diracnets.data import load
-from diracnets.data.cifar import CIFAR10, CIFAR100, load_cifar
+from diracnets.data.cifar import CIFAR10, CIFAR100, load_cifar, unpack
 from diracnets.data.load import load_data
 from diracnets.errors import DataError, FileError, UsageError
 
@@ -138,3 +139,47 @@ def test_content_that_is_not_cifar(tmp_path, changed, said):
 def test_another_image_size_is_refused():
     with pytest.raises(UsageError, match="the images of cifar10 have 32 pixels, not 64"):
         load_data("cifar10", image_size=64)
+
+
+def archive(path, *members):
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in members:
+            entry = tarfile.TarInfo(name)
+            if isinstance(content, bytes):
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+            else:
+                entry.type, entry.linkname = tarfile.SYMTYPE, content
+                tar.addfile(entry)
+    return path
+
+
+def test_only_the_named_files_come_out(tmp_path):
+    path = archive(
+        tmp_path / "x.tgz",
+        ("../escaped", b"1"),
+        ("/tmp/escaped", b"2"),
+        ("set/a", b"3"),
+        ("set/b", b"4"),
+        ("set/c", b"5"),
+    )
+    unpack(path, tmp_path / "set", ["a", "b"])
+    assert {file.name: file.read_bytes() for file in (tmp_path / "set").iterdir()} == {"a": b"3", "b": b"4"}
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["set", "x.tgz"]
+
+
+@pytest.mark.parametrize(
+    ("members", "cut", "said"),
+    [
+        ([("set/a", b"1")], 0, "lacks set/b"),
+        ([("set/a", b"1"), ("set/b", "/etc/passwd")], 0, "lacks set/b"),
+        ([("set/a", bytes(1000)), ("set/b", bytes(range(256)) * 40)], 40, "is damaged|cannot unpack"),
+        ([], None, "is damaged: "),
+    ],
+)
+def test_bad_archives_leave_nothing(tmp_path, members, cut, said):
+    path = archive(tmp_path / "x.tgz", *members)
+    path.write_bytes(b"no archive" if cut is None else path.read_bytes()[: len(path.read_bytes()) - cut])
+    with pytest.raises(FileError, match=said):
+        unpack(path, tmp_path / "set", ["a", "b"])
+    assert [file.name for file in tmp_path.iterdir()] == ["x.tgz"]

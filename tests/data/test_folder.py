@@ -6,7 +6,7 @@ from PIL import Image, features
 
 from diracnets.data.decode import SUFFIXES
 from diracnets.data.folder import find_images
-from diracnets.errors import DataError, FileError, UsageError
+from diracnets.errors import DataError, FileError
 
 
 def names(listing):
@@ -384,13 +384,6 @@ def test_what_follows_an_image_in_its_file_does_no_harm(make_folder):
     with (root / "cat" / "film.jpg").open("ab") as file:
         file.write(bytes(1000))
     assert count(root) == 7
-
-
-def test_a_url_is_not_fetched():
-    with pytest.raises(
-        UsageError, match=r"^https://example\.com/pets is a URL, which is not fetched: download it first"
-    ):
-        find_images("https://example.com/pets")
 
 
 def test_a_missing_folder_and_a_file_instead_of_one(tmp_path):

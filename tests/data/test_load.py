@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,6 +13,12 @@ from diracnets.errors import UsageError
         ("cifar11", {}, "no data named 'cifar11', only digits, cifar10, cifar100, folder; did you mean cifar1"),
         ("mnist", {}, "no data named 'mnist', only"),
         ("folder", {}, "give data_dir"),
+        (
+            "folder",
+            {"data_dir": Path("https://example.com/pets")},
+            r"^https://example\.com/pets is a URL, which is not",
+        ),
+        ("cifar10", {"data_dir": "https://example.com"}, r"^https://example\.com is a URL, which is not fetched"),
         ("digits", {"image_size": 32}, "the images of digits have 8 pixels, not 32"),
         ("digits", {"image_size": 0}, "at least 1 pixel, not 0"),
         ("digits", {"workers": -2}, "must be 0 or more, not -2"),

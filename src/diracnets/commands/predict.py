@@ -16,6 +16,7 @@ from diracnets.commands.output import note, stdout, table
 from diracnets.errors import DataError, FileError, UsageError, printable, some_of
 
 if TYPE_CHECKING:
+    from diracnets.artifacts.card import ModelCard
     from diracnets.evaluation.predict import Prediction
 
 
@@ -60,7 +61,7 @@ class Predict:
         )
         if found := list(answers):
             self._print(found)
-            note(_known(predictor.card.classes))
+            note(_known(predictor.card))
         if len(unreadable) == 1 and not found:
             raise unreadable[0]
         if unreadable:
@@ -85,11 +86,12 @@ class Predict:
         stdout().print(table(["image", *(str(place + 1) for place in places)], rows))
 
 
-def _known(classes: tuple[str, ...]) -> str:
+def _known(card: ModelCard) -> str:
     """What an answer cannot say: that an image shows something else."""
-    if not classes:
-        return "the file does not name the network's classes: they are numbered from 0"
+    grey = "; it takes grey images, and sees no colours" if card.input_size[0] == 1 else ""
+    if not card.classes:
+        return f"the file does not name the network's classes: they are numbered from 0{grey}"
     return (
-        f"the network knows {len(classes)} classes only ({some_of(classes)}): "
-        "whatever an image shows, one of them is the answer"
+        f"the network knows {len(card.classes)} classes only ({some_of(card.classes)}): "
+        f"whatever an image shows, one of them is the answer{grey}"
     )

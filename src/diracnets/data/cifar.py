@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diracnets.data.archive import unpack
 from diracnets.data.images import CIFAR_MEAN, CIFAR_STD, ImageData
 from diracnets.data.memory import MemoryImages
 from diracnets.data.unpickle import read_pickle
@@ -139,6 +141,35 @@ def find_files(published: Published, data_dir: Path, *, fetch: bool) -> Path:
         raise FileError(f"{archive} is damaged or incomplete ({wrong}): delete it to have it downloaded again")
     unpack(archive, folder, published.files)
     return folder
+
+
+def unpack(archive: Path, folder: Path, names: Iterable[str]) -> None:
+    """Take the named files, and no others, out of a .tar.gz, all of them or none.
+
+    Args:
+        archive: the file, which holds them as `<folder.name>/<name>`.
+        folder: where the files go; must not exist.
+        names: of the files.
+
+    Raises:
+        FileError: the archive is damaged or lacks a file, or the folder cannot be written.
+    """
+    wanted = {f"{folder.name}/{name}" for name in names}
+    try:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
+            try:
+                with tarfile.open(archive) as tar:
+                    for member in tar:
+                        if member.name in wanted and member.isreg():
+                            tar.extract(member, place, filter="data")
+                            wanted.remove(member.name)
+            except (tarfile.TarError, EOFError, zlib.error) as error:
+                raise FileError(f"{archive} is damaged: {error}; delete it and try again") from error
+            if wanted:
+                raise FileError(f"{archive} lacks {', '.join(sorted(wanted))}: it is not the archive as published")
+            (Path(place) / folder.name).rename(folder)
+    except OSError as error:
+        raise FileError(f"cannot unpack {archive} to {folder}: {error.strerror or error}") from error
 
 
 def read_file(published: Published, path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +15,8 @@ from diracnets.data.augment import Size
 from diracnets.data.decode import ADVICE, SUFFIXES, Pixels, check_whole, fitted, opened, random_part
 from diracnets.data.layout import expected, recognize, refuse_inverted
 from diracnets.data.split import HELD_OUT, hold_out
-from diracnets.data.tree import NOT_READ, Account, Tree, search
-from diracnets.errors import DataError, FileError, UsageError, printable, some_of
-from diracnets.files import url_in
+from diracnets.data.tree import NOT_READ, Account, Tree, composed, search
+from diracnets.errors import DataError, FileError, printable, some_of
 
 _CHECKED = 20_000  # of larger sets, files are only listed before training: reading each would take minutes
 _NAMED = 10  # bad files, of all that there are
@@ -91,13 +89,10 @@ def find_images(root: str | Path) -> tuple[Listing, Listing]:
     and whole. Other damage shows when the image is decoded.
 
     Raises:
-        UsageError: `root` is a URL.
         FileError: `root` is not there or may not be read.
         DataError: there is no such layout in it, a class is empty or the only one, the classes of train and val differ,
             or files with an image's extension are empty, cut off or no image.
     """
-    if (url := url_in(root)) and not Path(root).exists():
-        raise UsageError(f"{url} is a URL, which is not fetched: download it first, and give the folder")
     root = Path(root)
     account = Account(root)
     layout = recognize(search(root, account), account)
@@ -155,7 +150,7 @@ def _why_empty(empty: list[Tree], account: Account) -> str:
 
 def _split(listing: Listing, base: Path) -> tuple[Listing, Listing]:
     # In composed letters, so that a copy of the folder on another system has the same split.
-    keys = [unicodedata.normalize("NFC", file.relative_to(base).as_posix()) for file in listing.files]
+    keys = [composed(file.relative_to(base).as_posix()) for file in listing.files]
     train, held_out = (
         Listing([listing.files[n] for n in part], [listing.labels[n] for n in part], listing.classes)
         for part in hold_out(listing.labels, keys, listing.classes)

@@ -115,7 +115,11 @@ class ImageData:
             )
         chosen = some_of_each(labels, count)
         rest = sorted(set(range(len(labels))) - set(chosen))
-        return replace(self, train=self.train.select(rest), val=self.train.select(chosen), test=self.val)
+        note = (
+            f"to validate, instead: {count:,} of the training images (select_on); the others held out are for the end"
+        )
+        notes = (*self.notes, note)
+        return replace(self, train=self.train.select(rest), val=self.train.select(chosen), test=self.val, notes=notes)
 
     def with_fewer(self, count: int) -> ImageData:
         """This data with `count` of its images to train on, see `some_of_each`; all are held out that were.

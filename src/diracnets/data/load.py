@@ -14,6 +14,7 @@ from diracnets.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageData
 from diracnets.data.items import MapStyle
 from diracnets.data.stream import StreamedImages
 from diracnets.errors import UsageError, did_you_mean
+from diracnets.files import url_in
 
 _FOLDER_SIZE = 224
 DESCRIPTIONS = {
@@ -57,7 +58,8 @@ def load_data(
         download: whether CIFAR may be downloaded.
 
     Raises:
-        UsageError: an unknown name, an impossible size or number of workers, a folder without `data_dir`.
+        UsageError: an unknown name, an impossible size or number of workers, a folder without `data_dir`, a URL as
+            `data_dir`.
         DataError, FileError: the data is not there or cannot be used; the message names what is wrong.
         MissingExtraError: digits without scikit-learn.
 
@@ -72,6 +74,8 @@ def load_data(
         raise UsageError(f"the image size must be at least 1 pixel, not {image_size}")
     if workers is not None and workers < 0:
         raise UsageError(f"the number of workers must be 0 or more, not {workers}")
+    if data_dir is not None and (url := url_in(data_dir)) and not Path(data_dir).exists():
+        raise UsageError(f"{url} is a URL, which is not fetched: download it first, and give the folder")
     if not isinstance(data, str):
         return load_dataset(data, image_size=image_size, device=device, workers=workers)
     if data not in data_names():

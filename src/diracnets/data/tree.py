@@ -32,6 +32,15 @@ SEEN = "left out as a link to a folder that is here already"
 TAKEN_IN = "taken in as an image, by its content"
 
 
+def composed(name: str) -> str:
+    """A name with accented letters as single characters (NFC), as which macOS may not have given it.
+
+    >>> composed("cafe\u0301") == "caf\u00e9"
+    True
+    """
+    return unicodedata.normalize("NFC", name)
+
+
 class Account:
     """What was left out or taken otherwise than it may seem, below a folder.
 
@@ -85,7 +94,7 @@ class Tree:
     @property
     def name(self) -> str:
         """The folder's name, in composed letters: macOS may have decomposed them."""
-        return unicodedata.normalize("NFC", self.path.name)
+        return composed(self.path.name)
 
     def all(self) -> Iterator[Path]:
         """The pictures in it and in all folders below."""

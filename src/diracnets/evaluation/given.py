@@ -64,7 +64,7 @@ def _files(given: str | Path, on_note: Callable[[str], None]) -> Iterator[Path]:
     elif there:
         yield path
     elif url := url_in(given):
-        raise FileError(f"{given if isinstance(given, str) else url} is a URL, which is not fetched: download it first")
+        raise FileError(f"{url} is a URL, which is not fetched: download it first")
     elif not glob.has_magic(str(given)):
         raise FileError(f"there is no image {path}")
     else:

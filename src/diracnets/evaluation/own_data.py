@@ -10,6 +10,7 @@ from diracnets.artifacts.card import ModelCard
 from diracnets.artifacts.run_record import RunRecord
 from diracnets.data.images import ImageData
 from diracnets.data.load import data_names, load_data
+from diracnets.data.tree import composed
 from diracnets.errors import DataError, FileError, UsageError
 
 
@@ -61,8 +62,9 @@ def own_data(
 
 def _check(card: ModelCard, data: ImageData, file: Path) -> None:
     """Refuse images that the network was not made for: its numbers would mean nothing."""
-    if card.classes and card.classes != data.classes:
-        pairs = zip(card.classes, data.classes, strict=False)
+    classes = tuple(map(composed, card.classes))  # earlier versions took names as the file system has them
+    if classes and classes != data.classes:
+        pairs = zip(classes, data.classes, strict=False)
         first = next((f"{mine!r} where {data.name} has {theirs!r}" for mine, theirs in pairs if mine != theirs), "")
         counts = f"{len(card.classes)} classes where {data.name} has {len(data.classes)}"
         raise UsageError(f"{file} has other classes than {data.name}: {first or counts}; choose its own data")

@@ -12,6 +12,7 @@ from diracnets.artifacts.card import ModelCard, TrainedOn, card_of
 from diracnets.artifacts.load import load_as_stored
 from diracnets.artifacts.unfold import unfold
 from diracnets.data.images import ImageData
+from diracnets.data.tree import composed
 from diracnets.errors import UsageError
 from diracnets.models.build import build_model, on_meta
 from diracnets.models.network import Network
@@ -87,7 +88,8 @@ def network_to_resume(card: ModelCard, recipe: Recipe, data: ImageData) -> Netwo
         UsageError: the images are not those that the run began with.
     """
     found = TrainedOn(data.name, len(data.train), len(data.val))
-    if (card.data, card.input_size, card.classes) != (found, data.input_size, data.classes):
+    classes = tuple(map(composed, card.classes))  # earlier versions took names as the file system has them
+    if (card.data, card.input_size, classes) != (found, data.input_size, data.classes):
         raise UsageError(
             f"these are not the images that the run began with: {_images(found, data.input_size, len(data.classes))} "
             f"instead of {_images(card.data, card.input_size, len(card.classes))}"

@@ -1,0 +1,56 @@
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from diracnets.errors import FileError
+from diracnets.files import url_in, written_whole
+
+
+def test_a_file_has_the_permissions_of_any_new_one_and_the_process_keeps_its_own(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with written_whole(tmp_path / "a.json") as part:
+            part.write_text("{}")
+        (tmp_path / "b.json").touch()
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a.json", "b.json")]
+    assert modes[0] == modes[1] == 0o640
+
+
+def test_a_block_that_fails_leaves_the_file_as_it_was(tmp_path):
+    (tmp_path / "a.json").write_text("old")
+
+    def write():
+        with written_whole(tmp_path / "a.json") as part:
+            part.write_text("new")
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        write()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.json": "old"}
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match=r"cannot write .*file/a\.json"), written_whole(tmp_path / "file" / "a.json"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("https://example.com//a.png", "https://example.com//a.png"),
+        (Path("https://example.com/a.png"), "https://example.com/a.png"),
+        ("s3://bucket/a", "s3://bucket/a"),
+        (Path("file:///home/a.png"), "file:///home/a.png"),
+        ("C:/images", None),
+        ("images/a:/b", None),
+        ("photo.png", None),
+    ],
+)
+def test_a_url_is_known_by_its_scheme(given, url):
+    assert url_in(given) == url
