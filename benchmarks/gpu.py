@@ -22,6 +22,9 @@ Settings are for choosing a recipe on images held out of the training set: give 
 A stage ends in time by itself: how many epochs it trains follows from the measured speed of a few steps, evaluation
 included. Should it not, it is stopped shortly before, and keeps what it has.
 
+Weights of networks on photographs and of the best sprint are written too, as model files in float16; parts of a large
+one are joined by `cat`. Those of the wide networks are too large.
+
 Networks train in bfloat16 autocast, channels_last, cudnn.benchmark on. Times of stage 4 are of training alone, as
 cifar10-airbench takes them: no evaluation, no compilation or other warm-up; both in the same call, one after the other.
 """
@@ -54,7 +57,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="what is kept between calls; by default in the temporary folder")
     parser.add_argument("--out", type=Path, help="where results go; by default $OUT, or the folder --work")
     parser.add_argument("--minutes", type=float, default=9.0, help="for each stage")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="of the recipes of stages 2 to 3b")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="of the recipes of stages 2 to 5")
     parser.add_argument("--airbench", nargs="+", type=Path, default=[], help="programs of cifar10-airbench")
     parser.add_argument("--seeds", type=int, default=5, help="of each network of stage 4")
     parser.add_argument("--device", default="auto")
@@ -66,6 +69,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     for word in options.set:
         if "=" not in word:
             parser.error(f"--set {word} is no NAME=VALUE, such as muon_lr=0.03")
+    if options.set and "1" in options.stage:
+        parser.error("--set changes recipes, and stage 1 has none: name the others with --stage")
     if missing := [str(path) for path in [*options.data_dir, *options.airbench] if not path.exists()]:
         parser.error(f"there is no {', '.join(missing)}")
     if options.work is None:

@@ -56,7 +56,8 @@ from diracnets.training.run import SAVE_SHARE, Trained  # noqa: E402
 
 STOPPED = 3  # exit status of a stage that was asked to stop
 EVALUATIONS = 8  # of each long training run
-TRIAL_STEPS = 10  # of an epoch whose speed tells how many epochs there is time for
+TRIAL_STEPS = 24  # of an epoch whose speed tells how many epochs there is time for
+CAUTION = 0.93  # the part of the time that is planned with: a device slows down as it gets warm
 TURN = 3.2  # muon_lr times the root of the number of steps: 3.0 in fast-cifar, 3.6 in sprint-cifar
 UPLOAD = 15 << 20  # bytes of a file of weights; larger ones are split
 MOST_FILES = 3
@@ -231,8 +232,9 @@ def compared(stage: Stage, size: str, batch: int, compiled: bool) -> dict[str, A
     """Times of a step of both networks, and the quotients of each round."""
     scale, device = stage.scale, stage.device
     torch.manual_seed(0)
-    torch.compiler.reset()  # what was compiled for another batch would make the batch's size a variable
     works: dict[str, Work] = {}
+    if compiled:
+        torch.compiler.reset()  # what was compiled for another batch would make the batch's size a variable
     for name, family in (("plain", "plain"), ("dirac", "diracnet")):
         works[name] = Work(build_model(f"{family}-{size}"), batch, precision=scale.precision, device=device)  # type: ignore[arg-type]
         if compiled:
@@ -370,13 +372,15 @@ def photographs(stage: Stage) -> bool:
         return recipe.replaced(**stage.settings())
 
     if not stage.has(run="fast-imagenet"):
-        trained_in_time(stage, "fast-imagenet", images, shipped, quick)
+        trained_in_time(stage, "fast-imagenet", images, shipped, quick, keep=False)
     if not stage.has(run="muon"):
         trained_in_time(stage, "muon", images, with_muon, most)
     return True
 
 
-def trained_in_time(stage: Stage, name: str, data: ImageData, shape: Callable[[int], Recipe], most: int) -> None:
+def trained_in_time(
+    stage: Stage, name: str, data: ImageData, shape: Callable[[int], Recipe], most: int, *, keep: bool = True
+) -> None:
     """Train by `shape(epochs)`, for as many epochs as there is time for and at most `most`, and add a row.
 
     A run that was cut off goes on in its folder, by the recipe that it was begun with.
@@ -422,7 +426,8 @@ def trained_in_time(stage: Stage, name: str, data: ImageData, shape: Callable[[i
         seed=settings["seed"],
         parameters=sum(parameter.numel() for parameter in trained.net.parameters()),
         recipe=recipe.table(),
-        weights=kept_weights(stage, trained, f"{name}-{settings['model']}"),
+        memory_gb=round(torch.cuda.max_memory_allocated() / 1e9, 2) if stage.device.type == "cuda" else None,
+        weights=kept_weights(stage, trained, f"{name}-{settings['model']}") if keep else [],
         history=trained.history,
     )
 
@@ -461,7 +466,7 @@ def epochs_in_time(stage: Stage, folder: Path, data: ImageData, shape: Callable[
     small, whole = (len(data.train) / rows[index]["images_per_second"] for index in (1, 3))
     each = (fraction * small + (1 - fraction) * whole) / (1 - SAVE_SHARE) + epoch
     once = start + finish + (EVALUATIONS + 6) * evaluation  # at the end, views of the images are evaluated too
-    epochs = max(1, min(most, int((0.96 * stage.left() - once) / each)))
+    epochs = max(1, min(most, int((CAUTION * stage.left() - once) / each)))
     print(f"an epoch takes {small:.2f} s on small images, {whole:.2f} s on whole ones; once {once:.1f} s", flush=True)
     return epochs
 
@@ -484,6 +489,8 @@ def kept_weights(stage: Stage, trained: Trained, name: str) -> list[str]:
     if sum(2 * parameter.numel() for parameter in chain.parameters()) > MOST_FILES * UPLOAD:
         return []
     stage.options.out.mkdir(parents=True, exist_ok=True)
+    for earlier in stage.options.out.glob(f"{name}.safetensors*"):
+        earlier.unlink()
     whole = stage.options.work / f"{name}.safetensors"
     save(chain.half(), whole, card=chain.card)
     content = whole.read_bytes()
@@ -507,8 +514,9 @@ def sprints(stage: Stage) -> bool:
     for networks in (scale.fast, scale.good):
         for seed in range(stage.options.seeds):
             for width, epochs in networks:
-                name = f"diracnet-sprint{width}"
-                if stage.has(network=name, epochs=epochs, seed=seed):
+                recipe = sprint_recipe(stage, f"diracnet-sprint{width}", epochs, seed)
+                settings = recipe.settings()
+                if stage.has(network=settings["model"], epochs=settings["epochs"], seed=seed):
                     continue
                 if stage.left() < 1.2 * taken.get((width, epochs), 0.0) or stage.left() < 0:
                     complete = False  # others may be faster
@@ -516,8 +524,12 @@ def sprints(stage: Stage) -> bool:
                 begun = time.time()
                 if width not in warm:
                     warm.add(width)
-                    sprint(stage, images, sprint_recipe(stage, name, 2, seed))  # to warm up, and not counted
-                stage.add(**sprint(stage, images, sprint_recipe(stage, name, epochs, seed)))
+                    sprint(stage, images, recipe.replaced(epochs=2, eval_every=2))  # to warm up, and not counted
+                trained = sprint(stage, images, recipe)
+                row = sprint_row(recipe, trained, images)
+                if row["accuracy"] > max((each["accuracy"] for each in stage.rows if "recipe" in each), default=-1.0):
+                    stage.facts["weights"] = kept_weights(stage, trained, "best-sprint")
+                stage.add(**row)
                 taken[width, epochs] = time.time() - begun
         if networks is scale.fast:
             complete = others(stage, images) and complete
@@ -542,15 +554,21 @@ def sprint_recipe(stage: Stage, model: str, epochs: int, seed: int) -> Recipe:
         precision=stage.scale.precision,
         eval_every=epochs,
         **changed,
-    )
+    ).replaced(**stage.settings())
 
 
-def sprint(stage: Stage, images: ImageData, recipe: Recipe) -> dict[str, Any]:
-    """Train once. Seconds are of training and of BatchNorm statistics, without evaluation."""
+def sprint(stage: Stage, images: ImageData, recipe: Recipe) -> Trained:
+    """Train once."""
     folder = stage.options.work / "runs" / "sprint"
     shutil.rmtree(folder, ignore_errors=True)
-    trained = train(recipe, run=folder, data=images, device=str(stage.device), quiet=True)
+    return train(recipe, run=folder, data=images, device=str(stage.device), quiet=True)
+
+
+def sprint_row(recipe: Recipe, trained: Trained, images: ImageData) -> dict[str, Any]:
+    """What a run came to. Seconds are of training and of BatchNorm statistics, without evaluation."""
     settings = recipe.settings()
+    if settings["select_on"] is not None:
+        images = images.selecting_on(settings["select_on"])
     return {
         "network": settings["model"],
         "epochs": settings["epochs"],
@@ -572,7 +590,7 @@ def others(stage: Stage, images: ImageData) -> bool:
     for program in stage.options.airbench:
         wanted = stage.options.seeds - sum(row["network"] == program.name for row in stage.rows)
         if wanted > 0:
-            rows, problem = airbench.unchanged(program, images, wanted, seconds=max(1.0, stage.left() / 3))
+            rows, problem = airbench.unchanged(program, images, wanted, seconds=max(1.0, 0.6 * stage.left()))
             for row in rows:
                 stage.add(**row)
             complete = complete and len(rows) == wanted

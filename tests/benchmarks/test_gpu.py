@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from diracnets.artifacts.load import load
+from diracnets.training.folder import RunFolder
 from diracnets.training.recipe import Recipe, recipe_names
 
 SCRIPT = Path(gpu.__file__)
@@ -28,8 +29,8 @@ SCRIPT = Path(gpu.__file__)
 
 @pytest.fixture
 def options(tmp_path, monkeypatch):
-    for slow in ("matplotlib", "tensorboard"):  # of which training makes pictures and logs where they are installed
-        monkeypatch.setitem(sys.modules, slow, None)
+    monkeypatch.setattr(RunFolder, "draw", lambda *_: None)  # pictures and logs take longer than the training
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
 
     def made(*words):
         folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
@@ -72,7 +73,7 @@ def test_what_cannot_be_compiled_is_recorded_and_the_rest_is_measured(options, m
 
 
 def test_training_in_time_and_the_network_to_compare_with(options):
-    words = ("--set", "label_smoothing=0.2", "select_on=20")
+    words = ("--stage", "3", "3b", "--set", "label_smoothing=0.2", "select_on=20")
     status, first = run("3", options(*words))
     assert status == 0
     row = first["rows"][0]
@@ -93,7 +94,7 @@ def test_training_in_time_and_the_network_to_compare_with(options):
 
 
 def test_a_stage_that_was_cut_off_goes_on_from_its_checkpoint(options, monkeypatch, capsys):
-    chosen = options("--set", "epochs=3", "eval_every=1")
+    chosen = options("--stage", "2", "--set", "epochs=3", "eval_every=1")
     put, progress = gpu_stages.Stage.put, "progress of diracnet-cifar10"
 
     def cut_off(stage, **facts):
@@ -135,6 +136,7 @@ def test_time_to_an_accuracy(options, tmp_path):
         ("diracnet-sprint-0.125", 2, 1),
     ]
     assert [line["network"] for line in found["reached"]["94%"]] == ["program.py"]
+    assert load(tmp_path / "out" / found["weights"][0]).card.classes == tuple(map(str, range(10)))
     assert run("4", options("--airbench", str(program)))[1]["rows"] == found["rows"]
 
 
@@ -261,6 +263,7 @@ def test_what_is_no_step_is_told_apart():
     [
         (["--minutes", "0.5"], "too short"),
         (["--set", "lr"], "--set lr is no NAME=VALUE"),
+        (["--set", "lr=1", "--stage", "1", "2"], "stage 1 has none"),
         (["--data-dir", "nowhere"], "there is no nowhere"),
         (["--stage", "6"], "invalid choice"),
     ],
