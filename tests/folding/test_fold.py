@@ -394,9 +394,12 @@ def test_refused(case, warm):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
-def test_old_weight_norm_is_refused_or_left(warm):
-    with pytest.raises(FoldError, match="cannot be copied"):
-        fold(warm(nn.Sequential(weight_norm(nn.Conv2d(4, 4, 3)), nn.BatchNorm2d(4))), IMAGES)
+def test_old_weight_norm_is_left(warm):
+    model = warm(nn.Sequential(weight_norm(nn.Conv2d(4, 4, 3)), nn.BatchNorm2d(4)))
+    folded = fold(model, IMAGES)
+    assert "a forward hook is on '0'" in folded.fold_report.left["1"]
+    torch.testing.assert_close(folded(IMAGES), model(IMAGES))
+    assert model[0].weight.grad_fn is not None
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 from diracnets.folding.fold import fold
 from diracnets.folding.fuse import scale_and_shift
@@ -172,6 +172,26 @@ LEFT = {
         lambda: nn.Sequential(parametrizations.weight_norm(conv()), nn.BatchNorm2d(4)),
         "1",
         "follows ParametrizedConv2d",
+    ),
+    "a pruned convolution": (
+        lambda: nn.Sequential(prune.l1_unstructured(conv(), "weight", 0.5), nn.BatchNorm2d(4)),
+        "1",
+        "a forward hook is on '0'",
+    ),
+    "a pruned batch norm": (
+        lambda: nn.Sequential(conv(), prune.l1_unstructured(nn.BatchNorm2d(4), "weight", 0.5)),
+        "1",
+        "a forward hook is on '1'",
+    ),
+    "its weight is read through the module's dictionaries": (
+        flowing(lambda m, x: m.norm(m.conv(x)) * m._modules["conv"].weight.sum(), conv=conv(), norm=nn.BatchNorm2d(4)),
+        "norm",
+        "directly",
+    ),
+    "a decoder tied to it": (
+        flowing(lambda m, x: F.conv_transpose2d(m.norm(m.conv(x)), m.conv.weight), conv=conv(), norm=nn.BatchNorm2d(4)),
+        "norm",
+        "directly",
     ),
     "an instance norm": (line(conv(), nn.InstanceNorm2d(4, affine=True)), "1", "statistics from each input"),
     "a group norm": (line(conv(), nn.GroupNorm(2, 4)), "1", "statistics from each input"),

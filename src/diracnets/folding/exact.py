@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import cast
 
 from torch import Tensor, fx, nn
 
@@ -10,7 +11,6 @@ from diracnets.folding import fuse
 from diracnets.folding.flow import has_forward_hooks
 from diracnets.folding.steps import is_nothing
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 RANKS: dict[type[nn.Module], int] = {  # dimensions of outputs whose channels are where a batch norm expects them
     nn.Linear: 2,
     **{kind: 3 + axes for kinds in (fuse.CONVOLUTIONS, fuse.TRANSPOSED) for axes, kind in enumerate(kinds)},
@@ -61,8 +61,16 @@ def takes_shifts(layer: nn.Module) -> bool:
     (True, False)
     """
     if isinstance(layer, fuse.CONVOLUTIONS):
-        return layer.padding_mode != "zeros" or not any(layer._reversed_padding_repeated_twice)
+        return layer.padding_mode != "zeros" or not _pads(layer)
     return not isinstance(layer, fuse.TRANSPOSED)
+
+
+def _pads(layer: nn.Module) -> bool:
+    padding = cast("str | tuple[int, ...]", layer.padding)
+    if padding == "same":
+        sizes = zip(cast("tuple[int, ...]", layer.kernel_size), cast("tuple[int, ...]", layer.dilation), strict=True)
+        return any((size - 1) * dilation for size, dilation in sizes)
+    return padding != "valid" and any(padding)
 
 
 def changes_input(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
@@ -84,7 +92,6 @@ def sharing_parameters(model: nn.Module) -> dict[str, str]:
     """Modules that have a parameter in common with another one, and that one, by name."""
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners.setdefault(id(parameter), []).append(name)
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
     return {name: other for names in owners.values() for name in names for other in names if other != name}

@@ -272,7 +272,7 @@ def _variants(forward: Callable[..., Any]) -> Iterator[dict[str, Any]]:
 
 
 def has_forward_hooks(module: nn.Module) -> bool:
-    """Whether a hook sees or changes what goes into or comes out of a module."""
+    """Whether a hook sees or changes what goes into or comes out of a module; torch has no public way to ask."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 

@@ -14,8 +14,8 @@ from torch.nn.parameter import is_lazy
 
 from diracnets.errors import FoldError, UsageError
 from diracnets.folding.chain import flatten
-from diracnets.folding.exact import BATCH_NORMS
 from diracnets.folding.flow import follow, has_forward_hooks, inside
+from diracnets.folding.fuse import BATCH_NORMS
 from diracnets.folding.probe import in_float64, lowest_dtype, probe_inputs
 from diracnets.folding.proof import ROUNDING, TOLERANCE, Difference, Witness, compare, run
 from diracnets.folding.rules import Folded, Plan, make_plan
@@ -164,9 +164,9 @@ def _fold(model: nn.Module, example_input: object, inplace: bool) -> nn.Module:
 
     own = Witness(copied(model), inputs, "the model")
     wide, notes = _in_float64(model, inputs)
-    base = undiracify(model, example_input=inputs)
+    base = undiracify(copied(model), example_input=inputs, inplace=True)
     undone = [Folded(name, "dirac") for name in dirac if type(base.get_submodule(name)) not in DIRAC]
-    plain = in_float64(copied(base)) if wide is None else _quietly_undiracified(wide.model, wide.inputs)
+    plain = in_float64(copied(base)) if wide is None else _quietly_undiracified(copied(wide.model), wide.inputs)
     flow = follow(plain)
     ranks: dict[str, set[int]] = defaultdict(set)
     for record in own.run.records:
@@ -206,7 +206,7 @@ def _fold(model: nn.Module, example_input: object, inplace: bool) -> nn.Module:
     result = parts if chain is None else chain
     if inplace:
         replace_inside(model, layers)
-        result = _quietly_undiracified(model, inputs, inplace=True)
+        result = _quietly_undiracified(model, inputs)
     result.eval().requires_grad_(False)
     result.__dict__["fold_report"] = FoldReport(
         folded=(*undone, *plan.folded),
@@ -226,11 +226,11 @@ def _fold(model: nn.Module, example_input: object, inplace: bool) -> nn.Module:
     return result
 
 
-def _quietly_undiracified(model: nn.Module, inputs: tuple[Any, ...], *, inplace: bool = False) -> nn.Module:
-    """The model without Dirac convolutions, once more, after a warning has named those that stay."""
+def _quietly_undiracified(model: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
+    """The model itself without Dirac convolutions, after a warning has named those that stay."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return undiracify(model, example_input=inputs, inplace=inplace)
+        return undiracify(model, example_input=inputs, inplace=True)
 
 
 def _shapes(inputs: object) -> tuple[tuple[int, ...], ...]:

@@ -7,15 +7,16 @@ from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 Layer = TypeVar("Layer", bound=nn.Module)
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+def scale_and_shift(norm: BatchNorm) -> tuple[Tensor, Tensor]:
     """The two vectors [channels] with `norm(x) = scale * x + shift` for each channel, in evaluation mode.
 
     >>> norm = nn.BatchNorm2d(2, eps=0.0).eval()
@@ -94,10 +95,10 @@ def scale_inputs(
     return scaled, constant if bias is None else bias + constant
 
 
-def then(layer: Layer, norm: _BatchNorm) -> Layer:
+def then(layer: Layer, norm: BatchNorm) -> Layer:
     """A layer that computes `norm(layer(x))`: a convolution, a transposed one, a linear layer or a batch norm."""
     scale, shift = scale_and_shift(norm)
-    if isinstance(layer, _BatchNorm):
+    if isinstance(layer, BATCH_NORMS):
         own_weight = torch.ones_like(scale) if layer.weight is None else layer.weight
         merged = with_tensors(layer, *scale_outputs(own_weight[:, None], layer.bias, scale, shift))
         merged.weight = nn.Parameter(merged.weight.flatten(), requires_grad=False)
@@ -107,7 +108,7 @@ def then(layer: Layer, norm: _BatchNorm) -> Layer:
     return with_tensors(layer, *scale_outputs(weight, bias, scale, shift, groups=groups, transposed=transposed))
 
 
-def after(norm: _BatchNorm, layer: Layer) -> Layer:
+def after(norm: BatchNorm, layer: Layer) -> Layer:
     """A layer that computes `layer(norm(x))`; see `scale_inputs` for where that is possible."""
     weight, bias, groups, transposed = _parts(layer)
     scale, shift = scale_and_shift(norm)
@@ -118,7 +119,7 @@ def with_tensors(layer: Layer, weight: Tensor, bias: Tensor | None) -> Layer:
     """A copy of `layer` with another weight and bias, none of which asks for gradients."""
     result = copy.deepcopy(layer, {id(tensor): tensor for tensor in layer.parameters()})
     for name, tensor in (("weight", weight), ("bias", bias)):
-        result._parameters[name] = None if tensor is None else nn.Parameter(tensor.detach(), requires_grad=False)
+        setattr(result, name, None if tensor is None else nn.Parameter(tensor.detach(), requires_grad=False))
     return result
 
 

@@ -7,12 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal, cast
 
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from diracnets.folding import fuse
 from diracnets.folding.exact import (
-    BATCH_NORMS,
     POOLS,
     RANKS,
     changes_input,
@@ -22,10 +19,12 @@ from diracnets.folding.exact import (
     why_not_exchange,
 )
 from diracnets.folding.flow import Flow, has_forward_hooks
+from diracnets.folding.fuse import BATCH_NORMS
 from diracnets.folding.steps import as_module, is_nothing, source_of
 from diracnets.nn.dirac import DiracConv
 
-_OTHER_NORMS = (_InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_OTHER_NORMS = (*_INSTANCE_NORMS, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class _Planner:
             changed = False
             reasons.clear()
             for rule in (self.fold_behind, self.fold_before, self.merge):
-                for name in [name for name, module in self.modules.items() if isinstance(module, _BatchNorm)]:
+                for name in [name for name, module in self.modules.items() if isinstance(module, BATCH_NORMS)]:
                     try:
                         rule(name)
                     except _Left as reason:
@@ -100,7 +99,7 @@ class _Planner:
                     else:
                         changed = True
         for name, module in self.modules.items():
-            if isinstance(module, _BatchNorm):
+            if isinstance(module, BATCH_NORMS):
                 self.plan.left[name] = "; ".join(reasons[name])
             elif isinstance(module, DiracConv):
                 self.plan.left[name] = "its weight is computed or used by something besides it, or its class is unknown"
@@ -225,8 +224,8 @@ class _Planner:
         self.modules[name] = self.plan.layers[name] = nn.Identity().eval()
         self.plan.moved |= moved
 
-    def norm(self, name: str) -> _BatchNorm:
-        return cast(_BatchNorm, self.modules[name])
+    def norm(self, name: str) -> fuse.BatchNorm:
+        return cast(fuse.BatchNorm, self.modules[name])
 
     def label(self, node: fx.Node) -> str:
         if node.op == "call_module":

@@ -15,6 +15,7 @@ from diracnets.errors import FoldError, first_line
 from diracnets.folding.tree import leaves
 
 Module = TypeVar("Module", bound=nn.Module)
+_OF_ALL_MODULES = vars(nn.Module()).keys()  # attributes
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -30,7 +31,7 @@ def is_finite(tensor: Tensor) -> bool:
 def copied(model: Module) -> Module:
     """A deep copy, or a `FoldError` where there is none."""
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, _computed(model))
     except Exception as error:  # objects in a model may raise anything when copied
         raise FoldError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {first_line(error)}), "
@@ -38,9 +39,15 @@ def copied(model: Module) -> Module:
         ) from error
 
 
+def _computed(model: nn.Module) -> dict[int, Any]:
+    """A memo for `copy.deepcopy` of the tensors that hooks have computed, as of pruning, which it refuses to copy."""
+    held = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    return {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}
+
+
 def rebuilt(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
     """A copy of a model that shares its tensors, with other layers wherever it refers to the named ones."""
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors_of(model).values()}
+    memo = _computed(model) | {id(tensor): tensor for tensor in tensors_of(model).values()}
     memo |= {id(model.get_submodule(name)): layer for name, layer in layers.items()}
     return copy.deepcopy(model, memo)
 
@@ -48,19 +55,19 @@ def rebuilt(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
 def as_in(layer: nn.Module, original: nn.Module, name: str) -> nn.Module:
     """A copy of a float64 layer with the dtypes, devices and memory formats of the one that it replaces."""
     result = copy.deepcopy(layer, {id(tensor): tensor for tensor in layer.parameters()})
-    old = dict(original._parameters) | dict(original._buffers)
+    old = dict(original.named_parameters(recurse=False)) | dict(original.named_buffers(recurse=False))
     main = old.get("weight") if old.get("weight") is not None else old.get("running_mean")
-    for key, tensor in layer._parameters.items():
+    for key, tensor in layer.named_parameters(recurse=False):
         like = old.get(key) if old.get(key) is not None else main
-        if tensor is None or like is None:
+        if like is None:
             continue
         cast = torch.empty_like(like) if like.shape == tensor.shape else like.new_empty(tensor.shape)
         cast.copy_(tensor)
         if not is_finite(cast):
             raise FoldError(f"the folded {key} of {name} exceeds {like.dtype}: convert the model to float32 first")
-        result._parameters[key] = nn.Parameter(cast, requires_grad=False)
-    for key in layer._buffers:
-        result._buffers[key] = copy.deepcopy(original._buffers[key])
+        setattr(result, key, nn.Parameter(cast, requires_grad=False))
+    for key, _ in layer.named_buffers(recurse=False):
+        setattr(result, key, copy.deepcopy(getattr(original, key)))
     return result
 
 
@@ -74,7 +81,7 @@ def replace_inside(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
     new = {id(modules[name]): layer for name, layer in layers.items()}
     for owner in modules.values():
         for key, value in vars(owner).items():
-            if key == "_modules":
+            if key in _OF_ALL_MODULES:
                 continue
             held = leaves(list(value) if isinstance(value, set | frozenset | deque) else value)
             if any(id(item) in new for item in held):
@@ -82,6 +89,7 @@ def replace_inside(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
                     f"{type(owner).__name__}.{key} holds layers outside of the registered modules, "
                     "where they cannot be replaced in place: use fold(model), which copies the model"
                 )
-    for owner in modules.values():
-        for key, child in owner._modules.items():
-            owner._modules[key] = new.get(id(child), child)
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if id(module) in new:
+            owner, _, key = name.rpartition(".")
+            setattr(model.get_submodule(owner), key, new[id(module)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import dis
+import inspect
 import os
 import sys
 import sysconfig
@@ -80,6 +81,9 @@ class Watch:
         if id(code) not in self.known:
             self.known[id(code)] = code, look_at(code, frame.f_globals, _module_of(frame))
         found = self.known[id(code)][1]
+        for name in code.co_freevars:
+            if _holds_flags(frame.f_locals.get(name)):
+                self.hidden(f"{where(code)} reads flags of {name}, so that another call may go another way")
         if found.hides:
             self.hidden(found.hides)
         if found.effect:
@@ -170,10 +174,16 @@ def _global_values(
         yield value, steps[following:], name
         while steps[following].opname in ("LOAD_ATTR", "LOAD_METHOD"):
             attribute = steps[following].argval
-            plain = isinstance(value, ModuleType | type) or attribute in getattr(value, "__dict__", {})
-            value = getattr(value, attribute, _MISSING) if plain else _MISSING
+            value = inspect.getattr_static(value, attribute, _MISSING)
             name, following = f"{name}.{attribute}", following + 1
             yield value, steps[following:], name
+
+
+def _holds_flags(value: object) -> bool:
+    """Whether a container that may change holds a bool."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return isinstance(value, list | set) and any(isinstance(flag, bool) for flag in value)
 
 
 def _why(value: object, then: list[dis.Instruction], name: str, own: str | None) -> str | None:
@@ -184,10 +194,10 @@ def _why(value: object, then: list[dis.Instruction], name: str, own: str | None)
         return None if asks_own else "asks for a type"
     if (value is None or isinstance(value, bool)) and name != "TYPE_CHECKING":
         return f"reads the flag {name}"
-    if isinstance(value, dict) and following != "CALL" and any(isinstance(flag, bool) for flag in value.values()):
+    if _holds_flags(value):
         return f"reads flags of {name}"
-    compared = "JUMP" in following or any(step.opname in ("COMPARE_OP", "CONTAINS_OP") for step in then[:2])
-    if compared and isinstance(value, int | float | str):
+    compared = "JUMP" in following or any(step.opname in ("COMPARE_OP", "CONTAINS_OP", "IS_OP") for step in then[:2])
+    if compared and value is not _MISSING and not callable(value):
         return f"decides by {name}"
     if callable(value) and getattr(value, "__name__", "") in _ASKING:
         return f"asks {name}"
