@@ -102,7 +102,7 @@ def _fetch_all(url: str, part: Path, report: Report) -> bool:
             kept = _fetch(url, part, report) and kept
         except urllib.error.HTTPError as error:
             with error:
-                if error.code == 416 and part.exists():  # nothing lies behind what is there; its hash will tell
+                if error.code == 416 and part.exists():  # there is no more than that; its hash will tell
                     return kept
                 raise FileError(f"cannot download {url}: the server answers {error.code} {error.reason}") from error
         except (urllib.error.URLError, ssl.SSLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:

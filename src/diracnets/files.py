@@ -16,7 +16,7 @@ from diracnets.errors import FileError
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes `path`'s place when the block ends well and else vanishes.
+    """A temporary path next to `path`, which takes `path`'s place when the block ends well and else vanishes.
 
     Folders on the way are made. A reader sees the old file or the new one, never a part.
 

@@ -237,7 +237,7 @@ def decoded(image: Image.Image, channels: int) -> Image.Image:
     _refuse_bomb(image, "the image")
     image.load()
     if _orientation(image) > 1:
-        with suppress(Exception):  # of damaged metadata, which it writes anew
+        with suppress(Exception):  # of damaged metadata, which it writes again
             image = ImageOps.exif_transpose(image)
     return _colored(image, "L" if channels == 1 else "RGB")
 
