@@ -1,13 +1,13 @@
 """Training learns: real digits, a bar that needs working gradients, labels and updates, and what stays below it."""
 
-import copy
 from dataclasses import replace
 
 import pytest
 import torch
 
 from diracnets.data.load import load_data
-from diracnets.nn import dirac
+from diracnets.data.memory import MemoryImages
+from diracnets.nn import effective_weight
 from diracnets.training.loop import train
 from diracnets.training.recipe import Recipe
 
@@ -41,18 +41,21 @@ def test_a_rate_of_nearly_nothing_does_not(digits, tmp_path):
 
 @pytest.mark.slow
 def test_labels_that_say_nothing_do_not(digits, tmp_path):
-    images = copy.copy(digits.train)
-    images.labels = images.labels[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
+    from sklearn import datasets
+
+    pixels = torch.from_numpy(datasets.load_digits().images).mul(15.9).to(torch.uint8)[..., None]
+    labels = torch.randint(10, (len(pixels),), generator=torch.Generator().manual_seed(0))
+    images = MemoryImages(pixels, labels, name="digit", mean=digits.mean, std=digits.std)
     assert accuracy(tmp_path, replace(digits, train=images)) < 0.5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", ["turned round", "nothing"])
 def test_wrong_gradients_of_the_filters_do_not(broken, digits, tmp_path, monkeypatch):
-    right = dirac._DiracWeights.backward
+    right = effective_weight._DiracWeights.backward
 
     def wrong(ctx, *grads):
         return right(ctx, *(-grad if broken == "turned round" else torch.zeros_like(grad) for grad in grads))
 
-    monkeypatch.setattr(dirac._DiracWeights, "backward", staticmethod(wrong))
+    monkeypatch.setattr(effective_weight._DiracWeights, "backward", staticmethod(wrong))
     assert accuracy(tmp_path, digits) < BAR  # with filters that stay as they are drawn, 0.84

@@ -491,8 +491,9 @@ def test_an_unwritable_folder_is_a_file_error(stripes, tmp_path):
 def test_plain_lines_where_there_is_no_terminal(stripes, tmp_path, capsys):
     train(RECIPE.replaced(epochs=2), run=tmp_path / "run", data=stripes, device="cpu")
     lines = capsys.readouterr().out.splitlines()
-    assert "72 images to train on, 30 to validate" in lines[0]
-    assert "float32: as the recipe says" in lines[1]
+    assert "72 images to train on, 30 images to validate on" in lines[0]
+    assert lines[1] == "3 classes: low, middle, high"
+    assert "float32: as the recipe says" in lines[2]
     assert [line.split()[1] for line in lines if line.startswith("epoch")] == ["1/2", "2/2"]
     assert all("images/s" in line and "left" in line for line in lines if line.startswith("epoch"))
     assert "\x1b" not in "".join(lines)
