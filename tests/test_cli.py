@@ -161,7 +161,7 @@ WRONG = [  # words, exit code, part of the message
     ("info pictures", 1, "pictures is a folder"),
     ("eval run/best.pt --device cuda:99", 2, "cuda:99"),
     ("fold missing.pt", 1, "there is no file missing.pt"),
-    ("fold run/model.safetensors", 2, "is folded already"),
+    ("fold run/model.safetensors", 2, "is already folded"),
     ("fold run/best.pt --out text.png/model.safetensors", 1, "cannot write text.png"),
     ("fold run/best.pt --out run/../run/best.pt", 2, "is the checkpoint itself"),
     ("fold code.pt", 1, "code.pt"),
@@ -180,13 +180,13 @@ WRONG = [  # words, exit code, part of the message
     ("predict code.pkl pictures", 1, "code.pkl"),
     ("verify short.safetensors", 1, "short.safetensors"),
     ("verify altered.safetensors", 1, "altered.safetensors"),
-    ("verify run/best.pt", 1, "by `diracnets fold run/best.pt`"),
+    ("verify run/best.pt", 1, "with `diracnets fold run/best.pt`"),
     ("verify pictures", 1, "pictures is a folder"),
     ("info diracnet-28", 2, "diracnet-28-1"),
     ("info diracnt-28-1", 2, "did you mean diracnet-28-1?"),
     ("info missing.safetensors", 1, "missing.safetensors"),
     ("models lenet*", 2, "lenet*"),
-    ("demo --out pictures", 2, "pictures holds something else"),
+    ("demo --out pictures", 2, "pictures holds files"),
     ("demo --out text.png", 2, "text.png is a file"),
     ("demo --out text.png/demo", 1, "cannot write text.png"),
 ]
@@ -318,7 +318,7 @@ def test_eval_prints_and_writes(run, tmp_path, capsys):
     output, errors = capsys.readouterr()
     assert "confusion matrix" not in errors
     assert "digits, 359 held-out images: top-1 " in output
-    assert "By class, the hardest first" in output.splitlines()
+    assert "By class, lowest accuracy first" in output.splitlines()
     assert "Most confident errors" in output.splitlines()  # not broken at the width of the table
     assert (tmp_path / "out/confusion.png").read_bytes()[1:4] == b"PNG"
     written = json.loads((tmp_path / "out/evaluation.json").read_text())
@@ -414,12 +414,12 @@ def test_images_that_cannot_be_read_are_told_and_the_others_classified(form, pla
     output = capsys.readouterr()
     assert output.out == wanted
     known, *lines = output.err.splitlines()
-    assert known.startswith("the network knows 10 classes only (0, 1, 2, 3, 4 and 5 more): ")
-    assert known.endswith("it takes grey images, and sees no colours")
+    assert known.startswith("the network knows only 10 classes (0, 1, 2, 3, 4 and 5 more): ")
+    assert known.endswith("it takes grayscale images and ignores colours")
     assert [name for name, line in zip(("cut.png", "text.png", "empty.png"), lines, strict=False) if name in line] == [
         "cut.png", "text.png", "empty.png"
     ]  # fmt: skip
-    assert lines[3:] == ["diracnets: 3 of 6 images cannot be read; the others are classified"]
+    assert lines[3:] == ["diracnets: 3 of 6 images cannot be read; the others were classified"]
 
 
 def test_flags_of_earlier_versions_are_taken_with_one_warning(capsys):
@@ -466,14 +466,22 @@ def test_every_setting_is_a_flag(capsys):
 def test_texts_of_options_break_only_where_a_line_is_full(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert main([*command.split(), "--help"]) == 0
-    boxed = [line[2:-2] for line in capsys.readouterr().out.splitlines() if line[:1] in (" ", "│")]
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    boxed = [line[2:-2] for line in lines if line[:1] in (" ", "│")]
     assert boxed
     for line, following in itertools.pairwise(boxed):
         indent = len(following) - len(following.lstrip())
         word = following.split()[:1]
-        goes_on = indent >= 6 and word and line[indent - 1 : indent + 1].strip(" ") and line[indent - 1] == " "
+        goes_on = indent >= 6 and word and line[indent : indent + 1].strip() and line[indent - 2 : indent] == "  "
         if goes_on and "•" not in line:
             assert len(line.rstrip()) + 1 + len(word[0]) > len(line), (line, following)
+
+
+def test_what_one_copies_from_a_table_is_never_broken(monkeypatch, capsys):
+    monkeypatch.setattr("diracnets.commands.output._PIPE_WIDTH", 30)
+    assert main(["models", "--trained"]) == 0
+    assert {line.split(" ")[0] for line in capsys.readouterr().out.splitlines()} >= set(diracnets.list_weights())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -502,7 +510,7 @@ def test_what_a_user_should_know_of_the_data_is_printed_before_training(tmp_path
     assert main(["eval", "run", "--workers", "0", "--device", "cpu"]) == 0
     errors = capsys.readouterr().err.splitlines()
     assert errors[:3] == printed[2:5]
-    assert errors[3:] == ["the confusion matrix: add --out FOLDER for a picture of it, or --json for its numbers"]
+    assert errors[3:] == ["for the confusion matrix, add --out FOLDER (a figure) or --json (its numbers)"]
 
 
 def test_a_run_within_the_data_does_not_spoil_it(tmp_path, monkeypatch, capsys):
@@ -630,7 +638,7 @@ def test_predictions_as_table_json_and_csv_agree(place, capsys):
 def test_info_of_a_name_and_of_files(run, capsys):
     assert main(["info", "diracnet-18"]) == 0
     printed = capsys.readouterr().out
-    assert "11,523,368, 11,511,784 when folded" in printed
+    assert "11,523,368, 11,511,784 after folding" in printed
     assert main(["info", str(run / "model.safetensors")]) == 0
     printed = capsys.readouterr().out
     assert "classes          10: 0, 1, 2" in printed

@@ -19,15 +19,15 @@ from diracnets._version import __version__
 from diracnets.errors import DiracNetsError, UsageError, did_you_mean, printable
 
 COMMANDS = {  # in the order in which a user meets them
-    "demo": ("Demo", "the whole way on handwritten digits, in about a minute: train, fold, classify"),
-    "train": ("Train", "train a network by a recipe and fold it; --resume continues"),
-    "eval": ("Evaluate", "accuracy, loss, table by class and most confident errors of a trained network"),
-    "fold": ("Fold", "turn a checkpoint into a model file, and prove that it computes the same"),
+    "demo": ("Demo", "train, fold and classify handwritten digits, in about a minute"),
+    "train": ("Train", "train a network and fold it; --resume continues a run"),
+    "eval": ("Evaluate", "accuracy, loss, results by class and most confident errors of a trained network"),
+    "fold": ("Fold", "turn a checkpoint into a model file, and check that it computes the same"),
     "predict": ("Predict", "classify images with a model file"),
-    "info": ("Info", "layers, parameters, multiply-adds and origin of a network or file"),
-    "study": ("Study", "answer a question of the paper by training runs: a table, a figure and all numbers"),
-    "models": ("Models", "the networks that there are, by name"),
-    "verify": ("Verify", "check that a model file is whole and unchanged"),
+    "info": ("Info", "layers, parameters, MACs and origin of a network or file"),
+    "study": ("Study", "reproduce the paper's experiments: tables, figures and raw numbers"),
+    "models": ("Models", "list the networks by name"),
+    "verify": ("Verify", "check that a model file is complete and unchanged"),
 }
 HELP = """usage: diracnets COMMAND [OPTIONS]
 
@@ -36,7 +36,7 @@ fold to a bare conv-ReLU chain, use it from one file.
 
 {commands}
 
-  diracnets help COMMAND     the options of a command; also diracnets COMMAND --help
+  diracnets help COMMAND     the options of a command; same as diracnets COMMAND --help
   --version                  the version of diracnets
   --debug                    with any command: show where an error came from
 """
@@ -46,18 +46,18 @@ class Command(Protocol):
     """A parsed command line: the fields are its options."""
 
     def execute(self) -> None:
-        """Do it, and print what there is to see."""
+        """Run the command and print its results."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit code of the process.
 
     Args:
-        argv: the words after the program's name; those of the process by default.
+        argv: the arguments; by default those of the process.
 
     Returns:
-        0 where all went well, 1 for a failure, 2 for wrong use, 3 for a training that diverged, 130 and 143 where it
-        was interrupted or terminated.
+        0 for success, 1 for a failure, 2 for wrong usage, 3 for a training run that diverged, 130 if interrupted and
+        143 if terminated.
 
     >>> main(["--version"])
     diracnets 0.1.0
@@ -101,21 +101,21 @@ def _run(words: list[str]) -> None:
 
 
 def parse(words: Sequence[str]) -> Command:
-    """The command that `words` spell, with its options filled in; nothing is run and torch stays unimported.
+    """Parse a command line into a command; nothing is run and torch is not imported.
 
     Args:
         words: a command's name and its options.
 
     Raises:
-        UsageError: there is no such command.
-        SystemExit: the options are wrong (code 2), or ask for help (code 0); the parser has printed what to say.
+        UsageError: unknown command.
+        SystemExit: wrong options (code 2) or --help (code 0); the parser has printed the message.
 
     >>> parse(["predict", "digits.safetensors", "two.png"]).images
     ('two.png',)
     """
     import tyro
 
-    from diracnets.commands.help import paragraphs, prepare
+    from diracnets.commands.help import paragraphs, prepare, wrapped
 
     name, *options = words
     if name not in COMMANDS:
@@ -127,7 +127,7 @@ def parse(words: Sequence[str]) -> Command:
     if hasattr(kind, "form"):
         kind, options = kind.form(options)
     style = (tyro.conf.PositionalMetavarFromFieldName,)
-    with _plain_where_asked():
+    with _plain_where_asked(), wrapped():
         command: Command = tyro.cli(kind, prog=f"diracnets {name}", description=description, args=options, config=style)
     return command
 
@@ -150,7 +150,7 @@ def _exit_code(error: BaseException) -> int:
 
 @contextmanager
 def _plain_where_asked() -> Iterator[None]:
-    """The parser decides about colours by TERM alone; this makes NO_COLOR and a piped stderr count for it too."""
+    """Turn colours off for NO_COLOR and a piped stderr too; the parser itself looks at TERM only."""
     before = os.environ.get("TERM")
     if os.environ.get("NO_COLOR") or not sys.stderr.isatty():
         os.environ["TERM"] = "dumb"
@@ -165,7 +165,7 @@ def _plain_where_asked() -> Iterator[None]:
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """What this package warns users of is one line, without the place in its source."""
+    """Print this package's warnings as one line, without the source location."""
     with warnings.catch_warnings():
         usual = warnings.showwarning
 
@@ -189,7 +189,7 @@ def _plain_warnings() -> Iterator[None]:
 
 @contextmanager
 def _terminated_as_exit() -> Iterator[None]:
-    """SIGTERM unwinds like an exception, so that no half-written file stays."""
+    """Turn SIGTERM into an exception, so that no half-written file is left."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

@@ -34,7 +34,7 @@ def test_networks_of_the_paper(name, parameters, folded, giga_multiply_adds):
 
 
 @pytest.mark.parametrize(("name", "field"), [("resnet-18", 435), ("wrn-16-1", 53), ("repvgg-16-1", 62)])
-def test_the_branch_that_sees_farthest_decides_what_a_sum_of_branches_sees(name, field):
+def test_the_receptive_field_of_a_sum_is_that_of_its_widest_branch(name, field):
     assert describe(name).receptive_field == (field, field)
 
 

@@ -1,4 +1,4 @@
-"""Small grey pictures as blocks of text."""
+"""Small grayscale images as blocks of text."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _ASCII = " .:+#"
 
 
 def blocks(image: Image, *, ascii_only: bool = False) -> list[str]:
-    """The rows of a picture, two characters a pixel, bright pixels dense.
+    """The rows of an image, two characters per pixel, bright pixels dense.
 
     Args:
-        image: of a few pixels; colours become grey.
+        image: a small image; colours become grey.
         ascii_only: for terminals without block characters.
 
     >>> from PIL import Image
@@ -29,15 +29,15 @@ def blocks(image: Image, *, ascii_only: bool = False) -> list[str]:
     return ["".join(text[start : start + width]) for start in range(0, len(text), width)]
 
 
-def beside(pictures: Sequence[tuple[list[str], str]], gap: int = 3) -> str:
-    """Pictures side by side, each with its caption below.
+def side_by_side(images: Sequence[tuple[list[str], str]], gap: int = 3) -> str:
+    """Images side by side, each with its caption below.
 
-    >>> print(beside([(["##", "##"], "a"), (["..", ".."], "b")]))
+    >>> print(side_by_side([(["##", "##"], "a"), (["..", ".."], "b")]))
     ##   ..
     ##   ..
     a    b
     """
-    columns = [[*rows, caption] for rows, caption in pictures]
+    columns = [[*rows, caption] for rows, caption in images]
     widths = [max(map(len, column)) for column in columns]
     lines = zip(*columns, strict=True)
     space = " " * gap

@@ -1,4 +1,4 @@
-"""`diracnets demo`: the main job end to end, on real images that need no download."""
+"""`diracnets demo`: train, fold and classify, on real images that need no download."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diracnets.commands.art import beside, blocks
+from diracnets.commands.art import blocks, side_by_side
 from diracnets.commands.output import stdout
 from diracnets.errors import FileError, TrainingError, UsageError
 from diracnets.files import written_whole
@@ -26,31 +26,31 @@ _ACROSS = 4
 
 @dataclass(frozen=True)
 class Demo:
-    """Train a deep plain network on 1,797 handwritten digits, fold it, prove the fold, classify pictures from one file.
+    """Train a deep plain network on 1,797 handwritten digits, fold it, check the fold, and classify images.
 
-    Everything goes to one folder; calling the demo again renews what an earlier one wrote there."""
+    Everything goes to one folder. Running the demo again replaces what it wrote there before."""
 
     out: Path = Path("demo")
-    """The folder: new, empty, or of an earlier demo."""
+    """The folder to write to: new, empty, or of an earlier demo."""
     device: str = "auto"
-    """cpu, cuda, mps, or auto for the best that there is."""
+    """cpu, cuda, mps, or auto for the best available."""
 
     def execute(self) -> None:
-        """Do it all, and end with what to try next."""
+        """Run the demo, and print what to try next."""
         demonstrate(Recipe.load("demo"), self.out, self.device)
 
 
 def demonstrate(recipe: Recipe, out: Path, device: str, goal: float = GOAL) -> None:
-    """The demo with a recipe of one's own.
+    """Run the demo with any recipe.
 
     Args:
         recipe: for the digits.
         out: the folder to write to.
         device: as in `train`.
-        goal: the least part of the held-out digits, 0 to 1, to get right.
+        goal: the accuracy to reach on the held-out digits, 0 to 1.
 
     Raises:
-        UsageError: `out` holds something that no demo wrote.
+        UsageError: `out` holds other files.
         FileError: it cannot be written.
         TrainingError: the accuracy is below `goal`.
     """
@@ -62,7 +62,7 @@ def demonstrate(recipe: Recipe, out: Path, device: str, goal: float = GOAL) -> N
     from diracnets.runtime.device import choose_device
     from diracnets.training.loop import train
 
-    torch.set_num_threads(1)  # as fast as two for images of 8x8, and many times faster beside another busy program
+    torch.set_num_threads(1)  # as fast as two for images of 8x8, and many times faster next to another busy program
     console = stdout()
     console.print(f"1. Train {recipe.model.name}, a plain chain of convolutions, on handwritten digits", style="bold")
     data = load_data("digits", device=choose_device(device))
@@ -70,23 +70,23 @@ def demonstrate(recipe: Recipe, out: Path, device: str, goal: float = GOAL) -> N
     if trained.chain is None or trained.model_file is None:
         raise UsageError(f"the demo folds its network, but {recipe.model.name} has branches; choose a chain")
 
-    console.print("\n2. Evaluate it, and the chain that it folds to, on the digits held out", style="bold")
+    console.print("\n2. Evaluate the network and its folded chain on the held-out digits", style="bold")
     network, chain = evaluate(trained.net, data.val), evaluate(trained.chain, data.val)
     same = int((network.predictions == chain.predictions).sum())
     console.print(f"network     {network.top1:.2%} of {network.count}, loss {network.loss:.4f}")
     console.print(f"chain       {chain.top1:.2%} of {chain.count}, loss {chain.loss:.4f}")
-    console.print(f"answers     {same} of {chain.count} are the same")
+    console.print(f"agreement   {same} of {chain.count} predictions are the same")
 
-    console.print("\n3. The fold's proof", style="bold")
+    console.print("\n3. How exact the fold is", style="bold")
     console.print(str(trained.chain.fold_report), soft_wrap=True)
 
-    console.print("\n4. Classify pictures that it has not seen, from the model file alone", style="bold")
+    console.print("\n4. Classify images that it has not seen, from the model file alone", style="bold")
     console.print(_classify(trained.model_file, data, out / "digits"))
 
-    console.print("What there is now", style="bold")
+    console.print("Files written", style="bold")
     console.print(f"model file  {trained.model_file}, {trained.model_file.stat().st_size:,} bytes")
     console.print(f"curve       {trained.run / 'curve.png'}")
-    console.print(f"pictures    {out / 'digits'}")
+    console.print(f"images      {out / 'digits'}")
     if chain.top1 < goal:
         raise TrainingError(
             f"the demo got {chain.top1:.2%} of the held-out digits right, less than its goal of {goal:.1%}"
@@ -98,11 +98,11 @@ def demonstrate(recipe: Recipe, out: Path, device: str, goal: float = GOAL) -> N
 
 
 def _prepare(out: Path) -> None:
-    """Make way in `out` for a new demo, and touch nothing that no demo wrote."""
+    """Clear `out` for a new demo, but only what a demo wrote."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; choose a folder with --out")
     if out.is_dir() and any(out.iterdir()) and not (out / _MARK).exists():
-        raise UsageError(f"{out} holds something else than an earlier demo; choose another folder with --out")
+        raise UsageError(f"{out} holds files that no demo wrote; choose another folder with --out")
     with written_whole(out / _MARK) as part:
         part.write_text("`diracnets demo` replaces run/ and digits/ in this folder.\n", encoding="utf-8")
     try:
@@ -110,11 +110,11 @@ def _prepare(out: Path) -> None:
             if old.exists():
                 shutil.rmtree(old)
     except OSError as error:
-        raise FileError(f"cannot renew {error.filename}: {error.strerror}") from error
+        raise FileError(f"cannot replace {error.filename}: {error.strerror}") from error
 
 
 def _classify(model_file: Path, data: ImageData, folder: Path) -> str:
-    """Write a few held-out digits as pictures, and show what the model file says to them."""
+    """Write a few held-out digits as images, and show how the model file classifies them."""
     from diracnets.evaluation.predict import predict
 
     truths = [data.classes[int(data.val.labels[index])] for index in range(_SHOWN)]
@@ -129,7 +129,7 @@ def _classify(model_file: Path, data: ImageData, folder: Path) -> str:
         verdict = "" if prediction.label == truth else f", is {truth}"
         caption = f"{prediction.label} ({prediction.probability:.0%}){verdict}"
         shown.append((blocks(data.val.image(index), ascii_only=ascii_only), caption))
-    rows = [beside(shown[first : first + _ACROSS]) for first in range(0, _SHOWN, _ACROSS)]
+    rows = [side_by_side(shown[first : first + _ACROSS]) for first in range(0, _SHOWN, _ACROSS)]
     return "\n\n".join(rows) + "\n"
 
 
@@ -145,7 +145,7 @@ def _next(run: Path, model_file: Path, out: Path) -> list[list[str]]:
 
 
 def _program() -> str:
-    """How a shell calls this very installation."""
+    """The command that runs this installation."""
     beside_python = Path(sys.executable).parent / "diracnets"
     found = shutil.which("diracnets")
     if found and Path(found) == beside_python:

@@ -1,4 +1,4 @@
-"""`diracnets eval`: how good a trained network is, class by class, and where it is wrong."""
+"""`diracnets eval`: accuracy of a trained network, by class, and its most confident errors."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ _CLASSES_SHOWN = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Evaluate a model file, a checkpoint or a trained network that comes with diracnets, on the held-out images of a
-    data set."""
+    """Evaluate a trained network on the held-out images of a data set."""
 
     file: Positional[Path]
-    """Model file (.safetensors) or checkpoint, a run folder, for its best checkpoint, or a name that `diracnets models
-    --trained` lists."""
+    """A model file (.safetensors), a checkpoint, a run folder (its best checkpoint), or a name from `diracnets models
+    --trained`."""
     data: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """digits, cifar10, cifar100 or folder; by default what the network was trained on."""
+    """digits, cifar10, cifar100 or folder; by default the data the network was trained on."""
     data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """Where the images are; by default where they were for the run that the file lies in."""
+    """The folder of the images; by default the one that the file's training run used."""
     device: str = "auto"
-    """cpu, cuda, mps, or auto for the best that there is."""
+    """cpu, cuda, mps, or auto for the best available."""
     batch_size: int = 256
-    """Images at a time."""
+    """Images per batch."""
     workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
-    """Processes that decode images of a folder; by default one a core, at most 4."""
+    """Worker processes that decode images from a folder; by default one per core, at most 4."""
     views: Literal["one", "mirror", "mirror-shift"] = "one"
-    """Average the answers to each image and its mirror image, and to both moved by a pixel."""
+    """Test-time augmentation. mirror: average the predictions for each image and its mirror image; mirror-shift: also
+    for both shifted by a pixel."""
     worst: int = 10
-    """How many of the most confident errors to name."""
+    """How many of the most confident errors to list."""
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """Also write evaluation.json and the confusion matrix, as the picture confusion.png, there."""
+    """Also write evaluation.json and the confusion matrix, confusion.png, to this folder."""
     json: FlagCreatePairsOff[bool] = False
-    """Print JSON and nothing else."""
+    """Print JSON only."""
 
     def execute(self) -> None:
-        """Evaluate, print, and write what `out` asks for."""
+        """Evaluate, print the results, and write them to `out` if given."""
         if self.worst < 0:
             raise UsageError(f"--worst is {self.worst}; it must be 0 or more")
         from diracnets.artifacts.card import card_of
@@ -73,7 +73,7 @@ class Evaluate:
         else:
             _show(evaluation, data, self.views)
             if self.out is None:
-                note("the confusion matrix: add --out FOLDER for a picture of it, or --json for its numbers")
+                note("for the confusion matrix, add --out FOLDER (a figure) or --json (its numbers)")
         if self.out is not None:
             self._write(summary, evaluation, data, self.out)
 
@@ -87,7 +87,7 @@ class Evaluate:
 
 
 def _summary(evaluation: Evaluation, data: ImageData, file: Path, views: str) -> dict[str, Any]:
-    """Plain values for JSON, with names in place of numbers of classes."""
+    """Plain values for JSON, with class names instead of numbers."""
     classes = data.classes
     return {
         "file": str(file),
@@ -116,10 +116,10 @@ def _show(evaluation: Evaluation, data: ImageData, views: str) -> None:
         f"loss {evaluation.loss:.4f}{'' if views == 'one' else f', views {views}'}\n"
     )
     ranked = sorted(evaluation.per_class, key=lambda row: row.accuracy if row.count else 2.0)
-    shown, title = ranked, "By class, the hardest first"
+    shown, title = ranked, "By class, lowest accuracy first"
     if len(ranked) > _CLASSES_SHOWN:
         shown = ranked[:_CLASSES_SHOWN]
-        title = f"The {_CLASSES_SHOWN} hardest of {len(ranked)} classes (--json has all)"
+        title = f"The {_CLASSES_SHOWN} of {len(ranked)} classes with the lowest accuracy (--json for all)"
     rows = [[classes[row.label], row.count, row.correct, f"{row.accuracy:.2%}"] for row in shown]
     console.print(title, style="bold")
     console.print(table(["class", "images", "correct", "accuracy"], rows))
@@ -130,4 +130,4 @@ def _show(evaluation: Evaluation, data: ImageData, views: str) -> None:
         ]
         console.print()
         console.print("Most confident errors", style="bold")
-        console.print(table(["image", "is", "taken for", "with"], mistakes))
+        console.print(table(["image", "label", "prediction", "confidence"], mistakes))

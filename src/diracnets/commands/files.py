@@ -1,4 +1,4 @@
-"""What a file on the command line means: a run folder stands for the best checkpoint in it."""
+"""File arguments of commands: a run folder stands for its best checkpoint."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _SUFFIXES = (".pt", ".pt7", ".pth", ".safetensors")
 
 
 def network_file(given: Path) -> Path:
-    """`given`, or where it is a run folder, its checkpoint with the highest accuracy on the images held out.
+    """`given`, or for a run folder its checkpoint with the highest accuracy on the held-out images.
 
     Raises:
-        UsageError: a URL; a folder without that checkpoint, but with other files of networks, which the message names.
+        UsageError: a URL, or a folder with other networks but no best checkpoint; the message lists them.
 
     >>> network_file(Path("model.safetensors")) == Path("model.safetensors")
     True
     """
     if (url := url_in(given)) and not given.exists():
-        raise UsageError(f"{url} is a URL, which is not fetched: download the file first")
+        raise UsageError(f"{url} is a URL, and is not downloaded: download the file first")
     if not given.is_dir():
         return given
     from diracnets.training.folder import RunFolder
@@ -30,5 +30,5 @@ def network_file(given: Path) -> Path:
         return best
     held = sorted(str(path) for path in given.iterdir() if path.suffix.lower() in _SUFFIXES)
     if held:
-        raise UsageError(f"{given} is a folder that holds no {best.name}: choose one of {', '.join(held)}")
+        raise UsageError(f"{given} is a folder without {best.name}: choose one of {', '.join(held)}")
     return given

@@ -1,4 +1,4 @@
-"""`diracnets fold`: a checkpoint becomes a model file, and the proof is printed."""
+"""`diracnets fold`: turns a checkpoint into a model file, and prints how exact the fold is."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from diracnets.errors import UsageError
 class Fold:
     """Fold a trained network into a chain of ordinary convolutions, and write it to one model file.
 
-    Dirac parameterization and batch norms go into the weights and biases of the convolutions. Network and chain are run
+    The Dirac parameterization and the batch norms are merged into the convolutions. The network and the chain are run
     on the same inputs, and nothing is written unless they agree."""
 
     file: Positional[Path]
-    """A checkpoint, of a run of diracnets or of the paper's authors (.pt7), a run folder, for its best checkpoint, or a
-    name that `diracnets models --trained` lists."""
+    """A checkpoint (of diracnets, or a .pt7 file of the paper's authors), a run folder (its best checkpoint), or a name
+    from `diracnets models --trained`."""
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """The model file to write; by default the checkpoint's name with .safetensors."""
+    """The model file to write; by default the checkpoint's name with the suffix .safetensors."""
 
     def execute(self) -> None:
         """Fold, write, and print how exact it is."""
@@ -36,12 +36,14 @@ class Fold:
         file = network_file(self.file)
         net = load_as_stored(file)
         if not isinstance(net, Network):
-            raise UsageError(f"{file} is folded already; to keep it in another place, copy it")
+            raise UsageError(f"{file} is already folded; to keep it elsewhere, copy it")
         if card_of(net) is None:
-            raise UsageError(f"{file} does not say which images it takes, as a model file has to; fold it from Python")
+            raise UsageError(
+                f"{file} records no input size and normalization, which a model file needs; fold it in Python"
+            )
         named = is_weights(file)  # and in a name a dot begins no suffix
         out = self.out or (Path(f"{file}.safetensors") if named else file.with_suffix(".safetensors"))
         if not named and out.exists() and out.samefile(file):
-            raise UsageError(f"{out} is the checkpoint itself, which would be lost; choose another --out")
+            raise UsageError(f"{out} is the checkpoint itself and would be overwritten; choose another --out")
         chain = write_model_file(net, out)
         stdout().print(f"{chain.fold_report}\nwrote       {out}, {out.stat().st_size:,} bytes", soft_wrap=True)

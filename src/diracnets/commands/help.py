@@ -1,13 +1,20 @@
-"""Help texts of options, each as one paragraph, which the parser wraps to the terminal."""
+"""Help texts without the line breaks of the source, wrapped to the terminal."""
 
 from __future__ import annotations
 
 import inspect
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields, is_dataclass
 from types import MappingProxyType
-from typing import Any, get_args, get_type_hints
+from typing import Any, TextIO, cast, get_args, get_type_hints
 
 import docstring_parser
+
+_WIDEST = 100  # longer lines are hard to read
 
 
 def texts(kind: type) -> dict[str, str]:
@@ -15,7 +22,7 @@ def texts(kind: type) -> dict[str, str]:
 
     >>> from diracnets.commands.fold import Fold
     >>> texts(Fold)["out"]
-    "The model file to write; by default the checkpoint's name with .safetensors."
+    "The model file to write; by default the checkpoint's name with the suffix .safetensors."
     """
     found: dict[str, str] = {}
     for each in reversed(kind.__mro__[:-1]):  # fields stand in the class that has them
@@ -26,12 +33,14 @@ def texts(kind: type) -> dict[str, str]:
 
 
 def prepare(kind: Any) -> None:  # noqa: ANN401
-    """Let the parser find the texts of a command's options, and of the dataclasses within it, as `texts` gives them.
+    """Set the help texts of a command, its options and the dataclasses in it to what `paragraphs` and `texts` give.
 
-    Left to itself it keeps some of the line breaks of the source.
+    The parser alone keeps some of the line breaks of the source.
     """
     if is_dataclass(kind) and isinstance(kind, type):
         helps = texts(kind)
+        if kind.__doc__ and not docstring_parser.parse(kind.__doc__).params:
+            kind.__doc__ = paragraphs(kind.__doc__)
         for item in fields(kind):
             if item.name in helps and "help" not in item.metadata:
                 item.metadata = MappingProxyType({**item.metadata, "help": helps[item.name]})
@@ -44,3 +53,29 @@ def prepare(kind: Any) -> None:  # noqa: ANN401
 def paragraphs(text: str) -> str:
     """A docstring with each paragraph on one line."""
     return "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(text).split("\n\n"))
+
+
+@contextmanager
+def wrapped() -> Iterator[None]:
+    """Wrap what the parser prints: it wraps the texts of options, but not the description of the command."""
+    with redirect_stdout(cast(TextIO, _Wrapping(sys.stdout))):
+        yield
+
+
+class _Wrapping:
+    """A stream that breaks long lines between words; coloured lines and boxes have their width already."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        width = min(shutil.get_terminal_size().columns, _WIDEST)
+        lines = text.split("\n")
+        return self._stream.write("\n".join(line if _laid_out(line) else textwrap.fill(line, width) for line in lines))
+
+
+def _laid_out(line: str) -> bool:
+    return not line or "\033" in line or not line[0].isalnum()

@@ -1,4 +1,4 @@
-"""`diracnets info`: what a network consists of and costs."""
+"""`diracnets info`: the layers, size and cost of a network."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _SECTIONS = {
 
 @dataclass(frozen=True)
 class Info:
-    """Layers, parameters, multiply-adds, receptive field, sizes and origin of a network or of a file that holds one."""
+    """Show the layers, parameters, MACs, receptive field, sizes and origin of a network or file."""
 
     model: Positional[str]
-    """The name of a network, such as diracnet-28-1, or of a trained one; or a model file, a checkpoint or a run folder,
-    for its best checkpoint."""
+    """The name of a network, such as diracnet-28-1, or of a trained one; or a model file, a checkpoint, or a run folder
+    (its best checkpoint)."""
     json: FlagCreatePairsOff[bool] = False
-    """Print JSON and nothing else."""
+    """Print JSON only."""
 
     def execute(self) -> None:
-        """Print what there is to say."""
+        """Print the table of layers, the totals and the model card."""
         from diracnets.evaluation.info import describe
 
         info = describe(str(network_file(Path(self.model))))
@@ -58,7 +58,7 @@ class Info:
             ]
             for layer in info.layers
         ]
-        console.print(table(["layer", "type", "output", "parameters", "multiply-adds", "sees"], rows))
+        console.print(table(["layer", "type", "output", "parameters", "MACs", "receptive field"], rows))
         console.print()
         for name, value in _totals(info):
             console.print(f"{name:<16} {value}", soft_wrap=True)
@@ -69,13 +69,13 @@ class Info:
 
 
 def _totals(info: Description) -> list[tuple[str, str]]:
-    folded = "" if info.folded_parameters == info.parameters else f", {info.folded_parameters:,} when folded"
+    folded = "" if info.folded_parameters == info.parameters else f", {info.folded_parameters:,} after folding"
     sizes = ", ".join(f"{_bytes(size)} in {dtype}" for dtype, size in info.weight_bytes.items())
     totals = [
         ("name", f"{info.name} ({info.kind})"),
         ("input", _size(info.input_size)),
         ("parameters", f"{info.parameters:,}{folded}"),
-        ("multiply-adds", f"{info.multiply_adds:,} an image"),
+        ("MACs", f"{info.multiply_adds:,} per image"),
         ("receptive field", f"{_size(info.receptive_field)} pixels" if info.receptive_field else "the whole image"),
         ("folded weights", sizes),
     ]
@@ -86,12 +86,12 @@ def _totals(info: Description) -> list[tuple[str, str]]:
         more = ", ..." if len(card.classes) > 12 else ""
         totals.append(("classes", f"{len(card.classes)}: {', '.join(card.classes[:12])}{more}"))
     if card is not None:
-        totals.append(("normalization", f"mean {_numbers(card.mean)}, std {_numbers(card.std)} of pixels in 0..1"))
+        totals.append(("normalization", f"mean {_numbers(card.mean)}, std {_numbers(card.std)} for pixels from 0 to 1"))
     return totals
 
 
 def _tree(console: Console, title: str, values: Mapping[str, Any], indent: int = 0) -> None:
-    """Nested values, a line each; those that are not known are left out."""
+    """Print nested values, one per line; unknown ones are left out."""
     known = {key: value for key, value in values.items() if value is not None}
     if not known:
         return
@@ -113,7 +113,7 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 
 def _bytes(count: int) -> str:
-    """As people say sizes.
+    """A size in bytes, kB, MB or GB.
 
     >>> _bytes(812), _bytes(688_168), _bytes(36_423_050 * 4)
     ('812 bytes', '688.2 kB', '145.7 MB')

@@ -1,4 +1,4 @@
-"""`diracnets models`: the networks that there are."""
+"""`diracnets models`: lists the networks."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from diracnets.errors import UsageError
 
 @dataclass(frozen=True)
 class Models:
-    """The networks that can be made by name, with their parameters (10 classes for CIFAR's, 1000 for ImageNet's).
+    """List the networks that can be built by name, with their numbers of parameters.
 
-    diracnet-N-k exists for every N = 6n + 4 and any width k, and so do plain-, wrn-, dirac-wrn- and repvgg-N-k;
-    resnet-N and dirac-resnet-N for N = 6n + 2, and for N = 9n + 2 from 164 on. Some of them are listed."""
+    Only common sizes are listed. diracnet-N-k, plain-N-k, wrn-N-k, dirac-wrn-N-k and repvgg-N-k exist for every depth
+    N = 6n + 4 and any width k. resnet-N and dirac-resnet-N exist for N = 6n + 2, and from 164 on for N = 9n + 2."""
 
     pattern: Positional[str] = "*"
-    """Only names that match, such as 'plain-*' or '*-28-*'."""
+    """Only names that match this pattern, such as 'plain-*' or '*-28-*'."""
 
     trained: FlagCreatePairsOff[bool] = False
-    """List the trained networks instead, which predict, eval, info and fold take by these names."""
+    """List trained networks instead; eval, fold, info, predict and train --from take their names."""
 
     def execute(self) -> None:
         """Print the table."""
@@ -34,7 +34,7 @@ class Models:
 
         names = list_models(self.pattern)
         if not names:
-            raise UsageError(f"no network that is listed matches {self.pattern!r}; `diracnets models` lists them all")
+            raise UsageError(f"no listed network matches {self.pattern!r}; `diracnets models` lists them all")
         rows = []
         for name in names:
             with torch.device("meta"):  # shapes alone: nothing is allocated or drawn

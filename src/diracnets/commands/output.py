@@ -1,4 +1,4 @@
-"""What commands print with: results on stdout, the rest on stderr, tables that stay readable in a pipe."""
+"""Output of commands: results on stdout, notes on stderr, tables that stay readable in a pipe."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ _PIPE_WIDTH = 400  # nothing is cut or wrapped where no terminal shows it
 
 
 def stdout() -> Console:
-    """A console for results: colours and the terminal's width on a terminal, plain whole lines elsewhere."""
+    """A console for results: coloured and as wide as the terminal on one, plain unbroken lines elsewhere."""
     from rich.console import Console
 
     class Results(Console):
         def print(self, *objects: Any, **options: Any) -> None:  # noqa: ANN401
-            """As rich does, but no text, such as the name of a file, can act on the terminal."""
+            """As rich does, but no text, such as a file name, can control the terminal, and nothing is cropped."""
             texts = (printable(each, keep="\n\t") if isinstance(each, str) else each for each in objects)
-            super().print(*texts, **options)
+            super().print(*texts, **{"crop": False, **options})
 
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
     return Results(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
 
 
 def note(text: str) -> None:
-    """One line about what goes on, on stderr."""
+    """Print one line on stderr."""
     print(printable(text), file=sys.stderr)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A table whose columns of numbers stand right and whose floats have three decimals.
+    """A table with numbers aligned right and floats to three decimals.
+
+    The first column is never wrapped: it holds the names that a reader copies.
 
     >>> stdout().print(table(["name", "parameters"], [["diracnet-16-1", 173402]]))
     name            parameters
@@ -43,6 +45,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     diracnet-16-1      173,402
     """
     from rich.box import SIMPLE_HEAD
+    from rich.cells import cell_len
     from rich.table import Table
 
     made = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -50,7 +53,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     rows = list(rows)
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float) for row in rows)
-        made.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        widest = max((cell_len(_cell(row[0])) for row in rows), default=0) if index == 0 else None
+        made.add_column(column, justify="right" if numeric else "left", overflow="fold", min_width=widest)
     for row in rows:
         made.add_row(*map(_cell, row))
     return made

@@ -1,4 +1,4 @@
-"""`diracnets predict`: images in, names out."""
+"""`diracnets predict`: classifies images."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Classify images with a model file, a checkpoint or a trained network that comes with diracnets.
+    """Classify images with a trained network.
 
-    The file says how to scale and normalize them."""
+    They are resized and normalized as the network's file says."""
 
     file: Positional[Path]
-    """Model file (.safetensors) or checkpoint, a run folder, for its best checkpoint, or a name that `diracnets models
-    --trained` lists."""
+    """A model file (.safetensors), a checkpoint, a run folder (its best checkpoint), or a name from `diracnets models
+    --trained`."""
     images: Positional[Annotated[tuple[str, ...], arg(metavar="IMAGE [IMAGE ...]", help_behavior_hint="")]] = ()
-    """Image files, folders of them, patterns such as 'photos/*.jpg', or - for an image that is piped in."""
+    """Image files, folders, patterns such as 'photos/*.jpg', or - for an image on standard input."""
     top: int = 5
     """How many classes to list for each image."""
     batch_size: int = 32
-    """Images at a time."""
+    """Images per batch."""
     device: str = "auto"
-    """cpu, cuda, mps, or auto for the best that there is."""
+    """cpu, cuda, mps, or auto for the best available."""
     json: FlagCreatePairsOff[bool] = False
-    """Print JSON: a list with an object for each image."""
+    """Print JSON: a list with one object per image."""
     csv: FlagCreatePairsOff[bool] = False
-    """Print CSV: a line for each image and class, the likeliest first."""
+    """Print CSV: one line per image and class, the most likely first."""
 
     def execute(self) -> None:
-        """Print the predictions; images that cannot be read are named, left out, and in the end an error."""
+        """Print the predictions; images that cannot be read are listed, and are an error at the end."""
         if not self.images:
             raise UsageError("predict needs images after the model file: files, folders or patterns")
         if self.json and self.csv:
-            raise UsageError("--json and --csv exclude each other; leave one out")
+            raise UsageError("--json and --csv cannot be combined; give one of them")
         from diracnets.evaluation.predict import Predictor
 
         predictor = Predictor(network_file(self.file), device=self.device)
@@ -67,7 +67,7 @@ class Predict:
         if unreadable:
             for error in unreadable:
                 note(str(error))
-            others = "the others are classified" if found else "nothing is left to classify"
+            others = "the others were classified" if found else "none is left to classify"
             raise DataError(f"{len(unreadable)} of {len(unreadable) + len(found)} images cannot be read; {others}")
 
     def _print(self, found: list[Prediction]) -> None:
@@ -87,11 +87,11 @@ class Predict:
 
 
 def _known(card: ModelCard) -> str:
-    """What an answer cannot say: that an image shows something else."""
-    grey = "; it takes grey images, and sees no colours" if card.input_size[0] == 1 else ""
+    """A reminder that the network cannot answer "none of these"."""
+    grey = "; it takes grayscale images and ignores colours" if card.input_size[0] == 1 else ""
     if not card.classes:
-        return f"the file does not name the network's classes: they are numbered from 0{grey}"
+        return f"the file holds no class names: classes are numbered from 0{grey}"
     return (
-        f"the network knows {len(card.classes)} classes only ({some_of(card.classes)}): "
-        f"whatever an image shows, one of them is the answer{grey}"
+        f"the network knows only {len(card.classes)} classes ({some_of(card.classes)}): "
+        f"it answers with one of them whatever the image shows{grey}"
     )

@@ -1,4 +1,4 @@
-"""`diracnets study`: a question of the paper, answered by one command."""
+"""`diracnets study`: reproduces an experiment of the paper, or looks into a trained network."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Out = Annotated[Path, arg(metavar="FOLDER")]
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar(Options):
-    """How large is the error of plain chains on CIFAR-10 and CIFAR-100, next to residual networks and the published?
+    """Test error on CIFAR-10 and CIFAR-100 of plain, Dirac and residual networks, next to the published numbers.
 
-    The rows of the paper's table by its recipe, and networks of 28 layers and width 1 also by a short one, with which
-    the plain network is also trained from its usual initialization, and from the very filters of the Dirac one.
-    One learning rate need not suit all: --rates gives each row the best of several."""
+    It trains the rows of the paper's table by the paper's recipe. Networks of 28 layers and width 1 are also trained by
+    a shorter recipe; with that one, the plain network has two more rows, for Kaiming initialization and for the same
+    effective filters as the DiracNet. Use --rates to give each row the best of several learning rates."""
 
     recipe: Annotated[tuple[str, ...], arg(metavar="NAME|FILE.toml")] = ()
-    """Train every row by these recipes instead, such as best-cifar."""
+    """Train every row by these recipes instead, for example best-cifar."""
 
     def run(self, say: Say) -> None:
-        """Answer the question as far as the budget goes."""
+        """Run the study within the budget."""
         from diracnets.studies.cifar import cifar_study
         from diracnets.studies.conduct import conduct
 
@@ -38,24 +38,24 @@ class Cifar(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Depth(Options):
-    """How does accuracy change from 16 to 1000 layers, for plain, Dirac, residual and RepVGG networks?
+    """Accuracy from 16 to 1000 layers, for plain, Dirac, residual and RepVGG networks.
 
-    All networks have the same width, data and recipe, and their gradients are clipped alike. The plain network has four
-    initializations: the paper's, the usual one, one with the deep initialization's bias of 1, and this with the very
-    filters of the Dirac network, so that it has every advantage but the parameterization; with --rates it also has the
-    learning rate that suits it best, as all others have."""
+    All networks have the same width, data, recipe and gradient clipping. The plain network has four initializations:
+    the paper's, Kaiming, Kaiming with the deep initialization's bias of 1, and the same effective filters as the
+    DiracNet. The last one differs from the DiracNet in the parameterization only. Use --rates to give each row the best
+    of several learning rates."""
 
     depths: tuple[int, ...] = (16, 28, 52, 100, 196, 400, 1000)
-    """Numbers of layers, each 6n + 4."""
+    """Numbers of layers, each of the form 6n + 4."""
     width: float = 0.5
-    """Of all networks; 1 has 16, 32 and 64 channels."""
+    """Width of all networks; 1 means 16, 32 and 64 channels."""
     data: Data = "cifar10"
-    """What to train on."""
+    """Data to train on."""
     recipe: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="")] = None
-    """The recipe of all rows; by default deep-cifar, and demo for the digits."""
+    """The recipe of all rows; by default deep-cifar, or demo for the digits."""
 
     def run(self, say: Say) -> None:
-        """Answer the question as far as the budget goes."""
+        """Run the study within the budget."""
         from diracnets.studies.conduct import conduct
         from diracnets.studies.depth import depth_study
 
@@ -64,23 +64,23 @@ class Depth(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Init(Options):
-    """Which initializations work? Accuracy and divergence against the scale of the filters, alpha and beta.
+    """Accuracy and divergence for different scales of the filters, alpha and beta at initialization.
 
-    What the paper says of its parameterization, that it mostly eliminates the need of careful initialization, for plain
-    and residual networks with it and without it: those without are initialized to the filters that the scales and W
-    would make. No gradient is clipped, which would hide a run that diverges."""
+    It tests the paper's claim that the parameterization mostly eliminates the need for careful initialization, on plain
+    and residual networks. Networks without the parameterization are initialized to the same effective filters.
+    Gradients are not clipped, because that would hide runs that diverge."""
 
     depth: int = 28
-    """Layers of all networks, 6n + 4."""
+    """Number of layers of all networks, of the form 6n + 4."""
     width: float = 0.5
-    """Of all networks; 1 has 16, 32 and 64 channels."""
+    """Width of all networks; 1 means 16, 32 and 64 channels."""
     data: Data = "cifar10"
-    """What to train on."""
+    """Data to train on."""
     recipe: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="")] = None
-    """The recipe of all rows; by default deep-cifar, and demo for the digits."""
+    """The recipe of all rows; by default deep-cifar, or demo for the digits."""
 
     def run(self, say: Say) -> None:
-        """Answer the question as far as the budget goes."""
+        """Run the study within the budget."""
         from diracnets.studies.conduct import conduct
         from diracnets.studies.init import init_study
 
@@ -89,28 +89,28 @@ class Init(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Signal:
-    """What of the signal reaches the last layer before any training, with the paper's and the deep initialization?"""
+    """How much signal reaches the last layer of an untrained network, for the paper's and the deep initialization."""
 
     depths: tuple[int, ...] = (28, 52, 100, 196, 400, 1000)
-    """Numbers of layers, each 6n + 4."""
+    """Numbers of layers, each of the form 6n + 4."""
     width: float = 1.0
-    """Of all networks; 1 has 16, 32 and 64 channels."""
+    """Width of all networks; 1 means 16, 32 and 64 channels."""
     families: tuple[Literal["diracnet", "plain"], ...] = ("diracnet", "plain")
-    """Which networks."""
+    """Families of networks."""
     inits: Annotated[tuple[Literal["paper", "deep"], ...], arg(aliases=["--starts"])] = ("paper", "deep")
-    """Which initializations of each."""
+    """Initializations of each family."""
     data: Data = "cifar10"
-    """Whose training images are sent through."""
+    """Data set whose training images are used."""
     data_dir: DataDir = None
-    """Where CIFAR is, or is downloaded to."""
+    """The folder of CIFAR, which is downloaded to it if missing."""
     images: int = 64
-    """How many."""
+    """Number of images."""
     seed: int = 0
-    """Of the networks' random weights."""
+    """Random seed of the weights."""
     device: str = "auto"
-    """cpu, cuda, mps, or auto for the best that there is."""
+    """cpu, cuda, mps, or auto for the best available."""
     out: Out = Path("results")
-    """Where the table, the figure and all numbers go."""
+    """Folder for the table, the figure and the raw numbers."""
 
     def run(self, say: Say) -> None:
         """Measure each network, and write signal.json, signal.md and signal.png."""
@@ -133,20 +133,20 @@ class Signal:
 
 @dataclass(frozen=True, kw_only=True)
 class Lens:
-    """What has each layer of one network become: identity, signal, gradient, and alpha and beta by epoch?"""
+    """Look into one network, layer by layer: identity, signal and gradient, and alpha and beta by epoch."""
 
     net: Positional[str]
-    """A run's folder, a model file or checkpoint, the name of trained weights, or that of a network, fresh."""
+    """A run folder, a model file, a checkpoint, or the name of a trained or an untrained network."""
     data: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """digits, cifar10, cifar100 or folder; by default what the network was trained on, cifar10 for a fresh one."""
+    """digits, cifar10, cifar100 or folder; by default what the network was trained on, or cifar10."""
     data_dir: DataDir = None
-    """Where the images are."""
+    """The folder of the images."""
     images: int = 64
-    """Training images to send through, unchanged."""
+    """Number of training images to use, without augmentation."""
     device: str = "auto"
-    """cpu, cuda, mps, or auto for the best that there is."""
+    """cpu, cuda, mps, or auto for the best available."""
     out: Out = Path("results")
-    """Where lens.json, lens.md and lens.png go."""
+    """Folder for lens.json, lens.md and lens.png."""
 
     def run(self, say: Say) -> None:
         """Measure, and write lens.json, lens.md and lens.png."""
@@ -165,31 +165,31 @@ class Lens:
 
 @dataclass(frozen=True, kw_only=True)
 class Prune:
-    """How many layers of a trained chain are needed, when those that became almost the identity are taken out?"""
+    """Remove the layers of a trained chain that are closest to the identity, and measure the accuracy."""
 
     net: Positional[str]
-    """A model file, a checkpoint or a run's folder (which is folded first), or the name of trained weights."""
+    """A model file, a checkpoint or run folder (which is folded first), or the name of a trained network."""
     most: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
-    """Take out at most so many; by default all that can be."""
+    """Remove at most this many layers; by default all that can be removed."""
     write: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Write the shortest chain that loses no more than --lose into this model file."""
+    """Write the shortest chain that loses at most --lose to this model file."""
     lose: float = 0.01
-    """How much accuracy on the training images of --choose that chain may lose, 0 to 1."""
+    """How much accuracy that chain may lose on the training images of --choose, 0 to 1."""
     choose: int = 1000
-    """Training images, evenly of all classes, by whose labels it is chosen how many layers can go."""
+    """Number of training images, the same for each class, on which that chain is chosen."""
     data: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """digits, cifar10, cifar100 or folder; by default what the network was trained on."""
+    """digits, cifar10, cifar100 or folder; by default the data the network was trained on."""
     data_dir: DataDir = None
-    """Where the images are."""
+    """The folder of the images."""
     images: int = 512
-    """Training images on which the layers are measured; their labels are not used."""
+    """Number of training images on which the layers are measured, without their labels."""
     device: str = "auto"
-    """cpu, cuda, mps, or auto for the best that there is."""
+    """cpu, cuda, mps, or auto for the best available."""
     out: Out = Path("results")
-    """Where prune.json, prune.md and prune.png go."""
+    """Folder for prune.json, prune.md and prune.png."""
 
     def run(self, say: Say) -> None:
-        """Take out layers, evaluate each chain, choose one, and write prune.json, prune.md and prune.png."""
+        """Remove layers, evaluate each chain, choose one, and write prune.json, prune.md and prune.png."""
         from diracnets.analysis.prune import prune
 
         prune(
@@ -209,9 +209,9 @@ class Prune:
 
 @dataclass(frozen=True)
 class Study:
-    """Answer a question of the paper: a table, a figure and all numbers, in results/.
+    """Reproduce an experiment of the paper, or look into one network: writes a table, a figure and the raw numbers.
 
-    A study that was stopped goes on where it was when the same command is given again."""
+    To continue a study that was stopped, give the same command again."""
 
     study: Annotated[
         Annotated[Cifar, subcommand("cifar")]
@@ -224,5 +224,5 @@ class Study:
     ]
 
     def execute(self) -> None:
-        """Answer it, and say where the answer is."""
+        """Run it, and print where the results are."""
         self.study.run(lambda text: print(text, flush=True))

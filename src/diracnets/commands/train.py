@@ -1,4 +1,4 @@
-"""`diracnets train`: a recipe and the circumstances of one run, all of them flags."""
+"""`diracnets train`: a recipe and the options of one run, all as flags."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ from diracnets.training.tables import short_names
 
 _USUAL = {"digits": "demo", "cifar10": "fast-cifar", "cifar100": "fast-cifar", "folder": "fast-imagenet"}
 _RECIPES = (
-    f"The recipe that the settings below are taken from: one of the package ({', '.join(recipe_names())}) or a file. "
-    "By default the one that suits --data."
+    f"The recipe that the settings below start from: one of the package ({', '.join(recipe_names())}) or a file. "
+    "By default one that suits --data."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train a network by a recipe, fold it, and keep everything in one run folder.
+    """Train a network, fold it, and write everything to one run folder.
 
-    The flags from --model on are the settings of the recipe; their defaults are those of --recipe, so that `diracnets
-    train --recipe paper-cifar --help` shows that recipe."""
+    The flags from --model on are the settings of the recipe. Their defaults come from --recipe: `diracnets train
+    --recipe paper-cifar --help` shows that recipe."""
 
     recipe: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="", help=_RECIPES)] = None
     run: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """The folder for recipe, log, checkpoints and model file; by default a new one in runs/."""
+    """The folder for the recipe, log, checkpoints and model file; by default a new one in runs/."""
     resume: FlagCreatePairsOff[bool] = False
-    """Resume the run in --run exactly where it stopped, with its own recipe."""
+    """Resume the run in --run where it stopped, with its own recipe."""
     data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """Where the images are, or where CIFAR is downloaded to."""
+    """The folder of the images; CIFAR is downloaded to it if missing."""
     start: Annotated[Path | None, arg(name="from", metavar="FILE", help_behavior_hint="")] = None
-    """Begin with trained weights: a checkpoint or model file, a run folder (its best checkpoint), or the name of a
-    trained network. Where the classes differ, the classifier is replaced by a new one."""
+    """Start from trained weights: a checkpoint, a model file, a run folder (its best checkpoint), or the name of a
+    trained network. If the classes differ, the classifier is replaced by a new one."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto for the best available."""
     workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
-    """Processes that decode images of a folder; by default one per core, at most 4."""
+    """Worker processes that decode images from a folder; by default one per core, at most 4."""
     quiet: FlagCreatePairsOff[bool] = False
     """Print nothing but errors."""
 
     @property
     def settings(self) -> Recipe:
-        """The recipe that the flags spell.
+        """The recipe that the flags describe.
 
         Raises:
             UsageError: a value that makes no sense.
@@ -61,9 +61,9 @@ class Train:
 
     @classmethod
     def form(cls, options: Sequence[str]) -> tuple[type[Train], list[str]]:
-        """What the parser is to fill in, and the options by their names of today.
+        """The class for the parser to fill in, and the options by their current names.
 
-        Every setting is a flag, whose default is that of the recipe, which some of the flags themselves choose.
+        Every setting of the recipe is a flag. The recipe, and so the defaults, depends on some of the flags.
 
         Raises:
             UsageError: no such recipe, --resume without --run, --data-dir without --data.
@@ -75,7 +75,7 @@ class Train:
             raise UsageError("--resume needs --run FOLDER, the run to resume")
         given = {flag for flag in ("data", "recipe", "data-dir") if _given(options, flag) is not None}
         if given == {"data-dir"} and "--resume" not in options:
-            raise UsageError("--data-dir needs --data: folder for pictures of your own, or cifar10, or cifar100")
+            raise UsageError("--data-dir needs --data: folder for your own images, cifar10 or cifar100")
         if name is None and "--resume" in options:
             recipe = _recipe_of(Path(str(run)))
         else:
@@ -90,8 +90,8 @@ class Train:
             changes = _recipe_of(self.run).differences(recipe)
             if changes:
                 raise UsageError(
-                    f"the run in {self.run} keeps its recipe, but these flags ask for another ({'; '.join(changes)}): "
-                    "leave them out, or begin a new run in another --run"
+                    f"the run in {self.run} keeps its recipe, but these flags change it ({'; '.join(changes)}): "
+                    "leave them out, or start a new run in another folder"
                 )
         from diracnets.training.loop import train
 
@@ -108,7 +108,7 @@ class Train:
 
 
 def _flags(settings: Any, title: str) -> Any:  # noqa: ANN401
-    """A dataclass of the settings of a group, by their short names, with their values as defaults."""
+    """A dataclass of a group's settings by their short names, with their values as defaults."""
     made: Any = make_dataclass(title, _flat_fields(settings), frozen=True, kw_only=True)
     made.__doc__ = type(settings).__doc__
     return OmitArgPrefixes[made]  # type: ignore[misc]
@@ -128,7 +128,7 @@ def _flat_fields(settings: Any) -> list[tuple[str, Any, Any]]:  # noqa: ANN401
 
 
 def _modern(options: Sequence[str]) -> list[str]:
-    """The options by their names of today, with one warning where some had others."""
+    """The options by their current names, with one warning if some were renamed."""
     old: dict[str, str] = {}
     made: list[str] = []
     words = list(options)
@@ -161,7 +161,7 @@ def _is_number(text: str | None) -> bool:
 
 
 def _given(options: Sequence[str], flag: str) -> str | None:
-    """The value of --flag among `options`, which the parser has not seen yet."""
+    """The value of --flag in `options`, before they are parsed."""
     for option, value in itertools.zip_longest(options, options[1:]):
         if option == f"--{flag}":
             return value
@@ -172,5 +172,5 @@ def _given(options: Sequence[str], flag: str) -> str | None:
 
 def _recipe_of(run: Path) -> Recipe:
     if not (run / "recipe.toml").is_file():
-        raise UsageError(f"there is no run to resume in {run}: it holds no recipe.toml")
+        raise UsageError(f"no run to resume in {run}: it holds no recipe.toml")
     return Recipe.load(run / "recipe.toml")

@@ -1,4 +1,4 @@
-"""What is done to training images at random, as plain numbers: part of a recipe, so it imports no torch."""
+"""Augmentation of training images, as plain numbers: part of a recipe, so it imports no torch."""
 
 from __future__ import annotations
 
@@ -18,15 +18,13 @@ class Augmentation:
     The default changes nothing.
 
     Attributes:
-        crop: "none"; "pad": reflect-pad by `pad` and crop to the size before; "resized": a random part of the image,
-            of `min_scale` to all of its area and of 3/4 to 4/3 its proportions, resized to the input size.
-        pad: pixels added on each side by "pad".
-        min_scale: smallest area of "resized", as a fraction of the image.
-        flip: whether images are mirrored left and right. "random" (or True): in each epoch, with probability 1/2;
-            "alternating": a random half of the images in the first epoch, the other half in the next, and so on (Jordan
-            2024), so that two epochs show every image both ways; "none" (or False).
-        cutout: side in pixels of a square set to the mean colour, 0 for none. Its centre is any pixel of the image, so
-            it may reach over the border.
+        crop: "none"; "pad": pad by reflection and crop to the input size at random; "resized": a random crop of
+            `min_scale` to 1 of the area and 3/4 to 4/3 of the aspect ratio, resized to the input size.
+        pad: pixels that crop "pad" adds on each side.
+        min_scale: smallest area of crop "resized", as a fraction of the image.
+        flip: horizontal flip. "random" (or True): with probability 1/2 in each epoch; "alternating": a random half of
+            the images in the first epoch, the other half in the next, and so on (Jordan 2024); "none" (or False).
+        cutout: side in pixels of a square set to the mean colour, centred on a random pixel; 0 for none.
 
     Raises:
         UsageError: a value is impossible.

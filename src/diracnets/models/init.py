@@ -29,20 +29,20 @@ class Init:
     """
 
     scheme: Scheme = field(default="paper", metadata={"short": "init"})  # its name among a recipe's settings
-    """Initialization of the blocks. paper: filters from N(0, 1), alpha 1, beta 0.1, BatchNorm biases 0; kaiming: the
-    same with filters drawn Kaiming normal, as in the last version of the authors' code; deep: one with which a signal
-    passes through hundreds of blocks."""
+    """Initialization of the blocks. paper: filters from N(0, 1), alpha 1, beta 0.1, BatchNorm bias 0. kaiming: the same
+    with Kaiming normal filters, as in the latest version of the authors' code. deep: lets the signal pass through
+    hundreds of blocks."""
     filters: Filters | None = None
-    """How filters are drawn: "normal" for N(0, 1), "kaiming" for Kaiming normal, or the standard deviation of a normal
-    distribution. None: as init says. The scale of a filter decides how far a step of SGD turns it."""
+    """Distribution of the filters: "normal" for N(0, 1), "kaiming" for Kaiming normal, or the standard deviation of a
+    normal distribution. None: as init says. The scale of a filter decides how far a step of SGD turns it."""
     alpha: float | None = None
-    """Initial alpha of Dirac convolutions. Given with beta, the filters of ordinary convolutions are initialized to
-    what Dirac convolutions of these scales compute. None: as init says."""
+    """Initial alpha of Dirac convolutions. If beta is given too, ordinary convolutions are initialized to the effective
+    filters of Dirac convolutions with these scales. None: as init says."""
     beta: float | None = None
     """Initial beta of Dirac convolutions. None: as init says."""
     bias: float | None = None
-    """Initial BatchNorm bias before each ReLU; it is 0 before the classifier where it is above 4 / sqrt(channels).
-    None: as init says."""
+    """Initial BatchNorm bias before each ReLU. Before the classifier it is 0 if it is above 4 / sqrt(channels). None:
+    as init says."""
 
     def __post_init__(self) -> None:
         if self.scheme not in get_args(Scheme):

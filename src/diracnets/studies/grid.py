@@ -63,11 +63,11 @@ class Budget:
     """
 
     epochs: int | None = None
-    """Epochs of each run; milestones move in proportion."""
+    """Epochs of each run; milestones are scaled in proportion."""
     seeds: int | None = None
-    """Runs of each row, with random seeds 0, 1, 2, ..."""
+    """Number of runs of each row, with random seeds 0, 1, 2, ..."""
     images: int | None = None
-    """Train on so many images only."""
+    """Train on this many images only."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "seeds", "images"):

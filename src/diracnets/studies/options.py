@@ -17,39 +17,39 @@ SELECT_ON = {"cifar10": 5000, "cifar100": 5000, "digits": 300}  # training image
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What of a study is trained, how much, and where."""
+    """Which rows of a study are trained, how long, and where."""
 
     rows: tuple[str, ...] = ("*",)
-    """Only rows whose names match one of these patterns, such as '*-28-1-*'; --plan lists the names."""
+    """Train only rows whose names match one of these patterns, such as '*-28-1-*'; --plan lists the names."""
     plan: FlagCreatePairsOff[bool] = False
-    """Print what there is and what would be trained, and do nothing."""
+    """Print what is done and what would be trained, and train nothing."""
     add: Annotated[tuple[Path, ...], arg(metavar="FILE.jsonl")] = ()
-    """Add the results of the same study from these files, of other machines (FILE.jsonl) or written before version 0.2
-    (FILE.json), and train nothing; of the other options, only --out goes with it."""
+    """Add the results of these files and train nothing: results of the same study from other machines (FILE.jsonl), or
+    from before version 0.2 (FILE.json). Only --out can be combined with it."""
     rates: Annotated[tuple[float, ...], arg(metavar="LR [LR ...]", help_behavior_hint="")] = ()
     """Train every row at each of these learning rates (the recipe's lr, or with Muon its muon_lr), and report the
-    best; by default at the recipe's own."""
+    best. By default only at the recipe's learning rate."""
     select_on: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
-    """Hold this many training images out of every run and choose learning rates by them, so that the test images have
-    no part in the choice; 0 holds none out, and chooses on the test images. By default 5,000 (of the digits 300) if
-    there are several --rates, and otherwise none."""
+    """Hold out this many training images in every run, and choose learning rates on them, so that the test images play
+    no part in the choice. 0: choose on the test images. By default 5,000 (300 for the digits) if there are several
+    --rates, otherwise 0."""
     budget: Budget = field(default_factory=Budget)
-    """How much is trained; the table says what was scaled down."""
+    """How much is trained. The table states what was scaled down."""
     data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """Where CIFAR is, or is downloaded to."""
+    """The folder of CIFAR, which is downloaded to it if missing."""
     device: str = "auto"
-    """cpu, cuda, mps, or auto for the best that there is."""
+    """cpu, cuda, mps, or auto for the best available."""
     jobs: int = 1
-    """Training runs at the same time; they share the processors."""
+    """Number of training runs at the same time; they share the processor cores."""
     precision: Annotated[Literal["auto", "float32", "bfloat16", "float16"] | None, arg(help_behavior_hint="")] = None
-    """Arithmetic of all runs; by default as the recipes say, most of which take what each run finds fast: give one so
-    that all rows are alike."""
+    """Precision of all runs. By default that of the recipes, most of which let each run choose the fastest: set one to
+    make all rows alike."""
     compile: FlagCreatePairsOff[bool] = False
     """Compile all networks with torch.compile."""
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("results")
-    """Where the table, the figure and all results go."""
+    """Folder for the table, the figure and the results."""
     work: Annotated[Path, arg(metavar="FOLDER")] = Path("runs/studies")
-    """Where the run folders go."""
+    """Folder for the run folders."""
 
     def __post_init__(self) -> None:
         if self.jobs < 1:

@@ -31,13 +31,13 @@ class Recipe:
     """
 
     model: ModelSettings = field(default_factory=ModelSettings)
-    """The network, and how it is initialized."""
+    """The network, and its initialization."""
     data: DataSettings = field(default_factory=DataSettings)
-    """The images, and how they are augmented."""
+    """The images, and their augmentation."""
     optimization: OptimizationSettings = field(default_factory=OptimizationSettings)
-    """How the weights are optimized."""
+    """Optimizer, learning rates, schedule and regularization."""
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
-    """How the run is computed and evaluated."""
+    """Precision, compilation, random seed and evaluation."""
 
     @classmethod
     def load(cls, name: str | Path) -> Recipe:

@@ -1,4 +1,4 @@
-"""What a run shows: a live progress bar on a terminal, plain lines elsewhere, and one line an epoch in both."""
+"""Progress of a training run: a live bar on a terminal, plain lines elsewhere, and one line per epoch in both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Reporter:
 
     Args:
         epochs: of the whole run.
-        steps: batches an epoch.
+        steps: batches per epoch.
         quiet: show nothing.
         console: where to write.
     """
@@ -73,7 +73,7 @@ class Reporter:
         parts = [f"epoch {row['epoch']:{width}}/{self._epochs}", f"train {row['accuracy']:7.2%} loss {row['loss']:.4f}"]
         if "val_loss" in row:
             parts.append(f"val {row['val_accuracy']:7.2%} loss {row['val_loss']:.4f}")
-        parts += [f"rate {row['rate']:.2g}", f"{row['images_per_second']:,.0f} images/s"]
+        parts += [f"lr {row['rate']:.2g}", f"{row['images_per_second']:,.0f} images/s"]
         parts.append(f"{self._time_left(row['epoch'] * self._steps)} left")
         self.say("  ".join(parts))
 
@@ -87,7 +87,7 @@ class Reporter:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person would say them.
+    """Seconds in hours, minutes and seconds.
 
     >>> duration(7.2), duration(83), duration(7500)
     ('7s', '1m23s', '2h05m')

@@ -41,7 +41,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class ModelSettings(Settings):
-    """The network, and how it is initialized."""
+    """The network, and its initialization."""
 
     name: str = field(default="diracnet-28-1", metadata={"short": "model"})
     """The network to train: a name that `diracnets models` lists."""
@@ -56,17 +56,17 @@ class ModelSettings(Settings):
 
 @dataclass(frozen=True)
 class DataSettings(Settings):
-    """The images, and how they are augmented."""
+    """The images, and their augmentation."""
 
     name: str = field(default="cifar10", metadata={"short": "data"})
     """Images to train on: digits, cifar10, cifar100, or folder."""
     image_size: int | None = None
-    """Side of the square images in pixels, for folders. None: what suits the data."""
+    """Side of the square images in pixels, for folders. None: a size that suits the data."""
     num_train: int | None = None
-    """Train on this many of the images only, as many of each class, the same for every random seed. None: on all."""
+    """Train on only this many images, equally many of each class, the same for every random seed. None: all."""
     select_on: int | None = None
-    """Hold this many training images out and validate on them instead of on the test images, to choose learning rates
-    and epochs by: as many of each class, the same for every random seed. None: validate on the test images."""
+    """Hold out this many training images and validate on them instead of the test images, to choose learning rates and
+    epochs. They are equally many of each class, the same for every random seed. None: validate on the test images."""
     progressive_size: int | None = None
     """Progressive resizing: the shorter side that training images are scaled down to in the first part of the run. A
     step on 24x24 pixels costs a little more than half of one on 32x32. None: images keep their size."""
@@ -88,7 +88,7 @@ class DataSettings(Settings):
 
 @dataclass(frozen=True)
 class OptimizationSettings(Settings):
-    """How the weights are optimized."""
+    """Optimizer, learning rates, schedule and regularization."""
 
     epochs: int = 200
     """Passes over the training images."""
@@ -109,9 +109,9 @@ class OptimizationSettings(Settings):
     muon_momentum: float = 0.6
     """Momentum of Muon."""
     scale_lr: float | None = None
-    """Peak learning rate of alpha and beta; 0 keeps them as they are initialized. None: lr."""
+    """Peak learning rate of alpha and beta; 0 keeps their initial values. None: lr."""
     stem_lr: float | None = None
-    """Peak learning rate of the stem; 0 keeps it as it is initialized, and saves its backward pass. None: lr."""
+    """Peak learning rate of the stem; 0 keeps its initial weights, and skips its backward pass. None: lr."""
     classifier_lr: float | None = None
     """Peak learning rate of the classifier. None: lr."""
     schedule: Schedule = "step"
@@ -120,9 +120,9 @@ class OptimizationSettings(Settings):
     warmup: float = 0.0
     """Fraction of the run over which the learning rate rises linearly to its peak."""
     milestones: tuple[int, ...] = ()
-    """Epochs, counted from 1, at the beginning of which the step schedule multiplies the learning rate by gamma."""
+    """Epochs, counted from 1, at whose start the step schedule multiplies the learning rate by gamma."""
     gamma: float = 0.2
-    """Factor on the learning rate at each milestone."""
+    """Factor of the learning rate at each milestone."""
     restart_momentum: bool = False
     """Set the momentum to zero at each milestone, as the authors do."""
     label_smoothing: float = 0.0
@@ -132,16 +132,16 @@ class OptimizationSettings(Settings):
     clip_grad: float = 0.0
     """Clip the norm of the gradient at this value. 0: no clipping."""
     ema_decay: float = 0.0
-    """Decay per step of an exponential moving average of the weights, which is evaluated and kept instead of the
+    """Decay per step of an exponential moving average of the weights, which is evaluated and saved instead of the
     weights. 0: no average."""
     swa_fraction: float = 0.0
     """Last fraction of the run over which the weights are averaged evenly (stochastic weight averaging); the average is
-    evaluated and kept. 0: no average."""
+    evaluated and saved. 0: no average."""
     recalibrate_bn: bool = False
     """Recalibrate BatchNorm statistics, in float32 and on training images, before each evaluation; very deep networks
     need it."""
     freeze: bool = False
-    """Train only the classifier, on the features of the trained network that is given."""
+    """Train only the classifier, on the features of the network given by --from."""
 
     def _check(self) -> None:
         self._require("epochs", "at least 1", lambda value: value >= 1)
@@ -181,10 +181,10 @@ class OptimizationSettings(Settings):
 
 @dataclass(frozen=True)
 class RuntimeSettings(Settings):
-    """How the run is computed and evaluated."""
+    """Precision, compilation, random seed and evaluation."""
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of convolutions in training; auto: whichever a short measurement finds faster."""
+    """Precision of convolutions in training. auto: the fastest in a short measurement."""
     channels_last: bool = True
     """Use the channels_last memory format, which is faster on most machines."""
     compile: bool = False
@@ -192,9 +192,9 @@ class RuntimeSettings(Settings):
     seed: int = 0
     """Random seed."""
     deterministic: bool = False
-    """Use only deterministic algorithms, also where they are slower."""
+    """Use only deterministic algorithms, even if they are slower."""
     eval_every: int = 1
-    """Epochs from one evaluation to the next; the last epoch is always evaluated."""
+    """Evaluate every this many epochs, and after the last."""
 
     def _check(self) -> None:
         self._require("eval_every", "at least 1", lambda value: value >= 1)
