@@ -80,7 +80,8 @@ def small(name):
     return pattern.format(whole, words[1]), arguments
 
 
-CHAINS = sorted({small(name)[0] for name in list_models() if on_meta({"name": name}).is_chain}, key=len)
+LISTED_CHAINS = {small(name)[0] for name in list_models() if on_meta({"name": name}).is_chain}
+CHAINS = sorted(LISTED_CHAINS, key=lambda name: (len(name), name))
 
 
 @pytest.mark.parametrize("name", [name for name in CHAINS if parse(name).depth <= 40])  # deeper ones repeat blocks
