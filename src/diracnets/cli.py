@@ -66,11 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a file name in no encoding must not stop a table
     try:
-        with _terminated_as_exit(), _plain_warnings():
+        with _terminated_as_exit(), _plain_warnings(), _any_name_printed():
             _run(words)
             sys.stdout.flush()
     except SystemExit as stop:  # of the parser, after its message or help
@@ -185,6 +182,19 @@ def _plain_warnings() -> Iterator[None]:
         warnings.showwarning = show
         warnings.filterwarnings("default", category=FutureWarning, module="diracnets")
         yield
+
+
+@contextmanager
+def _any_name_printed() -> Iterator[None]:
+    """A file name in no encoding must not stop a table."""
+    streams = [(stream, stream.errors) for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
+    for stream, _ in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in streams:
+            stream.reconfigure(errors=errors)
 
 
 @contextmanager

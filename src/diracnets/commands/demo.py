@@ -37,7 +37,17 @@ class Demo:
 
     def execute(self) -> None:
         """Run the demo, and print what to try next."""
-        demonstrate(Recipe.load("demo"), self.out, self.device)
+        import torch
+
+        from diracnets.runtime.device import keep_memory
+
+        keep_memory()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as fast as two for images of 8x8, and many times faster where others compute too
+        try:
+            demonstrate(Recipe.load("demo"), self.out, self.device)
+        finally:
+            torch.set_num_threads(threads)
 
 
 def demonstrate(recipe: Recipe, out: Path, device: str, goal: float = GOAL) -> None:
@@ -55,14 +65,11 @@ def demonstrate(recipe: Recipe, out: Path, device: str, goal: float = GOAL) -> N
         TrainingError: the accuracy is below `goal`.
     """
     _prepare(out)
-    import torch
-
     from diracnets.data.load import load_data
     from diracnets.evaluation.metrics import evaluate
     from diracnets.runtime.device import choose_device
     from diracnets.training.loop import train
 
-    torch.set_num_threads(1)  # as fast as two for images of 8x8, and many times faster next to another busy program
     console = stdout()
     console.print(f"1. Train {recipe.model.name}, a plain chain of convolutions, on handwritten digits", style="bold")
     data = load_data("digits", device=choose_device(device))

@@ -93,8 +93,11 @@ class Train:
                     f"the run in {self.run} keeps its recipe, but these flags change it ({'; '.join(changes)}): "
                     "leave them out, or start a new run in another folder"
                 )
+        from diracnets.runtime.device import choose_device, keep_memory
         from diracnets.training.loop import train
 
+        if choose_device(self.device).type == "cpu":
+            keep_memory()
         train(
             recipe,
             run=self.run,

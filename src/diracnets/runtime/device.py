@@ -17,6 +17,7 @@ _MALLOC = (  # of glibc's malloc.h
     (-1, -1),  # M_TRIM_THRESHOLD: give nothing back from the end of the heap
     (-2, 64 * 2**20),  # M_TOP_PAD: let the heap grow by 64 MiB at a time
 )
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -57,8 +58,9 @@ def keep_memory() -> None:
 
     A training step on a CPU frees large tensors and asks for the same ones again. By default glibc gives these back to
     the system at once, which then has to find and clear the same pages at every step: up to a third of a step's time.
-    It helps the main thread; glibc serves large tensors of others as before. Who has set glibc's own variables,
-    `MALLOC_...` or `GLIBC_TUNABLES`, keeps what they say.
+    It helps the main thread; glibc serves large tensors of others as before. Where glibc's own variables are set,
+    `MALLOC_...` or `GLIBC_TUNABLES`, they decide. It cannot be undone, so only the command line, whose process is its
+    own, does it; a program that trains may do the same.
 
     >>> keep_memory()
     """
@@ -80,22 +82,52 @@ def synchronize(device: torch.device) -> None:
 
 
 @contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within the block, torch's random state on all devices follows from a seed; after it, it is as it was before.
+
+    >>> before = torch.get_rng_state()
+    >>> with seeded(0):
+    ...     first = torch.rand(1)
+    >>> with seeded(0):
+    ...     torch.rand(1).equal(first)
+    True
+    >>> torch.get_rng_state().equal(before)
+    True
+    """
+    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            if mps is not None:
+                torch.mps.set_rng_state(mps)
+
+
+@contextmanager
 def repeatable(seed: int, *, deterministic: bool) -> Iterator[None]:
     """Seed torch, and within the block allow only deterministic algorithms if asked to.
 
     Args:
-        seed: of torch's random state on all devices.
+        seed: of torch's random state on all devices; after the block, it is as it was before.
         deterministic: refuse operations that may give another result the next time.
     """
-    before = torch.are_deterministic_algorithms_enabled()
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS is refused
-    changed = deterministic and not before  # the call imports torch's compiler, which takes seconds
-    if changed:
-        torch.use_deterministic_algorithms(True)
-    torch.manual_seed(seed)
+    if not deterministic:
+        with seeded(seed):
+            yield
+        return
+    before, warning = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    workspace = os.environ.get(_CUBLAS)
+    os.environ.setdefault(_CUBLAS, ":4096:8")  # without it, cuBLAS is refused
+    torch.use_deterministic_algorithms(True)
     try:
-        yield
+        with seeded(seed):
+            yield
     finally:
-        if changed:
-            torch.use_deterministic_algorithms(False)
+        torch.use_deterministic_algorithms(before, warn_only=warning)
+        if workspace is None:
+            os.environ.pop(_CUBLAS, None)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import Tensor
 
 from diracnets.analysis.layer_signal import LayerSignal, signal
@@ -15,7 +14,7 @@ from diracnets.analysis.report import Say, environment_line, markdown_table, sho
 from diracnets.data.load import load_data
 from diracnets.errors import UsageError
 from diracnets.models.build import build_model
-from diracnets.runtime.device import choose_device
+from diracnets.runtime.device import choose_device, seeded
 from diracnets.runtime.environment import circumstances
 
 if TYPE_CHECKING:
@@ -100,11 +99,11 @@ def measure_signal(
 
 
 def _measure(model: str, initialization: Initialization, images: Tensor, labels: Tensor, seed: int) -> dict[str, Any]:
-    torch.manual_seed(seed)
     channels, height, width = images.shape[1:]
-    net = build_model(
-        model, init=initialization, in_channels=channels, image_size=(height, width), device=images.device
-    )
+    with seeded(seed):
+        net = build_model(
+            model, init=initialization, in_channels=channels, image_size=(height, width), device=images.device
+        )
     block = net.groups[0][1]  # type: ignore[index]
     scales = {name: getattr(block.conv, name).mean().item() for name in ("alpha", "beta") if hasattr(block.conv, name)}
     layers = signal(net.train(), images, labels)

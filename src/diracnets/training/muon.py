@@ -61,19 +61,17 @@ def _by_steps(x: Tensor) -> Tensor:
 
 
 def _by_gram_matrices(x: Tensor) -> Tensor:
-    """The same steps, with precise products alone."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        gram = x @ x.mT
-        product = polynomial = _polynomial(gram)
-        for _ in range(STEPS - 1):
-            gram = polynomial @ gram @ polynomial
-            polynomial = _polynomial(gram)
-            product = polynomial @ product
-        return product @ x
-    finally:
-        torch.set_float32_matmul_precision(precision)
+    """The same steps, with precise products alone: where the process lets float32 ones be rounded, in float64."""
+    dtype = x.dtype
+    rounded = x.device.type == "cpu" and torch.get_float32_matmul_precision() != "highest"
+    x = x.double() if rounded else x
+    gram = x @ x.mT
+    product = polynomial = _polynomial(gram)
+    for _ in range(STEPS - 1):
+        gram = polynomial @ gram @ polynomial
+        polynomial = _polynomial(gram)
+        product = polynomial @ product
+    return (product @ x).to(dtype)
 
 
 def _polynomial(gram: Tensor) -> Tensor:
