@@ -11,9 +11,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from diracnets.errors import FoldError, UsageError
 from diracnets.folding import fuse
+from diracnets.folding.difference import Run, compare, first_difference, run
 from diracnets.folding.fold import fold
 from diracnets.folding.probe import in_float64, other_inputs
-from diracnets.folding.proof import Run, Witness, compare, first_difference, run
+from diracnets.folding.proof import Witness
 from diracnets.folding.tree import layout_of, leaves, mapped
 from diracnets.models.build import build_model
 

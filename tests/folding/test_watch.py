@@ -199,6 +199,24 @@ def test_the_reason_says_where(warm):
     assert "asks for the type of a value" in report.left["norm"]
 
 
+def test_the_reason_names_a_way_out(warm):
+    class Asking(Net):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+
+        def forward(self, x):
+            return self.body(isinstance_guard(self, x))
+
+    model = warm(nn.Sequential(nn.ReLU(), Asking()))
+    folded = fold(model, IMAGES)
+    assert folded.fold_report.left["1.body.1"].endswith("; '1.body' may fold on its own")
+    folded[1].body = fold(model[1].body, IMAGES)
+    assert type(folded[1].body) is nn.Sequential
+    assert len(folded[1].body) == 1
+    assert same(folded, model, WIDE)
+
+
 def test_only_the_part_that_asks_is_left(warm):
     model = warm(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), before(isinstance_guard)(), nn.BatchNorm2d(4)))
     folded = fold(model, IMAGES)

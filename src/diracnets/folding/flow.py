@@ -51,11 +51,14 @@ class Flow:
         """Modules of whose use nothing is known, by name, and why."""
         names = {id(module): name for name, module in model.named_modules()}
         modules = dict(model.named_modules())
-        return {
-            names[id(part)]: f"{repr(opaque) if opaque else 'the model'} cannot be traced: {reason}"
-            for opaque, reason in self.opaque.items()
-            for part in modules[opaque].modules()
-        }
+        hidden: dict[str, str] = {}
+        for opaque, reason in self.opaque.items():
+            what = f"{repr(opaque) if opaque else 'the model'} cannot be traced: {reason}"
+            inner = next((key for key, child in modules[opaque].named_children() if any(child.children())), None)
+            if inner is not None:
+                what += f"; {f'{opaque}.{inner}'.lstrip('.')!r} may fold on its own"
+            hidden |= {names[id(part)]: what for part in modules[opaque].modules()}
+        return hidden
 
 
 def follow(model: nn.Module) -> Flow:

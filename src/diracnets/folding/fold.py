@@ -14,10 +14,11 @@ from torch.nn.parameter import is_lazy
 
 from diracnets.errors import FoldError, UsageError
 from diracnets.folding.chain import flatten
+from diracnets.folding.difference import ROUNDING, Difference, compare, run
 from diracnets.folding.flow import follow, has_forward_hooks, inside
 from diracnets.folding.fuse import BATCH_NORMS
 from diracnets.folding.probe import in_float64, lowest_dtype, probe_inputs
-from diracnets.folding.proof import ROUNDING, TOLERANCE, Difference, Witness, compare, run
+from diracnets.folding.proof import TOLERANCE, Witness
 from diracnets.folding.rules import Folded, Plan, make_plan
 from diracnets.folding.surgery import as_in, copied, is_finite, rebuilt, replace_inside, tensors_of
 from diracnets.folding.tree import leaves
