@@ -411,6 +411,8 @@ def trained_in_time(
     settings = recipe.settings()
     if settings["select_on"] is not None:
         data = data.selecting_on(settings["select_on"])
+    if settings["num_train"] is not None:
+        data = data.with_fewer(settings["num_train"])
     stage.add(
         run=name,
         network=settings["model"],
@@ -447,7 +449,7 @@ def epochs_in_time(stage: Stage, folder: Path, data: ImageData, shape: Callable[
     settings = recipe.settings()
     smaller = settings["progressive_size"] is not None
     trial = recipe.replaced(
-        epochs=4, eval_every=2, select_on=None, **({"progressive_fraction": 0.5} if smaller else {})
+        epochs=4, eval_every=2, select_on=None, num_train=None, **({"progressive_fraction": 0.5} if smaller else {})
     )
     few = replace(data, train=data.with_fewer(min(len(data.train), TRIAL_STEPS * settings["batch_size"])).train)
     moments: list[float] = []
@@ -463,7 +465,8 @@ def epochs_in_time(stage: Stage, folder: Path, data: ImageData, shape: Callable[
     shutil.rmtree(folder)
     epoch, evaluation, start, finish = rests(begun, moments, end, [row["seconds"] for row in rows])
     fraction = settings["progressive_fraction"] if smaller else 0.0
-    small, whole = (len(data.train) / rows[index]["images_per_second"] for index in (1, 3))
+    count = settings["num_train"] or len(data.train) - (settings["select_on"] or 0)
+    small, whole = (count / rows[index]["images_per_second"] for index in (1, 3))
     each = (fraction * small + (1 - fraction) * whole) / (1 - SAVE_SHARE) + epoch
     once = start + finish + (EVALUATIONS + 6) * evaluation  # at the end, views of the images are evaluated too
     epochs = max(1, min(most, int((CAUTION * stage.left() - once) / each)))
