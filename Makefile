@@ -1,12 +1,12 @@
 # Everything runs in .venv, which is made where there is none. `make` alone says what there is.
-#   PYTHON=python3.12    the Python that makes the environment (3.11 or newer)
+#   PYTHON=python3.12    the Python that makes the environment (3.11.4 or newer)
 #   TORCH_FROM="..."     options for pip when it installs torch, such as pytorch.org's --index-url for a CPU or CUDA build
 #   ARGS="..."           handed on to `diracnets demo` or to pytest
 #   JOBS=2               processes that the tests run in
 
 BIN := .venv/bin
 READY := .venv/.ready
-NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11, 4))
 
 JOBS := 2
 
@@ -48,7 +48,7 @@ $(READY): pyproject.toml constraints.txt
 			if "$$python" -c '$(NEW_ENOUGH)' 2>/dev/null; then found="$$python"; break; fi; \
 		done; \
 		if [ -z "$$found" ]; then \
-			echo "make: $(or $(PYTHON),python3) is missing or older than Python 3.11, which diracnets needs;" \
+			echo "make: $(or $(PYTHON),python3) is missing or older than Python 3.11.4, which diracnets needs;" \
 				"install a newer one or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; \
 		fi; \
 		echo "Making the environment .venv with $$("$$found" --version)"; \
