@@ -7,7 +7,7 @@ oneDNN, which torch convolves with on x86, chooses its kernels by the processor,
 as on an older one. Each instruction set is a process of its own, which forks one for every group of convolutions, so
 that a crash or an endless loop ends that one alone and is put down to the convolution that was running. Looked for are:
 
-- memory overwritten behind a block's end: glibc's checking allocator (`libc_malloc_debug.so.0`) ends the process;
+- memory overwritten past a block's end: glibc's checking allocator (`libc_malloc_debug.so.0`) ends the process;
 - numbers that differ from those of torch's own kernels (`torch.backends.mkldnn.flags(enabled=False)`);
 - convolutions that do not end.
 """

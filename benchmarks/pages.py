@@ -207,7 +207,7 @@ def page() -> str:
 Written by `python benchmarks/pages.py` from the files in [results/](../results/), so every number of ours was measured:
 on two CPU cores, none on a GPU yet.
 
-**The recipes and learning rates behind these numbers were chosen in short runs on the test images that are reported
+**The recipes and learning rates for these numbers were chosen in short runs on the test images that are reported
 here**, so a little of each number may be luck. Since then, learning rates are chosen on images held out of the training
 set (`--select-on`), and tables say so.
 

@@ -1,4 +1,4 @@
-"""Fetches a published file: with progress, going on where it stopped, and checked before anyone sees it."""
+"""Fetches a published file: with progress, resumable, and checked before it is used."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 
 def append_json(path: str | Path, row: dict[str, Any]) -> None:
-    """Add one line of JSON to a file, in one write, so that whoever follows the file sees whole lines.
+    """Add one line of JSON to a file, in one write, so that readers of the file see whole lines.
 
     Raises:
         FileError: the file cannot be written.

@@ -36,7 +36,7 @@ def test_layers_go_one_by_one_and_the_accuracy_after_each_is_told(run, tmp_path)
     assert rows[0]["parameters"] > rows[1]["parameters"] > rows[3]["parameters"]
     assert all(0 <= row["explained"] <= 1 for row in rows[1:])
     text = (tmp_path / "prune.md").read_text()
-    assert f"{facts['kept']} can be taken out with a loss of at most 1 point on 200 training images; " in text
+    assert f"{facts['kept']} can be removed with a loss of at most 1 point on 200 training images; " in text
     assert "Accuracy on the 359 held-out images of digits; layers measured on 64 training images" in text
     assert (facts["choice_images"], facts["held_out"]) == (200, 359)
     assert (tmp_path / "prune.png").exists()
@@ -83,7 +83,7 @@ def test_images_held_out_have_no_part_in_the_choice(run, tmp_path, monkeypatch):
         ({"lose": -0.1}, "lose is -0.1"),
         ({"choose": 0}, "choose is 0"),
         ({"choose": 9999}, "9999 images are asked for, but digits has 1438"),
-        ({"net": "diracnet-10-1", "data": "digits"}, "fresh"),
+        ({"net": "diracnet-10-1", "data": "digits"}, "untrained"),
     ],
 )
 def test_what_makes_no_sense_is_refused(run, tmp_path, options, words):

@@ -142,7 +142,7 @@ def test_what_cannot_be_described(tmp_path):
     for missing in ("model.safetensors", tmp_path / "model", "folder/model"):
         with pytest.raises(FileError, match="there is no file"):
             describe(missing)
-    with pytest.raises(UsageError, match="image size"):
+    with pytest.raises(UsageError, match="input size"):
         describe(nn.Sequential(nn.Conv2d(3, 4, 3)))
     with pytest.raises(UsageError, match="not a flat chain"):
         describe(nn.Linear(3, 4))

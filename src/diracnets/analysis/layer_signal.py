@@ -78,7 +78,7 @@ def signal(net: nn.Module, images: Tensor, labels: Tensor | None = None) -> list
     (12, 'groups.0.1', True)
     """
     if len(images) < 4:
-        raise UsageError(f"{len(images)} images are too few to tell what a network makes of their differences; take 64")
+        raise UsageError(f"{len(images)} images are too few to measure the signal; use 64")
     with _Watch(net) as watch, torch.set_grad_enabled(labels is not None):
         inputs = images.detach().requires_grad_(labels is not None)  # a chain's weights may take no gradients
         logits = net(inputs)

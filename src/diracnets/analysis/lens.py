@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ROWS = 60  # layers in a table of the page; the JSON has all
 EPOCHS = 20  # through which the scales are followed, evenly over the run
-QUESTION = "What has each layer become: how much of it is the identity, and what does it leave of signal and gradient?"
+QUESTION = "How close is each layer to the identity, and how much signal and gradient passes through it?"
 SCALES = {  # columns of the table of scales: what LayerScales calls it, what the page does
     "alpha": "alpha",
     "beta": "beta",
@@ -57,7 +57,7 @@ def look_into(
 
     Args:
         net, data, data_dir, device: see `find_subject`.
-        images: training images to send through.
+        images: number of training images to use.
         out: the folder to write to.
         say: takes one line at a time.
 

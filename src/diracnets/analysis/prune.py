@@ -23,7 +23,7 @@ from diracnets.runtime.environment import circumstances
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-QUESTION = "How many layers of a trained chain are needed, when those that became almost the identity are taken out?"
+QUESTION = "How many layers does a trained chain need, if those closest to the identity are removed?"
 EXPLANATION = """A layer's output is fitted, channel by channel, by a line of what comes into its ReLU; *explained* is
 the part of the output's variance that these lines give. The layer that is explained best is taken out, its lines go
 into the convolution before it, the channels of all convolutions are scaled and shifted to the means and deviations that
@@ -63,14 +63,14 @@ def prune(
         FileError, DataError: files or images that cannot be read or written.
     """
     if most is not None and most < 1:
-        raise UsageError(f"most is {most}; at least one layer has to be taken out")
+        raise UsageError(f"most is {most}; at least one layer has to be removed")
     if not 0 <= lose <= 1:
         raise UsageError(f"lose is {lose}; it must be from 0 to 1")
     if choose < 1:
         raise UsageError(f"choose is {choose}; at least one image is needed to choose by")
     subject = find_subject(net, data, data_dir, device)
     if subject.net.training:
-        raise UsageError(f"{net} is a fresh network; give one that is trained")
+        raise UsageError(f"{net} is an untrained network; give a trained one")
     batch, _ = subject.images(images)
     choice = subject.data.with_fewer(choose)
     chain = _chain(subject.net)
@@ -109,7 +109,7 @@ def page(facts: Mapping[str, Any], *, picture: bool) -> str:
     parts = [f"# {facts['title']}", QUESTION, EXPLANATION]
     before, after = (f"{100 * rows[index]['accuracy']:.2f}" for index in (0, kept))
     parts.append(
-        f"Of {rows[0]['layers']} convolutions, {kept} can be taken out with a loss of at most {100 * facts['lose']:g} "
+        f"Of {rows[0]['layers']} convolutions, {kept} can be removed with a loss of at most {100 * facts['lose']:g} "
         f"point{'s' * (facts['lose'] != 0.01)} on {facts['choice_images']:,} training images; on those held out, "
         f"accuracy is {before}% before, {after}% after."
     )
@@ -140,7 +140,7 @@ def draw(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> None:
 def _chain(net: nn.Module) -> nn.Sequential:
     chain = net if isinstance(net, nn.Sequential) else fold(net)
     if not isinstance(chain, nn.Sequential):
-        raise UsageError("this network has branches, so that it is no chain from which layers could be taken")
+        raise UsageError("this network has branches, and layers can only be removed from a chain")
     return chain
 
 
@@ -175,14 +175,22 @@ def _shorten(
 def _write(chain: nn.Sequential, net: nn.Module, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     card = card_of(net)
     if card is None:
-        raise UsageError("the network does not say which images it takes, as a model file has to")
+        raise UsageError("the network records no input size and normalization, which a model file needs")
     removed = [row["taken"] for row in rows[1:]]
     provenance = {**card.provenance, "accuracy": rows[-1]["accuracy"], "taken_out": removed}
     save(chain, path, card=replace(card, architecture=None, provenance=provenance, fold={}))
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    columns = ["convolutions", "taken out", "explained", "parameters", "accuracy, %", "lost", "of training images, %"]
+    columns = [
+        "convolutions",
+        "removed",
+        "explained",
+        "parameters",
+        "accuracy (%)",
+        "loss of accuracy",
+        "on training images (%)",
+    ]
     first = rows[0]["accuracy"]
     lines = [
         [

@@ -154,7 +154,7 @@ def recognize_chain(chain: nn.Sequential, input_size: Sequence[int] | None) -> d
     """The arguments of `build_model` for the DiracNet that a chain without a card was folded from.
 
     Args:
-        chain: by whose convolutions and poolings it is told.
+        chain: whose convolutions and poolings identify it.
         input_size: (channels, height, width) of its images, where it is known.
 
     Raises:

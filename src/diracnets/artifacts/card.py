@@ -1,4 +1,4 @@
-"""The model card: what one needs to know of a network besides its weights. Checkpoints and model files hold it."""
+"""The model card: all that is known of a network but its weights. Checkpoints and model files hold it."""
 
 from __future__ import annotations
 

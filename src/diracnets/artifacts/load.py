@@ -1,4 +1,4 @@
-"""`load`: a network by the name of its weights, or from any file that holds one, told by what the file contains.
+"""`load`: a network by the name of its weights, or from any file that holds one, recognized by its contents.
 
 Nothing in a file is ever executed.
 """

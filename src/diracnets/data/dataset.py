@@ -22,7 +22,7 @@ from diracnets.errors import DataError, UsageError
 DATASET = "dataset"  # what data is called that has no name
 _MEMORY = 1 << 30  # bytes of pixels that a set in memory may have
 _MEASURED = 256  # images of a streamed set that its normalization is measured on
-_LOOKED_AT = 64  # images of each set that tell whether it is grey or in colour
+_LOOKED_AT = 64  # images of each set that decide whether it is grayscale or in colour
 _TWICE = 4  # images that are read twice, to see whether they stay the same
 
 
@@ -125,7 +125,7 @@ def _read(items: Items, size: Size, *, small: bool) -> _Set:
 
 def _classes(dataset: MapStyle, sets: Sequence[_Set]) -> tuple[str, ...]:
     if len(set(sets[0].labels)) < 2:
-        raise DataError("all images have the same label: at least two classes are needed to tell apart")
+        raise DataError("all images have the same label: at least two classes are needed")
     names = attribute(dataset, "classes")
     if names is None:
         return tuple(str(label) for label in range(1 + max(max(each.labels) for each in sets)))

@@ -123,7 +123,7 @@ def _listed(base: Tree, account: Account) -> Listing:
         raise DataError(_why_empty(empty, account))
     if len(classes) == 1:
         only = base.folders[0].name
-        raise DataError(f"{base.path} holds one class only, {only!r}: at least two are needed to tell apart")
+        raise DataError(f"{base.path} holds one class only, {only!r}: at least two are needed")
     files: list[Path] = []
     labels: list[int] = []
     for label, (name, trees) in enumerate(classes.items()):

@@ -73,7 +73,7 @@ class MemoryImages:
         """The image, grey or RGB."""
         pixels = self._pixels[index].cpu()
         if pixels.shape[2] not in (1, 3):
-            raise DataError(f"{self.name(index)} has {pixels.shape[2]} channels: it cannot be shown as a picture")
+            raise DataError(f"{self.name(index)} has {pixels.shape[2]} channels: it cannot be shown as an image")
         return Image.fromarray(pixels.squeeze(2).numpy())
 
     def select(self, numbers: Sequence[int]) -> MemoryImages:

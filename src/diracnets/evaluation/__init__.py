@@ -1,1 +1,1 @@
-"""Accuracy of a network, predictions for pictures, and what a network is."""
+"""Accuracy of a network, predictions for images, and what a network is."""

@@ -1,4 +1,4 @@
-"""`describe`: what a network consists of and costs, layer by layer, without running it or taking memory for it."""
+"""`describe`: layers, parameters, MACs and receptive field of a network, without running it."""
 
 from __future__ import annotations
 
@@ -38,10 +38,9 @@ class LayerInfo:
         type: the name of its class.
         output_shape: of one image, without the batch axis.
         parameters: how many.
-        multiply_adds: for one image, of convolutions, linear layers and batch norms; a bias counts as one for each
-            output, so that a network and its chain cost the same. Other layers count as nothing.
-        receptive_field: the pixels (height, width) of the image that one output depends on, as far as the image reaches
-            beyond them; None where it is the whole image.
+        multiply_adds: MACs for one image, of convolutions, linear layers and batch norms; a bias counts as one for each
+            output, so that a network and its chain cost the same. Other layers count as 0.
+        receptive_field: pixels (height, width) that one output depends on; None for the whole image.
     """
 
     name: str
@@ -63,9 +62,9 @@ class Info:
         layers: in the order in which they run.
         parameters: of all layers.
         folded_parameters: of what `fold` makes of it; the same as `parameters` for a chain.
-        multiply_adds: of one image.
-        receptive_field: of the last layer that does not see the whole image.
-        file_bytes: size of the file, None for a network by name, and where it is not known.
+        multiply_adds: MACs for one image.
+        receptive_field: of the last layer before it covers the whole image.
+        file_bytes: size of the file; None for a network by name, or if unknown.
         weight_bytes: of the folded weights in "float32", "float16" and "int8" (a byte a weight, and four for each bias
             and each output channel's scale).
         card: its classes, normalization, training and origin, where they are known.
@@ -89,7 +88,7 @@ class Info:
 
 
 def describe(model: str | Path | nn.Module) -> Info:
-    """What a network consists of and costs.
+    """Describe the layers, parameters and cost of a network.
 
     Args:
         model: the name of a network or of weights, which are not downloaded for this, a file that `diracnets.load`
@@ -127,7 +126,7 @@ def _describe(name: str, model: nn.Module, file_bytes: int | None) -> Info:
         skeleton = layers.from_data(layers.to_data(model))
         input_size = input_size_of(model) or ()
     if not input_size:
-        raise UsageError(f"{name} does not say which image size it takes, without which nothing can be counted")
+        raise UsageError(f"{name} does not record its input size, without which nothing can be counted")
     modules = dict(skeleton.named_modules())
     rows = _walk(skeleton, input_size)
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
@@ -161,7 +160,7 @@ def _walk(skeleton: nn.Module, input_size: tuple[int, ...]) -> list[LayerInfo]:
     fields: dict[Tensor, Field | None] = {image: Field.of_pixel(len(input_size) - 1)}  # of what layers gave so far
 
     def record(layer: nn.Module, name: str, _plain: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        # what no layer gave is the sum of branches, which sees as far as the one that sees farthest
+        # a sum of branches has the largest receptive field among them
         field = fields[inputs[0]] if inputs[0] in fields else _largest(fields.values())
         field = field and field.behind(layer, tuple(inputs[0].shape[2:]), tuple(output.shape[2:]))
         fields[output] = field

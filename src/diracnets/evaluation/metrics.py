@@ -161,7 +161,7 @@ def outputs(
                 logits = averaged_logits(model, batch, views)
             if int(labels.max()) >= logits.shape[1]:
                 raise UsageError(
-                    f"the network tells {logits.shape[1]} classes apart, but these images are labelled up to "
+                    f"the network has {logits.shape[1]} classes, but these images are labelled up to "
                     f"{int(labels.max())}; evaluate it on the data that it was trained for"
                 )
             yield logits, labels

@@ -20,7 +20,7 @@ _TAPS = {"nearest": 1, "nearest-exact": 1, "linear": 2, "bilinear": 2, "trilinea
 
 @dataclass(frozen=True)
 class Field:
-    """The receptive field behind some layer.
+    """The receptive field after some layer.
 
     Args:
         size: how far it reaches, in pixels of the image, along each axis.
@@ -32,7 +32,7 @@ class Field:
 
     @classmethod
     def of_pixel(cls, axes: int) -> Field:
-        """The image's own."""
+        """That of the image itself."""
         return cls((Fraction(1),) * axes, (Fraction(1),) * axes)
 
     @property

@@ -58,7 +58,7 @@ class DiracNet(Network):
         spec: what the network is made for.
         min_image_size: the least height and width that all the pooling leaves something of.
         final: from the last group's output to the input of the average pooling; a ReLU by default.
-        pool_first: pool before the last batch norm of each group but the last one, not behind it; they then fold only
+        pool_first: pool before the last batch norm of each group but the last one, not after it; they then fold only
             if no scale of theirs is negative.
 
     Raises:
@@ -103,7 +103,7 @@ class DiracNet(Network):
         )
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
-        """The output of each group, [batch, channels, height, width], before the ReLU and what pools behind it."""
+        """The output of each group, [batch, channels, height, width], before the ReLU and the pooling after it."""
         blocks = self._blocks_together(x)
         if not blocks:
             return super().feature_maps(x)

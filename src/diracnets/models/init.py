@@ -12,7 +12,7 @@ from diracnets.errors import UsageError, did_you_mean
 
 Scheme = Literal["paper", "deep", "kaiming"]
 Filters = Literal["normal", "kaiming"] | float
-OLD_KEYS = ("start", "alpha", "beta", "bias")  # arguments of `build_model` beside `init` in earlier versions
+OLD_KEYS = ("start", "alpha", "beta", "bias")  # arguments of `build_model` next to `init` in earlier versions
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Name:
         depth: the number in its name; for "sprint", which has none, its blocks.
         factor: what the channels are multiplied with; None where that is not in the name.
         imagenet: whether it is for images of ImageNet's size.
-        blocks: how many it has behind the stem.
+        blocks: how many it has after the stem.
     """
 
     family: Family
@@ -82,7 +82,7 @@ def parse(name: str) -> Name:
     if family == "vgg":
         if depth not in _VGG_DEPTHS:
             raise UsageError(f"{name}: the depth of a VGG network is 16 or 19")
-        blocks = depth - 4  # convolutions behind the first; three of the paper's layers are its classifier
+        blocks = depth - 4  # convolutions after the first; three of the paper's layers are its classifier
     elif imagenet:
         blocks = depth - 2 if family == "plain" else (depth - 2) // 2
     elif factor is None and family == "plain":

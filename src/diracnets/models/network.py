@@ -28,7 +28,7 @@ class Spec:
 
 
 class Network(nn.Module):
-    """A stem, groups of blocks, what comes behind them, global average pooling and a linear classifier.
+    """A stem, groups of blocks, what follows them, global average pooling and a linear classifier.
 
     Made by `build_model`, which knows the sizes. Its classes differ in their blocks.
 
@@ -90,7 +90,7 @@ class Network(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """How many classes the classifier tells apart; 0 where there is none."""
+        """Number of classes of the classifier; 0 if there is no classifier."""
         return self.fc.out_features if isinstance(self.fc, nn.Linear) else 0
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:

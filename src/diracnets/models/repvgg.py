@@ -17,7 +17,7 @@ from diracnets.models.network import Network, Spec
 
 
 class RepBlock(nn.Module):
-    """A ReLU, and behind it the sum of a 3x3 convolution, a 1x1 convolution and the identity, each with a batch norm.
+    """A ReLU, followed by the sum of a 3x3 convolution, a 1x1 convolution and the identity, each with a batch norm.
 
     [batch, in, height, width] -> [batch, out, height, width]. Where `channels_in` and `channels_out` differ there is no
     identity. The ReLU comes before the sum, as in a DiracNet's block, which makes the same chain of blocks.
@@ -54,7 +54,7 @@ def cifar_repvgg(depth: int, widths: Sequence[int], init: Initializer, spec: Spe
     """RepVGG of the depth and widths of DiracNet-N-k, `depth` N = 6n + 4."""
     stem = cifar_stem(spec.input_size[0], widths[0], init)
     count = (depth - 4) // 3
-    channels = [widths[0], *(width for width in widths for _ in range(count))]  # before each block, and behind the last
+    channels = [widths[0], *(width for width in widths for _ in range(count))]  # before each block, and after the last
     inits = [init] * (len(channels) - 2) + [init.before_classifier(widths[-1])]
     blocks = [RepBlock(*sizes, init) for sizes, init in zip(pairwise(channels), inits, strict=True)]
     groups = [blocks[first : first + count] for first in range(0, len(blocks), count)]

@@ -42,7 +42,7 @@ class PreActivation(nn.Module):
     1x1 convolution brings the shortcut into it, from what the first ReLU gives.
 
     Args:
-        channels: before the first convolution and behind each.
+        channels: before the first convolution and after each.
         sizes: of each convolution's filters.
         stride: of the first 3x3 convolution.
         init: makes the layers.
@@ -70,7 +70,7 @@ class PreActivation(nn.Module):
 
 
 class PostActivation(nn.Module):
-    """A residual block of ResNet-18 and -34: two 3x3 convolutions with batch norms, the last ReLU behind the sum.
+    """A residual block of ResNet-18 and -34: two 3x3 convolutions with batch norms, the last ReLU after the sum.
 
     [batch, in, height, width] -> [batch, out, height / stride, width / stride], rounded up.
     """
@@ -135,7 +135,7 @@ def wide_resnet(depth: int, widths: Sequence[int], init: Initializer, spec: Spec
 
 
 def imagenet_resnet(depth: int, widths: Sequence[int], init: Initializer, spec: Spec) -> ResNet:
-    """ResNet-18 or -34 for images of ImageNet's size, with a ReLU behind each sum."""
+    """ResNet-18 or -34 for images of ImageNet's size, with a ReLU after each sum."""
     stem = imagenet_stem(spec.input_size[0], widths[0], init)
     stem.append(nn.ReLU(inplace=False))  # commutes with the max-pooling before it
     groups = _groups(widths[0], widths, DEPTHS[depth], partial(PostActivation, init=init))

@@ -1,7 +1,7 @@
 """VGG-16 and -19 with batch norm for images of CIFAR's size, which DiracNets are compared with.
 
 Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", arXiv 1409.1556, with the
-classifier that networks for CIFAR have: one linear layer behind the last pooling, instead of three.
+classifier that networks for CIFAR have: one linear layer after the last pooling, instead of three.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DEPTHS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # convolutions of each grou
 
 
 class VGG(DiracNet):
-    """The chain of a plain network with VGG's widths: five groups of 3x3 convolutions, max-pooling behind each.
+    """The chain of a plain network with VGG's widths: five groups of 3x3 convolutions, max-pooling after each.
 
     VGG-16 has 14,724,042 parameters for 10 classes, VGG-19 20,035,018. The paper's table says VGG-16 and 20M: no head
     on 13 convolutions that is usual for CIFAR has as many, VGG-19 has. Which of them was meant cannot be known.

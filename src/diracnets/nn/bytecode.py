@@ -1,4 +1,4 @@
-"""What a Python function reads of modules, told from its byte code without running it.
+"""What a Python function reads of modules, found from its byte code without running it.
 
 Byte code, not source: there is none of what was typed into an interpreter or made by a program.
 """

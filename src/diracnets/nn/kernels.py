@@ -1,7 +1,7 @@
 """Convolutions whose gradients torch's kernels for CPUs without AVX-512 get wrong: which they are, and how to say so.
 
 They are 1x1, have a stride and fewer than 8 input channels, and get channels_last images. With one thread, oneDNN (3.7
-to 3.12, in torch 2.8 to 2.14) writes behind the memory of their filters' gradient, and the process may crash much
+to 3.12, in torch 2.8 to 2.14) writes past the end of their filters' gradient, and the process may crash much
 later; with several the gradient is wrong, or never done. `docs/kernels.md` says how that was found. Subsampling first
 and a convolution of stride 1 compute the same, safely.
 """
@@ -64,7 +64,7 @@ def unsafe_convolutions(model: nn.Module) -> list[str]:
 
 
 def caution(names: list[str]) -> str:
-    """What to tell the user of `unsafe_convolutions`.
+    """The warning about `unsafe_convolutions`.
 
     >>> print(caution(["shortcut"]))
     training 'shortcut' can crash or compute wrong gradients on this processor (a 1x1 convolution with a stride and

@@ -1,4 +1,4 @@
-"""Who else holds a layer's weight, or uses its numbers while the model runs: told from where it lies in memory."""
+"""Who else holds a layer's weight, or uses its numbers while the model runs: found from where it lies in memory."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Who else reads a layer's weight: code of the model that uses `conv.weight` itself, or what holds the same memory.
 
-A layer can only change its parameterization where its weight means something to it alone. That is told from the byte
+A layer can only change its parameterization where its weight means something to it alone. That is found from the byte
 code of the model's classes, functions and hooks. Where it does not show whose weight is read (a loop's variable, an
 argument), it may be any layer's; a run on example inputs decides then.
 """

@@ -95,7 +95,7 @@ class _Convolution(torch.autograd.Function):
 def filters_gradient(images: Tensor, grad: Tensor, kernel_size: tuple[int, int]) -> Tensor:
     """The gradient of the filters, by convolutions over images of the same data: as high as the maps, the batch wide.
 
-    What a column of the filters meets is a column of the maps and one beside it. For each such distance, torch's own
+    What a column of the filters meets is a column of the maps and one next to it. For each such distance, torch's own
     gradient for filters of that one column is taken over columns as images, whose width is the batch.
 
     Args:

@@ -37,7 +37,7 @@ def versions() -> dict[str, str]:
 
 
 def circumstances(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Facts about this moment on this machine, as JSON can hold them, to stand beside what was measured.
+    """The environment of a measurement as plain JSON values, to store with measurements.
 
     Args:
         device: that computes.
@@ -63,7 +63,7 @@ def circumstances(device: torch.device | str = "cpu") -> dict[str, Any]:
 def describe_environment(
     device: torch.device, data_dir: str | Path | None, precision: Precision, start: str | None
 ) -> dict[str, Any]:
-    """The circumstances in which a run is started, to be read by people."""
+    """The environment of a run, for people to read."""
     facts = circumstances(device)
     return {
         "started": facts.pop("date"),
@@ -104,7 +104,7 @@ def _recorded(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise FileError(f"cannot read {path}: {error}") from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise FileError(f"{path} is damaged: it does not hold the circumstances of a run")
+        raise FileError(f"{path} is damaged: it does not hold the environment of a run")
     return entries
 
 

@@ -1,1 +1,1 @@
-"""The questions of the paper: each takes recipes or networks to a table, a picture and all numbers."""
+"""Experiments of the paper: each makes a table, a figure and raw numbers from recipes or networks."""

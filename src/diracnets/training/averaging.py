@@ -16,7 +16,7 @@ from diracnets.training.settings import OptimizationSettings
 class Average:
     """The average of a network's weights that a recipe asks for: exponential, or even over the last steps.
 
-    BatchNorm statistics belong to the weights that they were taken with, so those of the average are taken anew, by
+    BatchNorm statistics belong to the weights that they were taken with, so those of the average are recalibrated, by
     `estimate_statistics`, whenever the average is evaluated. `ready` says whether that was done after the last step.
 
     Args:

@@ -14,7 +14,7 @@ STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP
 
 
 class Interrupted(DiracNetsError):
-    """A run that was stopped by a signal after it was saved; the message says how to go on."""
+    """A run that was stopped by a signal after it was saved; the message says how to resume."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -61,7 +61,7 @@ class Interruption:
 
 
 def command_to_resume(run: Path, data_dir: str | Path | None, device: str, workers: int | None) -> str:
-    """The command line that resumes a run with the circumstances that it was begun in.
+    """The command line that resumes a run with the options that it was started with.
 
     >>> command_to_resume(Path("runs/first one"), None, "cpu", None)
     "diracnets train --resume --run 'runs/first one' --device cpu"

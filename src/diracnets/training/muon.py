@@ -97,7 +97,7 @@ def _norms(filters: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Muon for groups of filters, SGD for all other groups.
 
-    A filter's direction is all that counts behind the Dirac normalization or before a batch norm. So each filter keeps
+    A filter's direction is all that counts after the Dirac normalization or before a batch norm. So each filter keeps
     the norm that it has, and a step is `W <- ||W|| normalize(W / ||W|| - lr U)`, with U the momentum (Nesterov's) of a
     layer's gradient on the directions W / ||W||, taken as a matrix of one row a filter, `orthogonalized` and brought to
     rows of norm about 1. `lr` is then about the angle of the step in radians, as long as the training lasts, and the

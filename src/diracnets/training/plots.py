@@ -1,4 +1,4 @@
-"""Pictures of a run: how it went, and what the network confuses. Needs the extra `plot`."""
+"""Figures of a run: its learning curve and the confusion matrix. Needs the extra `plot`."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str], path: str | Path) 
             axes.text(predicted, true, number, ha="center", va="center", fontsize=8, color=color)
     else:
         figure = new_figure(11.5, 7)
-        axes, beside = figure.subplots(1, 2, width_ratios=[3, 1.1])
-        beside.set_axis_off()
-        beside.text(0, 1, _likeliest(confusion, classes), va="top", fontsize=9)
+        axes, side = figure.subplots(1, 2, width_ratios=[3, 1.1])
+        side.set_axis_off()
+        side.text(0, 1, _likeliest(confusion, classes), va="top", fontsize=9)
     image = axes.imshow(shares.sqrt().numpy(), vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
@@ -122,7 +122,7 @@ def new_figure(width: float, height: float) -> Figure:
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
-        raise MissingExtraError("pictures need matplotlib: pip install 'diracnets[plot]'") from error
+        raise MissingExtraError("figures need matplotlib: pip install 'diracnets[plot]'") from error
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     FigureCanvasAgg(figure)
     return figure

@@ -1,4 +1,4 @@
-"""Settings of recipes that had other names in earlier versions, which are still read."""
+"""Settings of recipes that were renamed; their old names are still read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RENAMED = {
 
 
 def modern(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Flat settings by their names of today, and which old names they had.
+    """Flat settings by their current names, and the old names that were given.
 
     Args:
         settings: by names of any version. `init` may be an `Init`, and `augment` an `Augmentation` or a table.
@@ -63,7 +63,7 @@ def modern(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
 
 
 def renamed_words(old: Mapping[str, str]) -> str:
-    """The part of a warning that says what is called otherwise now.
+    """The part of a warning that lists renamed settings.
 
     >>> renamed_words({"drops": "milestones", "clip": "clip_grad"})
     'drops is now milestones, clip is now clip_grad'
@@ -72,7 +72,7 @@ def renamed_words(old: Mapping[str, str]) -> str:
 
 
 def _of_filters(settings: Mapping[str, Any]) -> bool:
-    """Whether `init` says how filters are drawn, as it did beside `start`."""
+    """Whether `init` says how filters are drawn, as it did together with `start`."""
     init = settings["init"]
     return "start" in settings or init is None or init == "normal" or type(init) in (int, float)
 

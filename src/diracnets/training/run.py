@@ -32,29 +32,29 @@ from diracnets.training.scales import record_scales
 from diracnets.training.schedule import learning_rate
 from diracnets.training.state import State
 
-STATISTICS_BATCHES = 50  # from which BatchNorm statistics are taken anew
-DRAW_SECONDS = 30.0  # from one picture of the curve to the next
+STATISTICS_BATCHES = 50  # from which BatchNorm statistics are recalibrated
+DRAW_SECONDS = 30.0  # between two drawings of the curve
 LONG_SAVE = 1.0  # seconds; a checkpoint that takes longer is not written after every epoch,
 SAVE_SHARE = 0.05  # but so rarely that this part of the time goes into it
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a finished run gives."""
+    """The result of a finished run."""
 
     run: Path
     """The run folder."""
     net: Network
     """The trained network, with averaged weights where the recipe averages, in evaluation mode."""
     chain: nn.Module | None
-    """What the network folds to, on the same device; None where it has branches."""
+    """What the network folds to, on the same device; None if it has branches."""
     accuracy: float
     """Fraction of the validation images that the network gets right, 0 to 1; with `select_on`, of the training images
     that were held out (the last row of `history` then has a test_accuracy too)."""
     history: list[dict[str, Any]]
-    """The rows of `metrics.jsonl`, one an epoch."""
+    """The rows of `metrics.jsonl`, one per epoch."""
     model_file: Path | None
-    """The chain, in a file that describes itself; None where there is no chain."""
+    """The chain, in a file that describes itself; None if there is no chain."""
 
 
 @dataclass

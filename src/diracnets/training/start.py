@@ -131,7 +131,7 @@ def _unfolded(chain: nn.Sequential, recipe: Recipe, data: ImageData) -> Network:
 
 
 def _some_images(recipe: Recipe, data: ImageData) -> Tensor:
-    """A few hundred of the images as training sees them, on the CPU."""
+    """A few hundred training images, augmented, on the CPU."""
     images, _, _ = next(
         data.train.batches(UNFOLD_IMAGES, epoch=0, augment=recipe.data.augment, seed=recipe.runtime.seed)
     )

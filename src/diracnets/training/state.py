@@ -105,7 +105,7 @@ class State:
         except RuntimeError as error:
             raise UsageError(
                 f"the run's {self.net.config['name']} has other layers than this version of diracnets gives it: resume "
-                "the run with the version that began it, or begin it anew"
+                "the run with the version that started it, or start it again"
             ) from error
         self.optimizer.load_state_dict(data["optimizer"])
         self.scaler.load_state_dict(data["scaler"])
