@@ -172,3 +172,26 @@ def test_a_name_tells_how_many_blocks_there_are(name, blocks):
 def test_what_makes_no_network_is_refused(arguments, message):
     with pytest.raises(UsageError, match=message):
         create_model(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"num_classes": True},
+        {"num_classes": 2.5},
+        {"in_channels": 1.0},
+        {"image_size": (8,)},
+        {"image_size": (8, 8.5)},
+        {"image_size": True},
+        {"image_size": "32"},
+    ],
+)
+def test_numbers_that_are_not_whole_are_named(arguments):
+    (what,) = arguments
+    with pytest.raises(UsageError, match=f"^{what} is "):
+        create_model("diracnet-10-0.25", **arguments)
+
+
+def test_a_name_that_is_no_string_is_refused():
+    with pytest.raises(UsageError, match="not 5"):
+        create_model(5)

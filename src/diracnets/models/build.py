@@ -103,13 +103,18 @@ def build_model(
     in_channels = 3 if in_channels is None else in_channels
     if not (math.isfinite(width) and width > 0):
         raise UsageError(f"width is {width}; it must be a positive number")
-    if in_channels < 1:
+    if not _is_whole(in_channels) or in_channels < 1:
         raise UsageError(f"in_channels is {in_channels}; images need at least 1")
     if parsed.factor is not None and width != 1.0:
         raise UsageError(f"{name} has its width in its name; leave width={width} out")
     image_size = (224 if parsed.imagenet else 32) if image_size is None else image_size
-    height, across = (image_size, image_size) if isinstance(image_size, int) else image_size
+    sides: Any = [image_size] * 2 if _is_whole(image_size) else image_size
+    if not (isinstance(sides, list | tuple) and len(sides) == 2 and all(map(_is_whole, sides))):
+        raise UsageError(f"image_size is {image_size}; give one whole number, or (height, width)")
+    height, across = sides
     num_classes = (1000 if parsed.imagenet else 10) if num_classes is None else num_classes
+    if not _is_whole(num_classes):
+        raise UsageError(f"num_classes is {num_classes}; it must be a whole number")
     chosen = from_arguments(init, start, alpha, beta, bias)
     config = {
         "name": name,
@@ -123,6 +128,10 @@ def build_model(
     spec = Spec(num_classes, (in_channels, height, across), config)
     net = _build(parsed, width if parsed.factor is None else parsed.factor, initializer, spec)
     return net.to(device=device, dtype=dtype)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _build(name: Name, factor: float, init: Initializer, spec: Spec) -> Network:

@@ -66,6 +66,8 @@ def parse(name: str) -> Name:
     >>> parse("dirac-wrn-28-10")
     Name(family='wrn', dirac=True, depth=28, factor=10.0, imagenet=False, blocks=12)
     """
+    if not isinstance(name, str):
+        raise UsageError(f"the name of a network is a string, such as 'diracnet-28-1', not {name!r}")
     if match := _SPRINT.fullmatch(name):
         dirac = match[1] == "diracnet"
         return Name("sprint", dirac, _SPRINT_BLOCKS, float(match[2] or 1), imagenet=False, blocks=_SPRINT_BLOCKS)
