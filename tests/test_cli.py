@@ -661,7 +661,7 @@ def test_demo_does_it_all_and_its_next_commands_work(tmp_path, monkeypatch, caps
     for _ in range(2):  # the second time over the first
         demonstrate(recipe, Path("demo"), "cpu", goal=0.0)
     printed = capsys.readouterr().out
-    assert "359 of 359 are the same" in printed
+    assert "359 of 359 predictions are the same" in printed
     assert "6 Dirac parameterizations and 7 batch norms" in printed
     assert len(list(Path("demo/digits").glob("*.png"))) == 8
     assert Path("demo/run/curve.png").exists()
