@@ -1,8 +1,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
-from diracnets.training.averaging import Average, estimate_statistics
+from diracnets.training.averaging import Average
 from diracnets.training.settings import OptimizationSettings
 
 
@@ -42,11 +43,11 @@ def test_nothing_is_averaged_before_its_time():
     assert average.started()
 
 
-def test_statistics_are_the_mean_over_the_batches():
+def test_torch_s_update_bn_takes_the_mean_over_the_batches():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)).eval()
     batches = [torch.randn(8, 1, 6, 6) * 3 + 1 for _ in range(3)]
-    estimate_statistics(net, batches)
+    update_bn(batches, net)
     seen = torch.stack([net[0](images).detach() for images in batches])  # [batches, images, channels, height, width]
     torch.testing.assert_close(net[1].running_mean, seen.mean((1, 3, 4)).mean(0))
     torch.testing.assert_close(net[1].running_var, seen.var((1, 3, 4)).mean(0))

@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tomli_w
 import torch
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 from diracnets.artifacts.card import TrainedOn
 from diracnets.artifacts.chain import write_model_file
@@ -23,12 +25,12 @@ from diracnets.data.memory import MemoryImages
 from diracnets.errors import DataError, FileError, FoldError, TrainingError, UsageError
 from diracnets.evaluation.metrics import evaluate
 from diracnets.runtime.precision import Precision
-from diracnets.training.averaging import estimate_statistics
 from diracnets.training.inputs import progressively_resized
 from diracnets.training.interruption import Interrupted
 from diracnets.training.loop import train
 from diracnets.training.muon import Muon
 from diracnets.training.recipe import Recipe
+from diracnets.training.renamed import RENAMED
 from diracnets.training.schedule import factor
 from diracnets.training.settings import DataSettings
 
@@ -350,10 +352,10 @@ def test_the_last_statistics_count_as_training(stripes, tmp_path, monkeypatch):
 
     def slow(*given):
         late[0] += 1e6
-        estimate_statistics(*given)
+        update_bn(*given)
 
     monkeypatch.setattr(time, "perf_counter", lambda: real() + late[0])
-    monkeypatch.setattr("diracnets.training.run.estimate_statistics", slow)
+    monkeypatch.setattr("diracnets.training.run.update_bn", slow)
     recipe = RECIPE.replaced(epochs=2, recalibrate_bn=True)
     first, last = run(recipe, tmp_path / "run", stripes).history
     assert (first["seconds"] < 1e6, last["seconds"] > 1e6) == (True, True)
@@ -636,14 +638,14 @@ def test_part_of_the_images_is_the_same_for_every_seed(stripes, tmp_path, monkey
 
 @pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.8}, {"precision": "bfloat16"}])
 def test_recalibrate_bn_are_those_of_the_weights_that_are_evaluated(changes, stripes, tmp_path):
-    """The mean over the last epoch's batches, as `estimate_statistics` takes it, not a moving average along the way.
+    """The mean over the last epoch's batches, as `update_bn` takes it, not a moving average along the way.
 
     In float32, as evaluation has it, also where training is in bfloat16."""
     recipe = RECIPE.replaced(epochs=2, recalibrate_bn=True, **changes)
     trained = run(recipe, tmp_path / "run", stripes)
     again = copy.deepcopy(trained.net)
     batches = stripes.train.batches(16, epoch=2, augment=RECIPE.data.augment, seed=0)
-    estimate_statistics(again, (images for images, _, _ in batches))
+    update_bn((images for images, _, _ in batches), again)
     torch.testing.assert_close(again.state_dict(), trained.net.state_dict())
     assert trained.net.stem.bn.num_batches_tracked == STEPS
     if not changes:
@@ -680,3 +682,16 @@ def test_settings_that_do_not_suit_images_or_network(changes, message, stripes, 
     with pytest.raises(UsageError, match=message):
         run(RECIPE.replaced(**changes), tmp_path / "run", stripes)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_recipe_an_earlier_version_wrote_is_resumed(whole, stripes, tmp_path, monkeypatch):
+    stop_after(monkeypatch, 7)
+    with pytest.raises(Interrupted):
+        run(RECIPE, tmp_path / "run", stripes)
+    old = {new: name for name, new in RENAMED.items() if name != "start"}
+    settings = {old.get(name, name): value for name, value in RECIPE.settings().items() if value is not None}
+    augment = {name: settings.pop(name) for name in RECIPE.table()["data"]["augment"]}
+    (tmp_path / "run" / "recipe.toml").write_text(tomli_w.dumps({**settings, "augment": augment}))
+    with pytest.warns(FutureWarning, match="earlier version"):
+        recipe = Recipe.load(tmp_path / "run" / "recipe.toml")
+    assert same_weights(run(recipe, tmp_path / "run", stripes, resume=True).net, whole.net)

@@ -21,7 +21,6 @@ from diracnets.data.load import load_data
 from diracnets.errors import UsageError
 from diracnets.runtime.device import choose_device, memory_format, repeatable, synchronize
 from diracnets.runtime.precision import Precision, choose_precision
-from diracnets.training.events import Events
 from diracnets.training.folder import RunFolder, new_folder
 from diracnets.training.inputs import (
     check_progressive_size,
@@ -32,7 +31,7 @@ from diracnets.training.inputs import (
 )
 from diracnets.training.interruption import Interruption, command_to_resume
 from diracnets.training.recipe import Recipe
-from diracnets.training.reporter import Reporter
+from diracnets.training.reporter import Events, Reporter
 from diracnets.training.run import Run, Trained, steps_per_epoch
 from diracnets.training.schedule import factor, momentum_restarts
 from diracnets.training.start import network_to_resume, start_name, starting_network

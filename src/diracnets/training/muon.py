@@ -1,4 +1,8 @@
-"""Muon for filters: each step turns them by a fixed angle, along a gradient whose directions all count alike."""
+"""Muon for filters: each step turns them by a fixed angle, along a gradient whose directions all count alike.
+
+`torch._foreach_...`, with which torch's own optimizers compute, is not documented. It is used because a loop over the
+tensors of hundreds of layers would start that many operations one by one.
+"""
 
 from __future__ import annotations
 

@@ -87,7 +87,9 @@ def filters_of(net: nn.Module) -> list[Tensor]:
     found = {
         id(layer.weight): layer.weight  # once, also where layers share it
         for name, layer in net.named_modules()
-        if isinstance(layer, nn.modules.conv._ConvNd) and max(layer.kernel_size) > 1 and name.split(".")[0] != STEM
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        and max(layer.kernel_size) > 1
+        and name.split(".")[0] != STEM
     }
     return [weight for weight in found.values() if weight.requires_grad]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 from diracnets.artifacts.card import ModelCard, attach_card
 from diracnets.artifacts.chain import write_model_file
@@ -22,7 +23,6 @@ from diracnets.evaluation.metrics import evaluate
 from diracnets.models.network import Network
 from diracnets.runtime.device import memory_format, synchronize
 from diracnets.runtime.environment import device_name, record_environment
-from diracnets.training.averaging import estimate_statistics
 from diracnets.training.finish import card_of_run
 from diracnets.training.folder import RunFolder
 from diracnets.training.interruption import Interrupted, Interruption
@@ -122,7 +122,7 @@ class Run:
             try:
                 if (averaged or recipe.optimization.recalibrate_bn) and not recipe.optimization.freeze:
                     begun = time.perf_counter()
-                    self.estimate_statistics()
+                    self.recalibrate_bn()
                     synchronize(state.device)
                     row["seconds"] += (time.perf_counter() - begun) * last  # a part of training, where they are kept
                 evaluation = evaluate(state.evaluated, self.data.val, on_batch=partial(self.evaluating, count=count))
@@ -158,8 +158,8 @@ class Run:
             self.save()
             raise
 
-    def estimate_statistics(self) -> None:
-        """Give the network to evaluate BatchNorm statistics of its own, from some of the epoch's batches.
+    def recalibrate_bn(self) -> None:
+        """Set the BatchNorm statistics of the network to evaluate to their means over some of the epoch's batches.
 
         In float32 whatever the training's arithmetic, since that is what networks are evaluated and folded in: weights
         that are rounded to bfloat16 have other statistics, and hundreds of layers multiply the difference (11 points at
@@ -172,7 +172,7 @@ class Run:
         some = islice(batches, min(self.steps, STATISTICS_BATCHES))
         layout = memory_format(recipe.runtime.channels_last)
         moved = (images.to(state.device, memory_format=layout) for images, _, _ in some)
-        estimate_statistics(state.evaluated, moved)
+        update_bn(moved, state.evaluated)
         if state.average is not None and state.average.started():
             state.average.ready = True
 
