@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -86,6 +87,29 @@ def test_a_worker_that_dies_is_reported():
     with pytest.raises(DataError, match=r"a process that decodes images died.*use fewer workers"):
         list(data.batches(1))
     assert multiprocessing.active_children() == []
+
+
+class Slow(Dying):
+    def fitted(self, index, size):
+        if index > 2:
+            time.sleep(60)
+        return np.zeros((8, 8, 3), np.uint8)
+
+
+def test_a_worker_that_dies_while_the_network_computes_is_reported_where_its_answer_is_missed(split_folder):
+    """torch's SIGCHLD handler would raise in the middle of a training step."""
+    data = StreamedImages(Slow(), torch.zeros(9).long(), size=(3, 8, 8), mean=[0.5] * 3, std=[0.5] * 3, workers=1)
+    list(train(split_folder, 1).batches(4))  # torch has set its handler
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = data.batches(1)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    sum(range(10**6))  # the step, in which nothing is raised
+    with pytest.raises(DataError, match="a process that decodes images died"):
+        list(batches)
+    assert signal.getsignal(signal.SIGCHLD) is before
 
 
 def test_the_global_random_state_is_left_alone(split_folder):

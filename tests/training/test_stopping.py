@@ -116,6 +116,7 @@ def test_a_worker_that_dies_costs_no_step_and_is_not_taken_for_a_signal(begin, p
     for _ in range(3000):
         if process.poll() is not None:
             break
+        time.sleep(0.02)  # torch looks for dead workers once in five seconds
         for worker in children(process.pid):
             with suppress(ProcessLookupError):  # of the epoch before
                 os.kill(worker, signal.SIGKILL)

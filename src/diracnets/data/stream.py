@@ -6,10 +6,12 @@ import atexit
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
@@ -206,15 +208,17 @@ def _answers(
         pin_memory=device.type == "cuda",
         multiprocessing_context="fork" if workers and requests and sys.platform == "linux" else None,
     )
-    with warnings.catch_warnings():
-        # Workers run neither torch's threads nor CUDA, so that forking a process that has them is safe.
-        warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message=".*worker processes in total")
-        with _signals_held():  # until the workers ignore them
-            iterator = iter(loader)
-    _running.append(iterator)
+    iterator = None
     try:
-        yield iterator
+        with warnings.catch_warnings():
+            # Workers run neither torch's threads nor CUDA, so that forking a process that has them is safe.
+            warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=".*worker processes in total")
+            with _signals_held():  # until the workers ignore them
+                iterator = iter(loader)
+                _running.append(iterator)
+        with _deaths_found_by_waiting():
+            yield iterator
     except (RuntimeError, EOFError, OSError) as error:  # how a death shows depends on what the process was doing
         if not loader.num_workers or (isinstance(error, RuntimeError) and "worker" not in str(error)):
             raise
@@ -223,12 +227,13 @@ def _answers(
             "use fewer workers or a smaller batch, or 0 workers"
         ) from error
     finally:
-        stop = getattr(iterator, "_shutdown_workers", None)  # else they would live until the next garbage collection
-        if stop is not None:
-            with suppress(RuntimeError):  # of a worker's death, once more
-                stop()
-        _kill_workers(iterator)  # what hangs, for it ignored the SIGTERM that torch sent
-        _running.remove(iterator)
+        if iterator is not None:
+            stop = getattr(iterator, "_shutdown_workers", None)  # else they would live until the next collection
+            if stop is not None:
+                with suppress(RuntimeError):  # of a worker's death, once more
+                    stop()
+            _kill_workers(iterator)  # what hangs, for it ignored the SIGTERM that torch sent
+            _running.remove(iterator)
 
 
 def _as_it_is(answer: Any) -> Any:  # noqa: ANN401
@@ -266,6 +271,28 @@ def _signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _deaths_found_by_waiting() -> Iterator[None]:
+    """torch's SIGCHLD handler raises wherever the main thread is, such as in a training step, where none expects it.
+
+    What waits for a dead worker's answer finds it out as well, and raises where it waits.
+    """
+    handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def quiet(number: int, frame: FrameType | None) -> None:
+        with suppress(RuntimeError):
+            handler(number, frame)
+
+    signal.signal(signal.SIGCHLD, quiet)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def _leave_signals_to_the_parent(_: int) -> None:
