@@ -105,7 +105,7 @@ def test_a_worker_that_dies_while_the_network_computes_is_reported_where_its_ans
     next(batches)
     (worker,) = multiprocessing.active_children()
     os.kill(worker.pid, signal.SIGKILL)
-    worker.join()
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
     sum(range(10**6))  # the step, in which nothing is raised
     with pytest.raises(DataError, match="a process that decodes images died"):
         list(batches)
