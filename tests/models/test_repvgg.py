@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from diracnets import create_model
+from diracnets import create_model, fold
+from diracnets.errors import UsageError
 from diracnets.models.initializer import paper
-from diracnets.models.repvgg import RepBlock
+from diracnets.models.repvgg import RepBlock, merged
 
 
 @pytest.mark.parametrize("channels", [(4, 4), (4, 6)])
@@ -31,3 +32,22 @@ def test_it_has_the_shape_of_a_diracnet():
         *[False] * 4,
         *[True, *[False] * 3] * 2,
     ]
+
+
+@pytest.mark.parametrize(("name", "millions"), [("repvgg-a0", 8.3), ("repvgg-b0", 14.3)])
+def test_the_published_sizes(name, millions):
+    net = merged(create_model(name).eval())
+    assert net.input_size == (3, 224, 224)
+    assert sum(p.numel() for p in net.parameters()) == pytest.approx(1e6 * millions, rel=0.005)
+
+
+@pytest.mark.parametrize("name", ["repvgg-10-0.25", "repvgg-a0"])
+def test_merged_branches_compute_the_same_and_fold_to_a_chain(name, warm):
+    net = create_model(name, image_size=32, width=1.0 if name[7].isdigit() else 0.1, num_classes=5)
+    net = warm(net).double()
+    x = torch.randn(2, 3, 36, 36, dtype=torch.float64)
+    chain = fold(merged(net))
+    assert chain.fold_report.chain
+    torch.testing.assert_close(chain(x), net(x), rtol=1e-10, atol=1e-10)
+    with pytest.raises(UsageError, match="training mode"):
+        merged(net.train())

@@ -17,7 +17,8 @@ from diracnets.models.init import Init, from_arguments
 from diracnets.models.initializer import Initializer, resolved
 from diracnets.models.names import Family, Name
 from diracnets.models.network import Network, Spec
-from diracnets.models.repvgg import cifar_repvgg
+from diracnets.models.repvgg import SIZES as REPVGG_SIZES
+from diracnets.models.repvgg import cifar_repvgg, imagenet_repvgg
 from diracnets.models.resnet import cifar_resnet, imagenet_resnet, wide_resnet
 from diracnets.models.sprint import WIDTHS as SPRINT_WIDTHS
 from diracnets.models.sprint import sprint
@@ -33,9 +34,10 @@ _CIFAR: dict[Family, tuple[Sequence[int], Builder]] = {
     "resnet": (CIFAR_WIDTHS, cifar_resnet),
     "vgg": (VGG_WIDTHS, vgg),
 }
-_IMAGENET: dict[Family, tuple[Sequence[int], Builder]] = {
-    "plain": (IMAGENET_WIDTHS, imagenet_diracnet),
-    "resnet": (IMAGENET_WIDTHS, imagenet_resnet),
+_IMAGENET: dict[Family, Builder] = {
+    "plain": imagenet_diracnet,
+    "resnet": imagenet_resnet,
+    "repvgg": imagenet_repvgg,
 }
 
 
@@ -75,9 +77,9 @@ def build_model(
     channels. `diracnet-18` and `diracnet-34` are those for ImageNet-size images. `diracnet-sprint` is a shallow, wide
     one for CIFAR that trains fast, also of other widths, `diracnet-sprint-k`. `plain-...` is the same network with
     ordinary convolutions. What they are compared with: `wrn-N-k`, wide ResNets; `resnet-N`, pre-activation ResNets for
-    CIFAR, with N = 6n + 2, or 9n + 2 from 164 on; `resnet-18` and `resnet-34` for ImageNet; `vgg-16` for CIFAR; and
-    `repvgg-N-k`, RepVGG's blocks in the shape of `diracnet-N-k`. `dirac-wrn-...`, `dirac-resnet-...` and
-    `dirac-vgg-...` have Dirac convolutions everywhere but in the stem.
+    CIFAR, with N = 6n + 2, or 9n + 2 from 164 on; `resnet-18` and `resnet-34` for ImageNet; `vgg-16` for CIFAR;
+    `repvgg-N-k`, RepVGG's blocks in the shape of `diracnet-N-k`; and `repvgg-a0` and `repvgg-b0` for ImageNet.
+    `dirac-wrn-...`, `dirac-resnet-...` and `dirac-vgg-...` have Dirac convolutions everywhere but in the stem.
 
     Args:
         name: see `list_models`.
@@ -135,7 +137,12 @@ def _is_whole(value: object) -> bool:
 
 
 def _build(name: Name, factor: float, init: Initializer, spec: Spec) -> Network:
-    bases, build = (_IMAGENET if name.imagenet else _CIFAR)[name.family]
+    bases: Sequence[int]
+    if name.imagenet:
+        bases = REPVGG_SIZES[name.depth][1] if name.family == "repvgg" else IMAGENET_WIDTHS
+        build = _IMAGENET[name.family]
+    else:
+        bases, build = _CIFAR[name.family]
     widths = [_channels(base, factor, spec.config["name"]) for base in bases]
     return build(name.depth, widths, init, spec)
 

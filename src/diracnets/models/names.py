@@ -13,6 +13,8 @@ _WITH_WIDTH = re.compile(r"(diracnet|plain|repvgg|wrn|dirac-wrn)-(\d+)-(\d+(?:\.
 _WITHOUT_WIDTH = re.compile(r"(diracnet|plain|resnet|dirac-resnet|vgg|dirac-vgg)-(\d+)")
 _SPRINT = re.compile(r"(diracnet|plain)-sprint(?:-(\d+(?:\.\d+)?))?")
 _SPRINT_BLOCKS = 7
+_REPVGG = re.compile(r"repvgg-([ab]0)")
+_REPVGG_BLOCKS = {"a0": 22, "b0": 28}  # with the stem
 _IMAGENET_DEPTHS = (18, 34)
 _IMAGENET_BOTTLENECKS = (50, 101, 152)  # that are not here, and not to be taken for networks for CIFAR
 _VGG_DEPTHS = (16, 19)
@@ -27,7 +29,7 @@ _LISTED = (
     *(f"{family}-{size}" for family in ("resnet", "dirac-resnet") for size in _RESNETS),
     *(f"{family}-{size}" for family in ("wrn", "dirac-wrn") for size in _WIDE),
     *(f"{family}-{depth}" for family in ("vgg", "dirac-vgg") for depth in _VGG_DEPTHS),
-    *(f"repvgg-{size}" for size in ("16-1", "28-1", "28-10")),
+    *(f"repvgg-{size}" for size in ("16-1", "28-1", "28-10", "a0", "b0")),
 )
 
 
@@ -38,7 +40,8 @@ class Name:
     Attributes:
         family: "plain" for DiracNets too.
         dirac: whether its blocks have Dirac convolutions.
-        depth: the number in its name; for "sprint", which has none, its blocks.
+        depth: the number in its name; for "sprint", which has none, its blocks, and for RepVGG-A0 and -B0 too, with
+            the stem.
         factor: what the channels are multiplied with; None where that is not in the name.
         imagenet: whether it is for images of ImageNet's size.
         blocks: how many it has after the stem.
@@ -71,6 +74,9 @@ def parse(name: str) -> Name:
     if match := _SPRINT.fullmatch(name):
         dirac = match[1] == "diracnet"
         return Name("sprint", dirac, _SPRINT_BLOCKS, float(match[2] or 1), imagenet=False, blocks=_SPRINT_BLOCKS)
+    if match := _REPVGG.fullmatch(name):
+        depth = _REPVGG_BLOCKS[match[1]]
+        return Name("repvgg", False, depth, None, imagenet=True, blocks=depth - 1)
     match = _WITH_WIDTH.fullmatch(name) or _WITHOUT_WIDTH.fullmatch(name)
     if match is None:
         raise _unknown(name)
@@ -132,5 +138,6 @@ def _unknown(name: str) -> UsageError:
     return UsageError(
         f"no network is called {name!r}; {hint} There are diracnet-N-k, plain-N-k, repvgg-N-k, wrn-N-k (N = 6n + 4, k "
         "any width), diracnet-sprint-k, plain-sprint-k, diracnet-18 and -34, plain-18 and -34, resnet-N (N = 6n + 2, "
-        "or 9n + 2 from 164 on), resnet-18 and -34, vgg-16 and -19, and dirac-resnet-..., dirac-wrn-..., dirac-vgg-..."
+        "or 9n + 2 from 164 on), resnet-18 and -34, repvgg-a0 and -b0, vgg-16 and -19, and dirac-resnet-..., "
+        "dirac-wrn-..., dirac-vgg-..."
     )
