@@ -41,6 +41,8 @@ _HOME = {
     "Evaluation": "evaluation.metrics",
     "predict": "evaluation.predict",
     "Prediction": "evaluation.predict",
+    "export": "deploy.export",
+    "Exported": "deploy.export",
     "DiracNetsError": "errors",
 }
 
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
     from diracnets.artifacts.unfold import unfold as unfold
     from diracnets.data.augmentation import Augmentation as Augmentation
     from diracnets.data.load import load_data as load_data
+    from diracnets.deploy.export import Exported as Exported
+    from diracnets.deploy.export import export as export
     from diracnets.errors import DiracNetsError as DiracNetsError
     from diracnets.evaluation.info import describe as describe
     from diracnets.evaluation.metrics import Evaluation as Evaluation

@@ -23,6 +23,7 @@ COMMANDS = {  # in the order in which a user meets them
     "train": ("Train", "train a network and fold it; --resume continues a run"),
     "eval": ("Evaluate", "accuracy, loss, results by class and most confident errors of a trained network"),
     "fold": ("Fold", "turn a checkpoint into a model file, and check that it computes the same"),
+    "export": ("Export", "write a network to ONNX, OpenVINO and other formats, and check the file"),
     "predict": ("Predict", "classify images with a model file"),
     "info": ("Info", "layers, parameters, MACs and origin of a network or file"),
     "study": ("Study", "reproduce the paper's experiments: tables, figures and raw numbers"),

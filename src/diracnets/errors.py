@@ -37,6 +37,10 @@ class FoldError(DiracNetsError):
     """A model that cannot be folded exactly."""
 
 
+class ExportError(DiracNetsError):
+    """A network that a format cannot hold, or an exported file that computes something else."""
+
+
 class TrainingError(DiracNetsError):
     """A training that cannot go on."""
 

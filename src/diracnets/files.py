@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,44 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_together(path: str | Path) -> Iterator[Path]:
+    """A path of the same name in a temporary folder, whose files take their places next to `path` when the block ends
+    well, that of `path` last, and else vanish.
+
+    Args:
+        path: the file to write; others beside it may be written too.
+
+    Yields:
+        The path to write to.
+
+    Raises:
+        FileError: a folder or file cannot be written, the disk is full.
+
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "net.xml"
+    >>> with written_together(target) as part:
+    ...     _ = part.write_text("<net/>"), part.with_suffix(".bin").write_bytes(bytes(4))
+    >>> sorted(file.name for file in target.parent.iterdir())
+    ['net.bin', 'net.xml']
+    """
+    path = Path(path)
+    folder = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        folder.mkdir(parents=True)
+        yield folder / path.name
+        files = sorted(folder.iterdir(), key=lambda file: file.name == path.name)
+        for file in files:
+            with file.open("rb+") as opened:
+                os.fsync(opened.fileno())
+        for file in files:
+            file.replace(path.with_name(file.name))
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def append_json(path: str | Path, row: dict[str, Any]) -> None:

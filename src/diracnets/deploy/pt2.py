@@ -1,0 +1,60 @@
+"""torch.export: a network as a graph of torch's operators, which torch runs without the code that made it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from diracnets.artifacts.card import ModelCard
+from diracnets.deploy.backend import KEY, Backend, Options, Run, description
+from diracnets.deploy.pixels import taking_pixels
+
+
+def exported_program(model: nn.Module, card: ModelCard, options: Options) -> torch.export.ExportedProgram:
+    """The graph of a network, in which axes of any length have names."""
+    module = taking_pixels(model, card) if options.from_pixels else model
+    images = torch.zeros(options.batch or 2, *card.input_size, dtype=torch.uint8 if options.from_pixels else None)
+    axes: dict[int, Any] = {} if options.batch else {0: torch.export.Dim("batch", min=1)}
+    if options.any_size:
+        axes |= {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    program = torch.export.export(module, (images,), dynamic_shapes=(axes,) if axes else None)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of source files on this machine
+    return program
+
+
+def _write(model: nn.Module, card: ModelCard, path: Path, options: Options) -> None:
+    program = exported_program(model, card, options)
+    torch.export.save(program, path, extra_files={KEY: description(card, options, "float32")})
+
+
+def _load(path: Path, card: ModelCard) -> Run:
+    module = torch.export.load(path).module()
+
+    @torch.inference_mode()
+    def run(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        return module(torch.from_numpy(images)).numpy()  # type: ignore[no-any-return]
+
+    return run
+
+
+def _describes(path: Path) -> str:
+    found = {KEY: ""}
+    torch.export.load(path, extra_files=found)
+    return found[KEY]
+
+
+BACKEND = Backend(
+    name="pt2",
+    summary="torch.export, for torch without the network's code",
+    suffix=".pt2",
+    tolerance={"float32": 1e-4},
+    write=_write,
+    load=_load,
+    describes=_describes,
+)
