@@ -125,6 +125,8 @@ WRONG = [  # words, exit code, part of the message
     ("train --data cifar11", 2, "cifar10"),
     ("train --data digits --model diracnet-17-1", 2, "diracnet-16-1"),
     ("train --data digits --model resnet-18", 2, "resnet-18"),
+    ("train --pool median", 2, "average"),
+    ("train --data digits --model wrn-10-1 --pool average", 2, "leave pool out"),
     ("train --data digits --model diracnet-10-0.001", 2, "width"),
     ("train --data digits --device cuda:99", 2, "cuda:99"),
     ("train --data digits --device gpu", 2, "gpu"),

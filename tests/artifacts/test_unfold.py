@@ -43,6 +43,8 @@ CASES = [
     ("plain-sprint-0.1", {"num_classes": 0}),
     ("vgg-16", {"width": 0.0625, "size": 32}),
     ("dirac-vgg-19", {"width": 0.0625, "size": 32}),
+    ("vgg-16", {"width": 0.0625, "size": 32, "pool": "average"}),
+    ("diracnet-18", {"width": 0.0625, "size": 32, "pool": "average"}),
 ]
 
 
@@ -126,6 +128,23 @@ def test_batch_norms_that_fold_left_are_those_of_the_network(with_images):
     moved[place], moved[place + 1] = moved[place + 1], moved[place]
     with pytest.raises(UsageError, match=r"has no batch norm after these layers|not those"):
         unfold(moved)
+
+
+def test_average_pooling_is_known_by_the_card_or_by_the_layers(tmp_path):
+    torch.manual_seed(0)
+    net = trained("diracnet-10-0.25", pool="average")
+    attach_card(net, ModelCard(net.input_size, (0.5,) * 3, (0.5,) * 3, architecture=net.config))
+    chain = write_model_file(net, tmp_path / "model.safetensors")
+    file = load(tmp_path / "model.safetensors")
+    bare = nn.Sequential(*chain)
+    x = torch.randn(8, *net.input_size)
+    for each in (file, bare):
+        again = unfold(each)
+        assert again.config["pool"] == "average"
+        with torch.no_grad():
+            torch.testing.assert_close(again(x), net(x), rtol=1e-3, atol=1e-3)
+    with pytest.raises(UsageError, match="its layers are not those that"):
+        unfold(chain, architecture={key: value for key, value in net.config.items() if key != "pool"})
 
 
 def test_a_plain_chain_becomes_a_dirac_network_where_that_is_asked_for():

@@ -1,10 +1,12 @@
 """The networks: parameter counts of the paper, shapes, names, and what is refused."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
 
-from diracnets import Init, create_model, list_models
+from diracnets import Init, create_model, fold, list_models
 from diracnets.errors import UsageError
 from diracnets.models import diracnet
 from diracnets.models.names import parse
@@ -195,3 +197,47 @@ def test_numbers_that_are_not_whole_are_named(arguments):
 def test_a_name_that_is_no_string_is_refused():
     with pytest.raises(UsageError, match="not 5"):
         create_model(5)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("diracnet-10-0.25", {}),
+        ("plain-18", {"width": 0.06, "image_size": 64}),
+        ("dirac-vgg-16", {"width": 0.06}),
+    ],
+)
+def test_average_pooling_comes_after_a_relu_and_before_none(name, given, warm):
+    net = warm(create_model(name, pool="average", **given))
+    assert net.config["pool"] == "average"
+    layers = list(fold(net))
+    kinds = [type(layer).__name__ for layer in layers]
+    assert "MaxPool2d" not in kinds
+    assert kinds.count("ReLU") == kinds.count("Conv2d")
+    assert all(before == "ReLU" for before, kind in pairwise(kinds) if kind == "AvgPool2d")
+    x = torch.randn(2, *net.input_size)
+    usual = warm(create_model(name, **given))
+    assert "pool" not in usual.config  # so that its files are those of earlier versions
+    assert [maps.shape for maps in net.feature_maps(x)] == [maps.shape for maps in usual.feature_maps(x)]
+    assert not torch.allclose(net(x), usual(x), rtol=0.1)
+
+
+def test_repvgg_averages_too():
+    net = create_model("repvgg-16-0.25", pool="average")
+    assert sum(isinstance(layer, nn.ReLU) for layer in net.modules()) == 12 - 2 + 1 + 1  # blocks, between, final
+    assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "pool", "message"),
+    [
+        ("wrn-16-1", "average", "stride 2"),
+        ("resnet-18", "average", "stride 2"),
+        ("repvgg-a0", "average", "stride 2"),
+        ("diracnet-sprint", "average", "before the batch norm"),
+        ("diracnet-28-1", "mean", "choose max or average"),
+    ],
+)
+def test_pooling_that_there_is_not_is_refused(name, pool, message):
+    with pytest.raises(UsageError, match=message):
+        create_model(name, pool=pool)

@@ -25,6 +25,7 @@ def test_every_field_survives_a_file(tmp_path):
     recipe = Recipe().replaced(
         model='a "quoted" \\ name\x7f\n\té',
         width=1 / 3,
+        pool="average",
         init=Init("deep", filters=0.03, alpha=0.0, beta=0.5, bias=1.0),
         data="folder",
         image_size=96,

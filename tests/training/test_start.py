@@ -106,6 +106,16 @@ def test_the_recipe_decides_whether_a_chain_becomes_a_plain_or_a_dirac_network(n
     torch.testing.assert_close(outputs(net, stripes), outputs(warm_net, stripes), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("folded", [False, True])
+def test_weights_go_on_only_under_the_pooling_that_they_were_trained_with(folded, stripes):
+    averaging = RECIPE.replaced(pool="average")
+    net = starting_network(averaging, stripes).eval()
+    trained = fold(net) if folded else net
+    assert starting_network(averaging, stripes, trained).config["pool"] == "average"
+    with pytest.raises(UsageError, match="max pooling, but the weights are those of one with average pooling"):
+        starting_network(RECIPE, stripes, trained)
+
+
 def test_a_checkpoint_is_gone_on_from(stripes, tmp_path):
     first = train(RECIPE, run=tmp_path / "first", data=stripes, device="cpu", quiet=True)
     net = starting_network(RECIPE, stripes, tmp_path / "first" / "last.pt")

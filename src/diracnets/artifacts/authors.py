@@ -161,8 +161,9 @@ def recognize_chain(chain: nn.Sequential, input_size: Sequence[int] | None) -> d
         ValueError: no DiracNet has these sizes.
     """
     groups: list[list[nn.Conv2d]] = [[]]
+    averages = any(isinstance(layer, nn.AvgPool2d) for layer in chain)
     for layer in list(chain)[1:]:
-        if isinstance(layer, nn.MaxPool2d) and groups[-1]:
+        if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d) and groups[-1]:
             groups.append([])
         elif isinstance(layer, nn.Conv2d):
             groups[-1].append(layer)
@@ -170,6 +171,8 @@ def recognize_chain(chain: nn.Sequential, input_size: Sequence[int] | None) -> d
         raise ValueError("it does not consist of groups of convolutions with a linear layer after them")
     widths, depths = [group[0].out_channels for group in groups], list(map(len, groups))
     arguments = recognize(chain[0].weight.shape, widths, depths, chain[-1].out_features)
+    if averages:
+        arguments["pool"] = "average"
     return arguments if input_size is None else {**arguments, "image_size": list(input_size[1:])}
 
 

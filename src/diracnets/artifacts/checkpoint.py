@@ -21,7 +21,8 @@ from diracnets.models.network import Network
 
 FORMAT = "diracnets-checkpoint-2"
 _PREFIX, _EARLIER = "diracnets-checkpoint-", "diracnets-checkpoint-1"
-_ARGUMENTS = {"name", "num_classes", "in_channels", "image_size", "width", "init"}  # of build_model, without the place
+# of build_model, without the place
+_ARGUMENTS = {"name", "num_classes", "in_channels", "image_size", "width", "pool", "init"}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from diracnets.errors import UsageError
 from diracnets.models import names
 from diracnets.models.build import build_model, on_meta
 from diracnets.models.init import Init, from_arguments
+from diracnets.models.names import Pool
 from diracnets.models.network import Network
 
 
@@ -27,6 +28,7 @@ def create_model(
     in_channels: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     width: float = 1.0,
+    pool: Pool | None = None,
     init: Init | Mapping[str, Any] | str | float | None = None,
     start: str | None = None,
     alpha: float | None = None,
@@ -44,6 +46,7 @@ def create_model(
             have; 0 for pooled features.
         in_channels: channels of the images, by default 3, or those of trained weights.
         image_size: height and width, or one number for both; by default 32 or 224, or that of trained weights.
+        pool: "max" or "average", see `build_model`; by default "max", or that of trained weights.
         width, init, start, alpha, beta, bias: see `build_model`.
         pretrained: the name of trained weights of this network, see `list_weights`, or True for the first ones with
             as many classes. They decide about what is not given, and leave no initialization to choose.
@@ -65,6 +68,7 @@ def create_model(
             in_channels=in_channels,
             image_size=image_size,
             width=width,
+            pool="max" if pool is None else pool,
             init=chosen,
             device=device,
             dtype=dtype,
@@ -73,7 +77,13 @@ def create_model(
     if chosen != Init():
         raise UsageError(f"init is {chosen.scheme}, but trained weights are not initialized: leave init out")
     net = trained_network(
-        name, pretrained, num_classes=num_classes, in_channels=in_channels, image_size=image_size, width=width
+        name,
+        pretrained,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        image_size=image_size,
+        width=width,
+        pool=pool,
     )
     return net.to(device=device, dtype=dtype)
 
@@ -86,6 +96,7 @@ def trained_network(
     in_channels: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     width: float = 1.0,
+    pool: Pool | None = None,
 ) -> Network:
     """A network with trained weights, ready to be trained further; folded weights are unfolded.
 
@@ -96,6 +107,7 @@ def trained_network(
         in_channels: None for what the weights take.
         image_size: None for what the weights were trained on.
         width: of the network.
+        pool: None for what the weights were trained with.
 
     Returns:
         The network in training mode, as a fresh one is, with the weights' `card`.
@@ -112,6 +124,7 @@ def trained_network(
     for what, given, fixed in (
         ("in_channels", in_channels, weights.model["in_channels"]),
         ("width", width, weights.model.get("width", 1.0)),
+        ("pool", pool, weights.model.get("pool", "max")),
     ):
         if given not in (None, fixed):
             raise UsageError(f"the weights {weights.name} have {what} {fixed}, not {given}; leave {what} out")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -15,7 +15,7 @@ from diracnets.models import names
 from diracnets.models.diracnet import CIFAR_WIDTHS, IMAGENET_WIDTHS, cifar_diracnet, imagenet_diracnet
 from diracnets.models.init import Init, from_arguments
 from diracnets.models.initializer import Initializer, resolved
-from diracnets.models.names import Family, Name
+from diracnets.models.names import Family, Name, Pool
 from diracnets.models.network import Network, Spec
 from diracnets.models.repvgg import SIZES as REPVGG_SIZES
 from diracnets.models.repvgg import cifar_repvgg, imagenet_repvgg
@@ -63,6 +63,7 @@ def build_model(
     in_channels: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     width: float = 1.0,
+    pool: Pool = "max",
     init: Init | Mapping[str, Any] | str | float | None = None,
     start: str | None = None,
     alpha: float | None = None,
@@ -88,14 +89,17 @@ def build_model(
         image_size: height and width, or one number for both; by default 32 or 224. The network runs on other sizes too;
             this is the size that it is folded, described and exported with.
         width: multiplies the channels of networks that do not have their width in their name.
+        pool: "max", or "average" for 2x2 average pooling between the groups, each after a ReLU. Converters for spiking
+            networks, verifiers and others know no maximum. ResNets have no such pooling, and `diracnet-sprint` pools
+            before its ReLUs: they refuse it.
         init: how the blocks are initialized: "paper" (the default), "deep", which keeps the signal alive in hundreds of
             layers, "kaiming", or an `Init` with details of its own. What `Init.to_data` gives is taken too.
         start, alpha, beta, bias: deprecated, parts of `init` now; the same holds for "normal" or a number as `init`.
         device, dtype: of the parameters.
 
     Raises:
-        UsageError: an unknown name, a depth that there is not, a number that makes no network, or one of alpha and
-            beta without the other for a network without Dirac convolutions.
+        UsageError: an unknown name, a depth that there is not, a number that makes no network, average pooling for a
+            network that cannot have it, or one of alpha and beta without the other for one without Dirac convolutions.
 
     >>> net = build_model("diracnet-28-1")
     >>> sum(p.numel() for p in net.parameters())
@@ -117,6 +121,10 @@ def build_model(
     num_classes = (1000 if parsed.imagenet else 10) if num_classes is None else num_classes
     if not _is_whole(num_classes):
         raise UsageError(f"num_classes is {num_classes}; it must be a whole number")
+    if pool not in get_args(Pool):
+        raise UsageError(f"pool is {pool!r}; choose {' or '.join(get_args(Pool))}")
+    if pool == "average" and (reason := _why_not_averaged(parsed)):
+        raise UsageError(f"{name} cannot have average pooling: {reason}; leave pool out")
     chosen = from_arguments(init, start, alpha, beta, bias)
     config = {
         "name": name,
@@ -124,12 +132,20 @@ def build_model(
         "in_channels": in_channels,
         "image_size": [height, across],
         "width": width,
+        **({} if pool == "max" else {"pool": pool}),  # so that earlier versions read files of the others
         "init": chosen.to_data(),
     }
     initializer = resolved(chosen, parsed.blocks, parsed.dirac, "uniform" if parsed.family == "plain" else 1.0)
-    spec = Spec(num_classes, (in_channels, height, across), config)
+    spec = Spec(num_classes, (in_channels, height, across), config, pool)
     net = _build(parsed, width if parsed.factor is None else parsed.factor, initializer, spec)
     return net.to(device=device, dtype=dtype)
+
+
+def _why_not_averaged(name: Name) -> str | None:
+    if name.family == "sprint":
+        return "its pooling comes before the batch norm and the ReLU"
+    strided = name.family in ("resnet", "wrn") or (name.family == "repvgg" and name.imagenet)
+    return "its convolutions of stride 2 make the maps smaller" if strided else None
 
 
 def _is_whole(value: object) -> bool:

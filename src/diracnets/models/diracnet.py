@@ -1,7 +1,7 @@
 """DiracNet, and the plain network that it is without the parameterization.
 
 Zagoruyko & Komodakis, arXiv 1706.00388: a chain of `ReLU -> convolution -> batch norm` blocks, all of them 3x3 with
-stride 1, in groups of growing width with max-pooling between, and no branch anywhere.
+stride 1, in groups of growing width with pooling between, and no branch anywhere.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import ClassVar, cast
 from torch import Tensor, nn
 
 from diracnets.models.initializer import Initializer
-from diracnets.models.network import Network, Spec, stem_conv
+from diracnets.models.names import Pool
+from diracnets.models.network import Network, Spec, pooling, stem_conv
 from diracnets.nn.dirac import DiracConv2d, effective_weights, in_several_processes, is_as_made
 from diracnets.nn.effective_weight import is_traced
 
@@ -29,11 +30,14 @@ class Block(nn.Module):
         channels_in, channels_out: of its convolution.
         init: makes its layers.
         pool: whether 2x2 max-pooling comes before the batch norm, which then normalizes a quarter of the numbers.
+        relu: whether there is a ReLU; not where the input has passed one before it was averaged.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, init: Initializer, pool: bool = False) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, init: Initializer, pool: bool = False, relu: bool = True
+    ) -> None:
         super().__init__()
-        self.relu = nn.ReLU(inplace=False)
+        self.relu = nn.ReLU(inplace=False) if relu else nn.Identity()
         self.conv = init.conv(channels_in, channels_out)
         self.pool = nn.MaxPool2d(2) if pool else None
         self.bn = init.norm(channels_out)
@@ -46,7 +50,7 @@ class Block(nn.Module):
 
 
 class DiracNet(Network):
-    """A stem, groups of blocks with 2x2 max-pooling between them, ReLU, global average pooling and a linear classifier.
+    """A stem, groups of blocks with 2x2 pooling between them, ReLU, global average pooling and a linear classifier.
 
     Made by `build_model`, which knows the sizes.
 
@@ -60,6 +64,7 @@ class DiracNet(Network):
         final: from the last group's output to the input of the average pooling; a ReLU by default.
         pool_first: pool before the last batch norm of each group but the last one, not after it; they then fold only
             if no scale of theirs is negative.
+        stem_averages: whether the stem ends in a ReLU and average pooling.
 
     Raises:
         UsageError: images smaller than `min_image_size`, or a negative number of classes.
@@ -85,17 +90,20 @@ class DiracNet(Network):
         min_image_size: int,
         final: nn.Module | None = None,
         pool_first: bool = False,
+        stem_averages: bool = False,
     ) -> None:
         before = [stem_width, *chain.from_iterable(widths)]  # channels that come into each block
         pooled = [pool_first and place == len(group) for group in widths for place in range(1, len(group) + 1)]
         pooled[-1] = False
+        relus = [spec.pool == "max" or place > 0 for group in widths for place in range(len(group))]
+        relus[0] = not stem_averages
         inits = [init] * (len(pooled) - 1) + [init.before_classifier(before[-1])]
-        sizes = zip(pairwise(before), inits, pooled, strict=True)
-        blocks = (Block(*channels, init, pool) for channels, init, pool in sizes)
+        sizes = zip(pairwise(before), inits, pooled, relus, strict=True)
+        blocks = (Block(*channels, init, pool, relu) for channels, init, pool, relu in sizes)
         super().__init__(
             stem=stem,
             groups=[list(islice(blocks, len(group))) for group in widths],
-            between=nn.Identity() if pool_first else nn.MaxPool2d(2),
+            between=nn.Identity() if pool_first else pooling(spec.pool),
             final=nn.ReLU(inplace=False) if final is None else final,
             num_features=widths[-1][-1],
             spec=spec,
@@ -138,10 +146,14 @@ def cifar_stem(channels: int, width: int, init: Initializer) -> nn.Sequential:
     return nn.Sequential(OrderedDict(conv=stem_conv(channels, width), bn=init.norm(width)))
 
 
-def imagenet_stem(channels: int, width: int, init: Initializer) -> nn.Sequential:
-    """A 7x7 convolution of stride 2, a batch norm and 3x3 max-pooling of stride 2, for images of ImageNet's size."""
+def imagenet_stem(channels: int, width: int, init: Initializer, pool: Pool = "max") -> nn.Sequential:
+    """A 7x7 convolution of stride 2, a batch norm and 3x3 max-pooling of stride 2, for images of ImageNet's size.
+
+    Or, for `pool` "average", a ReLU and 2x2 average pooling in the place of the max-pooling.
+    """
     conv = stem_conv(channels, width, size=7, stride=2)
-    return nn.Sequential(OrderedDict(conv=conv, bn=init.norm(width), pool=nn.MaxPool2d(3, stride=2, padding=1)))
+    last = nn.MaxPool2d(3, stride=2, padding=1) if pool == "max" else pooling(pool)
+    return nn.Sequential(OrderedDict(conv=conv, bn=init.norm(width), pool=last))
 
 
 def cifar_diracnet(depth: int, widths: Sequence[int], init: Initializer, spec: Spec) -> DiracNet:
@@ -152,6 +164,7 @@ def cifar_diracnet(depth: int, widths: Sequence[int], init: Initializer, spec: S
 
 def imagenet_diracnet(depth: int, widths: Sequence[int], init: Initializer, spec: Spec) -> DiracNet:
     """DiracNet-18 or -34."""
-    stem = imagenet_stem(spec.input_size[0], widths[0], init)
+    stem = imagenet_stem(spec.input_size[0], widths[0], init, spec.pool)
     groups = [[width] * blocks for width, blocks in zip(widths, IMAGENET_DEPTHS[depth], strict=True)]
-    return DiracNet(stem, widths[0], groups, init, spec, min_image_size=32)
+    averages = spec.pool == "average"
+    return DiracNet(stem, widths[0], groups, init, spec, min_image_size=32, stem_averages=averages)

@@ -9,6 +9,7 @@ from typing import Literal, cast
 from diracnets.errors import UsageError, did_you_mean
 
 Family = Literal["plain", "sprint", "repvgg", "wrn", "resnet", "vgg"]
+Pool = Literal["max", "average"]
 _WITH_WIDTH = re.compile(r"(diracnet|plain|repvgg|wrn|dirac-wrn)-(\d+)-(\d+(?:\.\d+)?)")
 _WITHOUT_WIDTH = re.compile(r"(diracnet|plain|resnet|dirac-resnet|vgg|dirac-vgg)-(\d+)")
 _SPRINT = re.compile(r"(diracnet|plain)-sprint(?:-(\d+(?:\.\d+)?))?")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from diracnets.errors import UsageError
+from diracnets.models.names import Pool
 from diracnets.nn.dirac import draw_filters
 
 
@@ -20,11 +21,13 @@ class Spec:
         num_classes: outputs of the classifier, or 0 for none.
         input_size: (channels, height, width) of the images.
         config: the arguments of `build_model` that make this network again.
+        pool: the pooling between its groups.
     """
 
     num_classes: int
     input_size: tuple[int, int, int]
     config: dict[str, Any]
+    pool: Pool = "max"
 
 
 class Network(nn.Module):
@@ -145,6 +148,15 @@ def config_of(state: Mapping[str, Any]) -> tuple[str, dict[str, Any] | None]:
         if isinstance(config, dict) and all(name.startswith(prefix) for name in state):
             return prefix, config
     return "", None
+
+
+def pooling(pool: Pool) -> nn.Module:
+    """2x2 pooling between groups of blocks: a maximum, or a ReLU and the average after it.
+
+    A ReLU can be exchanged with a maximum, so that the one of the next block will do. With an average it cannot:
+    what is averaged is what the ReLU lets through, and the next block has none.
+    """
+    return nn.MaxPool2d(2) if pool == "max" else nn.Sequential(nn.ReLU(inplace=False), nn.AvgPool2d(2))
 
 
 def stem_conv(

@@ -19,7 +19,7 @@ from diracnets.errors import UsageError
 from diracnets.folding.fuse import scale_and_shift, with_tensors
 from diracnets.models.diracnet import cifar_stem
 from diracnets.models.initializer import Initializer
-from diracnets.models.network import Network, Spec, stem_conv
+from diracnets.models.network import Network, Spec, pooling, stem_conv
 from diracnets.models.resnet import subsampling
 
 SIZES = {  # of A0 and B0, by the number of their blocks: the blocks and channels of each group, and those of the stem
@@ -96,8 +96,11 @@ def cifar_repvgg(depth: int, widths: Sequence[int], init: Initializer, spec: Spe
     inits = [init] * (len(channels) - 2) + [init.before_classifier(widths[-1])]
     blocks = [RepBlock(*sizes, init) for sizes, init in zip(pairwise(channels), inits, strict=True)]
     groups = [blocks[first : first + count] for first in range(0, len(blocks), count)]
+    if spec.pool == "average":  # which comes after a ReLU
+        for group in groups[1:]:
+            group[0].relu = nn.Identity()
     final = nn.ReLU(inplace=False)
-    return RepVGG(stem, groups, nn.MaxPool2d(2), final, widths[-1], spec, min_image_size=8)
+    return RepVGG(stem, groups, pooling(spec.pool), final, widths[-1], spec, min_image_size=8)
 
 
 def imagenet_repvgg(depth: int, widths: Sequence[int], init: Initializer, spec: Spec) -> RepVGG:

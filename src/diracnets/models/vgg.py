@@ -13,14 +13,14 @@ from torch import nn
 
 from diracnets.models.diracnet import DiracNet, cifar_stem
 from diracnets.models.initializer import Initializer
-from diracnets.models.network import Spec
+from diracnets.models.network import Spec, pooling
 
 WIDTHS = (64, 128, 256, 512, 512)  # channels of each group at width 1
 DEPTHS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # convolutions of each group, the stem's among them
 
 
 class VGG(DiracNet):
-    """The chain of a plain network with VGG's widths: five groups of 3x3 convolutions, max-pooling after each.
+    """The chain of a plain network with VGG's widths: five groups of 3x3 convolutions, pooling after each.
 
     VGG-16 has 14,724,042 parameters for 10 classes, VGG-19 20,035,018. The paper's table says VGG-16 and 20M: no head
     on 13 convolutions that is usual for CIFAR has as many, VGG-19 has. Which of them was meant cannot be known.
@@ -34,6 +34,8 @@ class VGG(DiracNet):
 def vgg(depth: int, widths: Sequence[int], init: Initializer, spec: Spec) -> VGG:
     """VGG-16 or -19; the last of its five poolings leaves 1x1 of images of 32x32."""
     stem = cifar_stem(spec.input_size[0], widths[0], init)
-    final = nn.Sequential(OrderedDict(pool=nn.MaxPool2d(2), relu=nn.ReLU(inplace=False)))
+    final = pooling(spec.pool)
+    if spec.pool == "max":
+        final = nn.Sequential(OrderedDict(pool=final, relu=nn.ReLU(inplace=False)))
     (_, *first), *others = ([width] * depth for width, depth in zip(widths, DEPTHS[depth], strict=True))
     return VGG(stem, widths[0], [first, *others], init, spec, min_image_size=32, final=final)

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_type_hints
 from diracnets.data.augmentation import Augmentation
 from diracnets.errors import UsageError
 from diracnets.models.init import Init
+from diracnets.models.names import Pool
 from diracnets.training.tables import converted, short_names
 
 Schedule = Literal["constant", "step", "cosine", "one-cycle"]
@@ -47,6 +48,9 @@ class ModelSettings(Settings):
     """The network to train: a name that `diracnets models` lists."""
     width: float = 1.0
     """Multiplies the channels of networks that do not have their width in their name."""
+    pool: Pool = "max"
+    """Pooling between the groups of a chain: max, or average for converters that know no maximum (spiking networks,
+    verifiers)."""
     init: Init = field(default_factory=Init)
     """How a fresh network is initialized."""
 

@@ -56,6 +56,12 @@ def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | P
             f"the recipe's network is {recipe.model.name} (width {recipe.model.width}), but the weights are those of "
             f"{config['name']} (width {config['width']}); ask for that one, or for other weights"
         )
+    pool = config.get("pool", "max")
+    if pool != recipe.model.pool:
+        raise UsageError(
+            f"the recipe's network has {recipe.model.pool} pooling, but the weights are those of one with {pool} "
+            f"pooling; ask for pool {pool}, or for other weights"
+        )
     if config["in_channels"] != channels:
         raise UsageError(
             f"the weights are for images of {config['in_channels']} channels, but those of {data.name} have {channels}"
@@ -113,6 +119,7 @@ def _arguments(recipe: Recipe, num_classes: int, input_size: tuple[int, int, int
         "in_channels": input_size[0],
         "image_size": input_size[1:],
         "width": recipe.model.width,
+        "pool": recipe.model.pool,
         "init": recipe.model.init,
     }
 
