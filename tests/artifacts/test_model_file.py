@@ -229,7 +229,7 @@ HOSTILE = {
     "no layers": (set_top(layers=[]), "incomplete"),
     "too few layers": (lambda content: content["layers"].pop() and None, "output of|belongs to no layer"),
     "format is text": (set_top(format="1"), "no format number"),
-    "format from the future": (set_top(format=3), "newer than this diracnets reads.*upgrade"),
+    "format from the future": (set_top(format=4), "newer than this diracnets reads.*upgrade"),
     "format 0": (set_top(format=0), "incomplete"),
     "not an object": (lambda content: [content], "no format number"),
     "input size 0": (set_card(input_size=[3, 0, 8]), "input_size"),

@@ -54,9 +54,7 @@ def load(path: str | Path, device: torch.device | str = "cpu", *, folded: bool |
     """
     model = load_as_stored(path)
     if folded is None:
-        folded = isinstance(model, nn.Sequential) or (
-            is_weights(path) and isinstance(model, Network) and model.is_chain
-        )
+        folded = not isinstance(model, Network) or (is_weights(path) and model.is_chain)
     if folded and isinstance(model, Network):
         model = to_chain(model)
     elif not folded and not isinstance(model, Network):

@@ -2,8 +2,9 @@
 
 Tensors are stored by their `state_dict` names. The metadata key "diracnets" holds JSON: the format's number, the layers
 with their arguments, the model card, what the chain makes of a fixed probe, and a SHA-256 over all of that and the
-tensors. Nothing in a file is ever executed: the layers are built from a
-list of known types with bounded arguments, on no memory, and must agree with the tensors before these are read.
+tensors. An int8 chain is kept as the layers that it stands for, with integers for weights, and its quantizations.
+Nothing in a file is ever executed: the layers are built from a list of known types with bounded arguments, on no
+memory, and must agree with the tensors before these are read.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diracnets.artifacts import layers, probe
+from diracnets.artifacts import integer, layers, probe
 from diracnets.artifacts.card import ModelCard, attach_card, card_of, the_card
 from diracnets.artifacts.earlier import card_of_facts
 from diracnets.errors import FileError, UsageError
 from diracnets.files import written_whole
+from diracnets.models.integer import IntegerChain
 
-FORMAT = 2
+FORMAT = 3  # what is read; float chains are written in format 2, which earlier versions read too
 KEY = "diracnets"
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I8")
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def save(chain: nn.Module, path: str | Path, *, card: ModelCard | None = None, f
 
     Args:
         chain: a flat `nn.Sequential` of ordinary layers, as `fold` makes it of a DiracNet, of any dtype, device
-            and memory format. Its weights are stored as they are, its mode (training or not) is not.
+            and memory format, or the `IntegerChain` of one. Its weights are stored as they are, its mode (training or
+            not) is not.
         path: of the file, by convention with the suffix .safetensors.
         card: what the file is to say about the network.
         facts: deprecated, the earlier name of `card`.
@@ -78,32 +81,32 @@ def save(chain: nn.Module, path: str | Path, *, card: ModelCard | None = None, f
     ('cat', 'dog')
     """
     card = the_card(card, facts, "save")
-    layer_data = layers.to_data(chain)
+    plain = integer.as_float(chain) if isinstance(chain, IntegerChain) else chain
+    content: dict[str, Any] = {"format": 2, "layers": layers.to_data(plain), "card": card.to_data()}
+    if isinstance(chain, IntegerChain):
+        content |= {"format": 3, "quantizations": integer.to_data(chain)}
     try:
         layers.refuse_changed(chain)
     except UsageError as error:
         raise UsageError(f"this chain cannot be written to {path}: {error}") from error
     if any(tensor.is_meta for tensor in chain.state_dict().values()):
         raise UsageError(f"this chain cannot be written to {path}: it is on the meta device, without values")
-    tensors = {
-        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)  # safetensors takes no others
-        for name, tensor in chain.state_dict().items()
-    }
+    tensors = integer.tensors_of(chain) if isinstance(chain, IntegerChain) else _copied(chain)
     try:
-        rebuilt = _assemble(layer_data, card, tensors)
+        rebuilt = _assemble(content, card, tensors)
     except ValueError as error:
         raise UsageError(f"this chain cannot be written to {path}: {error}") from error
     bad = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
     if bad is not None:
         raise UsageError(f"this chain cannot be written to {path}: {bad} holds numbers that are not finite")
-    outputs = probe.outputs_in_float32(rebuilt, card.input_size)
+    content["probe"] = outputs = probe.outputs_in_float32(rebuilt, card.input_size)
     if not all(map(math.isfinite, outputs)):
         raise UsageError(f"this chain cannot be written to {path}: what it computes is not finite")
     try:
-        probe.check_computes(chain, outputs, card.input_size)
+        if not isinstance(chain, IntegerChain):  # which is no sum of modules that could be others
+            probe.check_computes(chain, outputs, card.input_size)
     except UsageError as error:
         raise UsageError(f"this chain cannot be written to {path}: {error}") from error
-    content = {"format": FORMAT, "layers": layer_data, "card": card.to_data(), "probe": outputs}
     content["sha256"] = _hash(content, tensors)
     with written_whole(path) as part:
         try:
@@ -112,8 +115,8 @@ def save(chain: nn.Module, path: str | Path, *, card: ModelCard | None = None, f
             raise FileError(f"cannot write {path}: {error}") from error
 
 
-def read(path: str | Path, device: torch.device | str = "cpu") -> nn.Sequential:
-    """The chain in a model file: an ordinary `nn.Sequential` in evaluation mode, with the attribute `card`.
+def read(path: str | Path, device: torch.device | str = "cpu") -> nn.Sequential | IntegerChain:
+    """The chain in a model file: an ordinary `nn.Sequential` or an `IntegerChain`, in evaluation mode, with its `card`.
 
     Args:
         path: of the file.
@@ -150,8 +153,9 @@ def verify(path: str | Path) -> Verified:
             f"{path} computes something else here than where it was written: outputs of up to {scale:.3g} differ "
             f"by {difference:.3g}; try another version of torch than {torch.__version__}"
         )
-    parameters = sum(parameter.numel() for parameter in chain.parameters())
-    return Verified(path, content["sha256"], path.stat().st_size, len(chain), parameters, difference, scale)
+    parameters = sum(parameter.numel() for parameter in _on_meta(content["layers"], card).parameters())
+    many = len(content["layers"])
+    return Verified(path, content["sha256"], path.stat().st_size, many, parameters, difference, scale)
 
 
 def check_is_file(path: Path) -> None:
@@ -167,16 +171,23 @@ def check_is_file(path: Path) -> None:
         raise FileError(f"cannot read {path}: {error}") from error
 
 
-def _read(path: Path) -> tuple[nn.Sequential, dict[str, Any]]:
+def _copied(chain: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)  # safetensors takes no others
+        for name, tensor in chain.state_dict().items()
+    }
+
+
+def _read(path: Path) -> tuple[nn.Sequential | IntegerChain, dict[str, Any]]:
     check_is_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             content = _content(path, file.metadata())
             card = _card(content)
-            wanted = {name: tensor.shape for name, tensor in _on_meta(content["layers"], card).state_dict().items()}
+            wanted = _shapes(content, _on_meta(content["layers"], card))
             stored = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             _compare(wanted, stored)
-            if unknown := {file.get_slice(name).get_dtype() for name in stored} - _DTYPES.keys():
+            if unknown := {file.get_slice(name).get_dtype() for name in stored} - set(_DTYPES):
                 raise ValueError(f"tensors of type {', '.join(sorted(unknown))}")
             tensors = {name: file.get_tensor(name).clone() for name in stored}  # not a view of a file that may change
     except OSError as error:
@@ -190,7 +201,7 @@ def _read(path: Path) -> tuple[nn.Sequential, dict[str, Any]]:
             f"{path} has been altered or damaged: it does not have the SHA-256 that it states; get it again"
         )
     try:
-        chain = _assemble(content["layers"], card, tensors)
+        chain = _assemble(content, card, tensors)
     except ValueError as error:
         raise FileError(f"{path} is not a valid model file: {error}") from error
     attach_card(chain, card)
@@ -214,30 +225,44 @@ def _content(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
     stored, layer_data = content.get("probe"), content.get("layers")
     if content["format"] < 1 or not isinstance(layer_data, list) or not layer_data or "sha256" not in content:
         raise ValueError("its description is incomplete")
+    if content["format"] == 3 and not isinstance(content.get("quantizations"), list):
+        raise ValueError("its description has no quantizations")
     if not isinstance(stored, list) or not 0 < len(stored) <= probe.VALUES or not all(type(v) is float for v in stored):
         raise ValueError("its probe is not a list of numbers")
     return content
 
 
 def _card(content: Mapping[str, Any]) -> ModelCard:
-    if content["format"] == FORMAT:
+    if content["format"] > 1:
         return ModelCard.from_data(content.get("card"))  # type: ignore[arg-type]
     last = content["layers"][-1]
     outputs = last.get("out_features") if isinstance(last, Mapping) and last.get("type") == "Linear" else 0
     return card_of_facts(content, outputs=outputs)
 
 
-def _assemble(layer_data: list[dict[str, Any]], card: ModelCard, tensors: Mapping[str, Tensor]) -> nn.Sequential:
+def _assemble(
+    content: Mapping[str, Any], card: ModelCard, tensors: Mapping[str, Tensor]
+) -> nn.Sequential | IntegerChain:
     """The chain with its tensors; ValueError where layers, card and tensors disagree."""
-    chain = _on_meta(layer_data, card)
+    chain = _on_meta(content["layers"], card)
+    _compare(_shapes(content, chain), {name: tensor.shape for name, tensor in tensors.items()})
+    if content["format"] == 3:
+        shapes = [(1, *card.input_size), *layers.output_shapes(chain, card.input_size)]
+        return integer.from_data(chain, shapes, content["quantizations"], tensors)
     state = chain.state_dict()
-    _compare({name: tensor.shape for name, tensor in state.items()}, {name: t.shape for name, t in tensors.items()})
     if len({tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}) > 1:
         raise ValueError("its tensors have different precisions")
     if any(tensor.is_floating_point() != state[name].is_floating_point() for name, tensor in tensors.items()):
         raise ValueError("whole numbers where there should be weights")
     chain.load_state_dict(dict(tensors), assign=True)
     return chain.requires_grad_(False).eval()
+
+
+def _shapes(content: Mapping[str, Any], plain: nn.Sequential) -> dict[str, torch.Size]:
+    """Of the tensors that belong to a description."""
+    if content["format"] == 3:
+        return integer.tensor_shapes(plain, content["quantizations"])
+    return {name: tensor.shape for name, tensor in plain.state_dict().items()}
 
 
 def _on_meta(layer_data: list[dict[str, Any]], card: ModelCard) -> nn.Sequential:

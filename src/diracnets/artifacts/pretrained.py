@@ -30,6 +30,7 @@ class Weights:
         size: of the file, bytes, where it is known.
         url: where the file is; None where it comes with the package.
         folded: the file holds the chain, not the network that was trained.
+        int8: the file holds the chain in integers, which cannot be trained.
 
     >>> find_weights("diracnet-28-0.5-digits").model["name"]
     'diracnet-28-0.5'
@@ -43,6 +44,7 @@ class Weights:
     size: int | None = None
     url: str | None = None
     folded: bool = False
+    int8: bool = False
 
     @property
     def model(self) -> Mapping[str, Any]:
@@ -126,7 +128,7 @@ def choose_weights(model: str, pretrained: str | bool, num_classes: int | None) 
     Raises:
         UsageError: there are none; the message says which there are.
     """
-    known = [find_weights(name) for name in list_weights()]
+    known = [weights for weights in map(find_weights, list_weights()) if not weights.int8]
     ours = [weights for weights in known if weights.model["name"] == model]
     there_are = ", ".join(f"{weights.name} ({weights.model['num_classes']} classes)" for weights in ours or known)
     if not ours:

@@ -11,17 +11,22 @@ from torch import Tensor, nn
 
 from diracnets.artifacts import layers
 from diracnets.errors import UsageError, first_line
+from diracnets.models.integer import IntegerChain
 
 VALUES = 1000  # of the output that are looked at
 TOLERANCE = 1e-3  # relative to the largest: float32 on another processor stays far below, a wrong layer does not
 
 
-def outputs_in_float32(chain: nn.Sequential, input_size: Sequence[int]) -> list[float]:
+def outputs_in_float32(chain: nn.Sequential | IntegerChain, input_size: Sequence[int]) -> list[float]:
     """The first outputs of ordinary layers with the chain's arguments and tensors, whatever dtype these have.
+
+    Those of an integer chain are its own.
 
     >>> [round(value, 3) for value in outputs_in_float32(nn.Sequential(nn.Flatten(), nn.ReLU()), (1, 2, 1))]
     [0.0, 0.644]
     """
+    if isinstance(chain, IntegerChain):
+        return _outputs(chain, input_size)
     plain = layers.from_data(layers.to_data(chain)).eval()
     state = {name: t.float() if t.is_floating_point() else t for name, t in chain.state_dict().items()}
     plain.load_state_dict(state, assign=True)

@@ -16,16 +16,19 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from diracnets.artifacts import layers
 from diracnets.artifacts.card import ModelCard, attach_card, card_of, input_size_of
+from diracnets.artifacts.integer import as_float
 from diracnets.artifacts.load import is_weights, load_as_stored
 from diracnets.artifacts.pretrained import find_weights
 from diracnets.errors import UsageError
 from diracnets.evaluation.receptive import Field
 from diracnets.folding.structure import ShapesOnly, folded_structure
 from diracnets.models.build import on_meta
+from diracnets.models.integer import IntegerChain
 from diracnets.models.names import is_name
 from diracnets.models.network import Network
 from diracnets.nn.diracify import undiracify
 
+INT8 = "int8 chain"
 _FILE_SUFFIXES = {".safetensors", ".pt", ".pth", ".pt7"}
 
 
@@ -57,7 +60,7 @@ class Info:
 
     Args:
         name: what was asked for, or the network's name.
-        kind: "network" as it is trained, or "chain" as it is folded.
+        kind: "network" as it is trained, "chain" as it is folded, or "int8 chain".
         input_size: (channels, height, width) that shapes and costs are for.
         layers: in the order in which they run.
         parameters: of all layers.
@@ -111,7 +114,8 @@ def describe(model: str | Path | nn.Module) -> Info:
         net = on_meta(dict(weights.model))
         trained = folded_structure(net) if weights.folded else net
         attach_card(trained, weights.card)
-        return _describe(weights.name, trained, weights.size)
+        info = _describe(weights.name, trained, weights.size)
+        return replace(info, kind=INT8) if weights.int8 else info
     there = path.is_file() or (path.exists() and not is_name(str(path)))
     if there or path.suffix.lower() in _FILE_SUFFIXES or len(path.parts) > 1:
         return _describe(str(model), load_as_stored(path), path.stat().st_size)
@@ -123,7 +127,8 @@ def _describe(name: str, model: nn.Module, file_bytes: int | None) -> Info:
         skeleton: nn.Module = model if next(model.parameters()).is_meta else on_meta(model.config)
         input_size: tuple[int, ...] = model.input_size
     else:
-        skeleton = layers.from_data(layers.to_data(model))
+        plain = as_float(model) if isinstance(model, IntegerChain) else model
+        skeleton = layers.from_data(layers.to_data(plain))
         input_size = input_size_of(model) or ()
     if not input_size:
         raise UsageError(f"{name} does not record its input size, without which nothing can be counted")
@@ -138,7 +143,7 @@ def _describe(name: str, model: nn.Module, file_bytes: int | None) -> Info:
         folded = sum(parameter.numel() for parameter in folded_structure(skeleton).parameters())
     return Info(
         name=name,
-        kind="network" if isinstance(model, Network) else "chain",
+        kind="network" if isinstance(model, Network) else INT8 if isinstance(model, IntegerChain) else "chain",
         input_size=tuple(input_size),
         layers=tuple(rows),
         parameters=parameters,

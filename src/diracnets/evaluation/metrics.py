@@ -151,7 +151,7 @@ def outputs(
         UsageError: the network is for another number of channels or classes.
     """
     was_training = model.training
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     model.eval()
     try:
         for batch, labels, _ in images.batches(batch_size):

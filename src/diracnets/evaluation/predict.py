@@ -157,7 +157,7 @@ class Predictor:
         Raises:
             UsageError: the network does not classify.
         """
-        like = next(self._network.parameters(), inputs)
+        like = next(self._network.parameters(), inputs)  # an int8 chain has none, and takes float32 of any device
         logits = self._network(inputs.to(like.device, like.dtype))
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(self.card.classes) not in (0, logits.shape[1]):
             raise UsageError(f"{self._name} does not classify: it gives no score for each class")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -162,12 +162,14 @@ class IntegerChain(nn.Module):
         for one, other in zip(self.layers, self.layers[1:], strict=False):
             if one.after != other.before or one.output != other.input:
                 raise UsageError(f"layer {other.name} does not take what layer {one.name} gives")
+        self._types: dict[int, torch.dtype] = {}
         for index, layer in enumerate(self.layers):
             if not isinstance(layer, IntPool):
                 q, shift = layer.multipliers
-                tensors = (_exact(layer), layer.bias.astype(np.int64), q.astype(np.int64), shift.astype(np.int64))
+                tensors = (layer.weight, layer.bias.astype(np.int64), q.astype(np.int64), shift.astype(np.int64))
                 for what, array in zip(("weight", "bias", "q", "shift"), tensors, strict=True):
                     self.register_buffer(f"{what}{index}", torch.from_numpy(array), persistent=False)
+                self._types[index] = _exact(layer)
         self.eval()
 
     @property
@@ -213,7 +215,7 @@ class IntegerChain(nn.Module):
 
     def _weigh(self, layer: IntConv | IntLinear, index: int, x: Tensor) -> Tensor:
         weight, bias, q, shift = (getattr(self, f"{what}{index}") for what in ("weight", "bias", "q", "shift"))
-        x = (x - layer.input.zero_point).to(weight.dtype)
+        x, weight = (each.to(self._types[index]) for each in (x - layer.input.zero_point, weight))
         if isinstance(layer, IntConv):
             sums = functional.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
         else:
@@ -223,10 +225,10 @@ class IntegerChain(nn.Module):
         return outputs.add_(layer.output.zero_point).clamp_(layer.lowest, 127).float()
 
 
-def _exact(layer: IntConv | IntLinear) -> npt.NDArray[np.floating[Any]]:
-    """The weights in the type in which every sum of products is exact, in whatever order it is computed."""
+def _exact(layer: IntConv | IntLinear) -> torch.dtype:
+    """The type in which every sum of products is exact, in whatever order it is computed."""
     most = 255 * np.abs(layer.weight.astype(np.int64)).reshape(len(layer.weight), -1).sum(1).max()
-    return layer.weight.astype(np.float32) if most < _EXACT else layer.weight.astype(np.float64)
+    return torch.float32 if most < _EXACT else torch.float64
 
 
 def _pool(layer: IntPool, x: Tensor) -> Tensor:
