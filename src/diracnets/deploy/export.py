@@ -19,6 +19,7 @@ from diracnets.deploy.backend import Backend, Options, Run, usable
 from diracnets.errors import DiracNetsError, ExportError, UsageError, first_line
 from diracnets.files import written_together
 from diracnets.folding.fold import fold
+from diracnets.models.integer import IntegerChain
 from diracnets.models.network import Network
 
 Images = npt.NDArray[Any]
@@ -130,7 +131,7 @@ def export(
 
 def precision_of(network: nn.Module) -> str:
     """In which numbers a network computes when it is exported: "int8" for one of whole numbers, else "float32"."""
-    return "int8" if type(network).__name__ == "IntegerChain" else "float32"
+    return "int8" if isinstance(network, IntegerChain) else "float32"
 
 
 def probe_pixels(count: int, input_size: tuple[int, ...]) -> npt.NDArray[np.uint8]:
@@ -237,9 +238,8 @@ def _outputs(run: Run, network: nn.Module, card: ModelCard, options: Options) ->
 def _compare(backend: Backend, found: Images, wanted: Images, network: nn.Module) -> tuple[float, float]:
     """The largest difference and the largest output; ExportError where the difference is too large."""
     difference, scale = float(np.abs(found - wanted).max()), float(np.abs(wanted).max())
-    precision = precision_of(network)
-    allowed = backend.tolerance[precision]
-    most = allowed * (scale if precision == "float32" else float(network.output_scale))  # type: ignore[arg-type]
+    allowed = backend.tolerance[precision_of(network)]
+    most = allowed * (network.output.scale if isinstance(network, IntegerChain) else scale)
     if not np.isfinite(scale):
         raise ExportError("the network's own outputs are not finite: there is nothing to compare with")
     if not difference <= most:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from diracnets.artifacts.card import ModelCard
+from diracnets.errors import UsageError
+from diracnets.models.fixed_point import Quantization
+from diracnets.models.integer import IntConv, IntegerChain
 
 
 def with_normalization(model: nn.Module, card: ModelCard) -> nn.Sequential:
@@ -54,3 +58,43 @@ def taking_pixels(model: nn.Module, card: ModelCard) -> nn.Module:
     tensor([[2.]])
     """
     return FromBytes(with_normalization(model, card)).eval()
+
+
+def integers_of_pixels(chain: IntegerChain, card: ModelCard) -> IntegerChain:
+    """An integer chain behind a 1x1 convolution that normalizes pixels, given as int8: pixel - 128.
+
+    The chain's input is then the same as for the normalized image, but where that lies within about 0.01 steps of a tie
+    between two integers.
+
+    >>> from diracnets.models.integer import IntPool
+    >>> card = ModelCard((1, 2, 2), mean=(0.5,), std=(0.25,))
+    >>> step = Quantization(0.02, 0)
+    >>> chain = IntegerChain([IntPool("0", "average", (2, 2), (2, 2), (0, 0), step, (1, 2, 2), (1, 1, 1))])
+    >>> integers_of_pixels(chain, card).integers(torch.full((1, 1, 2, 2), 255 - 128, dtype=torch.int8))
+    tensor([[100]], dtype=torch.int8)
+    """
+    pixels = Quantization(1 / 255, -128)
+    # (pixel - mean) / std = scale * (weight * pixel + bias): of the weights, the one whose bias is the nearest to whole
+    mean, std = 255 * np.array(card.mean, np.float64)[:, None], np.array(card.std, np.float64)
+    weights = np.arange(64, 128)
+    best = np.abs(np.rint(mean * weights) / weights - mean).argmin(1)
+    weight, bias = weights[best], -np.rint(mean[:, 0] * weights[best])
+    if np.abs(bias).max() >= 2**31:
+        raise UsageError(f"a mean of {max(card.mean, key=abs)} is too large for int8 pixels")
+    shape, one = chain.input_size, (1, 1)
+    layer = IntConv(
+        name="normalize",
+        weight=weight.astype(np.int8).reshape(-1, 1, 1, 1),
+        scales=(1 / (std * weight)).astype(np.float32),
+        bias=bias.astype(np.int32),
+        input=pixels,
+        output=chain.input,
+        relu=False,
+        before=shape,
+        after=shape,
+        stride=one,
+        padding=(0, 0),
+        dilation=one,
+        groups=len(weight),
+    )
+    return IntegerChain([layer, *chain.layers])

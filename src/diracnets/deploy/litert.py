@@ -1,0 +1,316 @@
+"""LiteRT, once TensorFlow Lite: a chain as a .tflite file, float or int8, for phones and by TFLite Micro for
+microcontrollers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from diracnets.artifacts.card import ModelCard
+from diracnets.deploy.backend import KEY, Backend, Options, Run, description
+from diracnets.deploy.export import probe_pixels
+from diracnets.deploy.graph import Conv, Layer, Linear, Pair, Pool, Shape, layers_of
+from diracnets.deploy.pixels import integers_of_pixels, with_normalization
+from diracnets.deploy.tflite import TFLiteWriter, metadata_of
+from diracnets.errors import ExportError, UsageError
+from diracnets.models.fixed_point import Quantization
+from diracnets.models.integer import IntConv, IntegerChain, IntLayer, IntLinear, IntPool
+
+
+def content(model: nn.Module, card: ModelCard, options: Options) -> bytes:
+    """A .tflite file: images are [batch, height, width, channels], of a fixed number; logits [batch, classes].
+
+    Of a float chain, both are float32. Of an integer chain, both are int8, all the integers are the chain's, and
+    pixels are given as int8, pixel - 128. Operators are those that TFLite Micro has too.
+
+    Raises:
+        UsageError: the model is no chain that can be written.
+    """
+    batch, name = options.batch or 1, "pixels" if options.from_pixels else "images"
+    layers: Sequence[Layer | IntLayer]
+    if isinstance(model, IntegerChain):
+        integers = integers_of_pixels(model, card) if options.from_pixels else model
+        layers, numbers = integers.layers, _Numbers.of(integers.input)
+    else:
+        layers = layers_of(with_normalization(model, card) if options.from_pixels else model, card)
+        numbers = _Numbers("uint8", 1.0) if options.from_pixels else _Numbers()
+    network = _Network(batch, name, layers[0].before, numbers)
+    for layer in layers:
+        network.add(layer)
+    precision = "int8" if isinstance(model, IntegerChain) else "float32"
+    return network.content({KEY: description(card, options, precision).encode()})
+
+
+def load(path: Path, *, reference: bool = False) -> Run:
+    """A function that runs a .tflite file of ours, as many images at a time as the file takes.
+
+    Args:
+        path: of the file.
+        reference: by LiteRT's reference kernels, which compute in integers as TFLite Micro's do, not by its fast ones.
+    """
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    kernels = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
+    threads = torch.get_num_threads()
+    interpreter = Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=kernels)
+    interpreter.allocate_tensors()
+    (source,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+    batch, height, width, channels = (int(side) for side in source["shape"])
+    of_pixels = source["name"] == "pixels"
+
+    def run(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        if images.shape[1:] != (channels, height, width):
+            raise UsageError(f"{path} takes images of {channels}x{height}x{width}, not {list(images.shape[1:])}")
+        if (images.dtype == np.uint8) != of_pixels:
+            wanted = "uint8 pixels" if of_pixels else "normalized images"
+            raise UsageError(f"{path} takes {wanted}, not {images.dtype}")
+        given = _written(images.transpose(0, 2, 3, 1), source)
+        logits = np.empty((len(given), int(result["shape"][1])), np.float32)
+        part = np.zeros((batch, *given.shape[1:]), given.dtype)
+        for start in range(0, len(given), batch):
+            many = min(batch, len(given) - start)
+            part[:many] = given[start : start + many]
+            interpreter.set_tensor(source["index"], part)
+            interpreter.invoke()
+            logits[start : start + many] = _read(interpreter.get_tensor(result["index"]), result)[:many]
+        return logits
+
+    return run
+
+
+def _written(images: npt.NDArray[Any], details: dict[str, Any]) -> npt.NDArray[Any]:
+    """Images or pixels as the tensor that `details` are of takes them."""
+    if details["dtype"] is not np.int8:
+        return np.ascontiguousarray(images, details["dtype"])
+    if images.dtype == np.uint8:
+        return (images.astype(np.int16) - 128).astype(np.int8)
+    real = torch.from_numpy(np.ascontiguousarray(images, np.float32))
+    return _quantization(details).integers(real).to(torch.int8).numpy()
+
+
+def _read(values: npt.NDArray[Any], details: dict[str, Any]) -> npt.NDArray[np.float32]:
+    """The real numbers of the tensor that `details` are of."""
+    if details["dtype"] is not np.int8:
+        return values
+    return _quantization(details).real(torch.from_numpy(values)).numpy()
+
+
+def _quantization(details: dict[str, Any]) -> Quantization:
+    scale, zero_point = details["quantization"]
+    return Quantization(float(scale), int(zero_point))
+
+
+def _as_conv(layer: Linear | IntLinear) -> Conv | IntConv:
+    """A fully connected layer as the convolution of the whole map.
+
+    FULLY_CONNECTED of LiteRT's reference kernels rounds int8 sums otherwise than their convolutions, and than TFLite
+    Micro. Besides, it wants the map flattened in another order.
+    """
+    common: dict[str, Any] = {**vars(layer), "weight": layer.weight.reshape(-1, *layer.before)}
+    common |= {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+    return Conv(**common) if isinstance(layer, Linear) else IntConv(**common)
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """How a tensor writes numbers down: a real number is scale * (integer - zero point), if there is a scale."""
+
+    dtype: str = "float32"
+    scale: float | None = None
+    zero_point: int = 0
+
+    @classmethod
+    def of(cls, quantization: Quantization) -> _Numbers:
+        return cls("int8", quantization.scale, quantization.zero_point)
+
+
+class _Network:
+    """Layers written one after another, each onto the tensor that the last one made. Images are [batch, height, width,
+    channels], as always in this format."""
+
+    def __init__(self, batch: int, name: str, shape: Shape, numbers: _Numbers) -> None:
+        self.writer = TFLiteWriter()
+        self.batch = batch
+        self.numbers = numbers  # of the last tensor, as everything below
+        self.positive = False  # whether none is below zero
+        self.source = self.last = self._image(name, shape)
+        self.shape = shape
+        if numbers.dtype == "uint8":
+            self.numbers = _Numbers()
+            self._then("DEQUANTIZE", self._image("real", shape), "DequantizeOptions")
+
+    def add(self, layer: Layer | IntLayer) -> None:
+        if isinstance(layer, Conv | IntConv):
+            self._conv(layer)
+        elif isinstance(layer, Pool | IntPool):
+            self._pool(layer)
+        else:
+            self._conv(_as_conv(layer))
+        self.shape = layer.after
+
+    def content(self, metadata: dict[str, bytes]) -> bytes:
+        if self.shape[1:] != (1, 1):
+            raise UsageError(f"a chain that ends in a map of {self.shape[1]}x{self.shape[2]} cannot be written")
+        shape = [self.batch, self.shape[0]]
+        numbers = np.array(shape, np.int32)
+        constants = [self.writer.tensor("shape", [2], "int32", numbers)]
+        self._then("RESHAPE", self._tensor("logits", shape), "ReshapeOptions", constants, newShape=numbers)
+        return self.writer.content(self.source, self.last, "a chain written by diracnets", metadata)
+
+    def _conv(self, layer: Conv | IntConv) -> None:
+        many, _, height, width = layer.weight.shape
+        padding = self._pad(layer, (height, width), layer.dilation)
+        depthwise = layer.groups == layer.before[0] > 1
+        # [out, in, height, width] becomes [out, height, width, in], or [1, height, width, out] if depthwise
+        weight = layer.weight.transpose(1, 2, 3, 0) if depthwise else layer.weight.transpose(0, 2, 3, 1)
+        constants = self._weights(layer, weight, axis=3 if depthwise else 0)
+        self.positive = layer.relu
+        values: dict[str, Any] = {
+            "padding": padding,
+            "strideH": layer.stride[0],
+            "strideW": layer.stride[1],
+            "dilationHFactor": layer.dilation[0],
+            "dilationWFactor": layer.dilation[1],
+            "fusedActivationFunction": self._activation(layer.relu),
+        }
+        after = self._image(layer.name, layer.after)
+        if depthwise:
+            values["depthMultiplier"] = many // layer.before[0]
+            version = self._version(2 if layer.dilation != (1, 1) else 1, 3)
+            self._then("DEPTHWISE_CONV_2D", after, "DepthwiseConv2DOptions", constants, version, **values)
+        else:
+            version = 6 if layer.groups > 1 else self._version(1, 3)
+            self._then("CONV_2D", after, "Conv2DOptions", constants, version, **values)
+
+    def _pool(self, layer: Pool | IntPool) -> None:
+        values: dict[str, Any] = {
+            "padding": self._pad(layer, layer.size, (1, 1)),
+            "strideH": layer.stride[0],
+            "strideW": layer.stride[1],
+            "filterHeight": layer.size[0],
+            "filterWidth": layer.size[1],
+        }
+        code = "MAX_POOL_2D" if layer.kind == "max" else "AVERAGE_POOL_2D"
+        after = self._image(layer.name, layer.after)
+        self._then(code, after, "Pool2DOptions", version=self._version(1, 2), **values)
+
+    def _weights(self, layer: Conv | IntConv, weight: npt.NDArray[Any], axis: int) -> list[int]:
+        """The constants of a layer; what comes after them are numbers of its output."""
+        add = self.writer.tensor
+        if isinstance(layer, Conv):
+            return [
+                add(f"{layer.name}/weight", weight.shape, "float32", weight),
+                add(f"{layer.name}/bias", layer.bias.shape, "float32", layer.bias),
+            ]
+        self.numbers = _Numbers.of(layer.output)
+        steps = np.float32(layer.input.scale) * layer.scales
+        return [
+            add(f"{layer.name}/weight", weight.shape, "int8", weight, layer.scales, axis=axis),
+            add(f"{layer.name}/bias", layer.bias.shape, "int32", layer.bias, steps),
+        ]
+
+    def _pad(self, layer: Conv | Pool | IntConv | IntPool, size: Pair, dilation: Pair) -> int:
+        """Pad the last tensor, if the format's own padding is not the layer's, and say which the operator must have."""
+        kinds = self.writer.schema.Padding
+        if layer.padding == (0, 0):
+            return int(kinds.VALID)
+        around = [(0, 0)]
+        same = True
+        for axis in (0, 1):
+            before, after = layer.before[axis + 1], layer.after[axis + 1]
+            stride, first = layer.stride[axis], layer.padding[axis]
+            needed = max((after - 1) * stride + (size[axis] - 1) * dilation[axis] + 1 - before, 0)
+            around.append((first, max(needed - first, 0)))
+            same = same and after == math.ceil(before / stride) and first == needed // 2
+        if same:
+            return int(kinds.SAME)
+        amounts = np.array([*around, (0, 0)], np.int32)
+        constants = [self.writer.tensor(f"{layer.name}/padding", amounts.shape, "int32", amounts)]
+        channels, height, width = layer.before
+        padded = self._image(f"{layer.name}/padded", (channels, height + sum(around[1]), width + sum(around[2])))
+        if isinstance(layer, Conv | IntConv) or self.positive:
+            self._then("PAD", padded, "PadOptions", constants, self._version(1, 2))
+        else:  # zeros would win over negative numbers
+            lowest = np.array([self._version(np.finfo(np.float32).min, -128)])
+            constants.append(self._tensor(f"{layer.name}/lowest", [1], lowest))
+            self._then("PADV2", padded, "PadV2Options", constants, self._version(1, 2))
+        return int(kinds.VALID)
+
+    def _version(self, real: Any, integer: Any) -> Any:  # noqa: ANN401
+        """One of two values, by what the last tensor holds."""
+        return integer if self.numbers.dtype == "int8" else real
+
+    def _activation(self, relu: bool) -> int:
+        kinds = self.writer.schema.ActivationFunctionType
+        return int(kinds.RELU if relu else kinds.NONE)
+
+    def _image(self, name: str, shape: Shape) -> int:
+        channels, height, width = shape
+        return self._tensor(name, [self.batch, height, width, channels])
+
+    def _tensor(self, name: str, shape: Sequence[int], data: npt.NDArray[Any] | None = None) -> int:
+        numbers = self.numbers
+        return self.writer.tensor(name, shape, numbers.dtype, data, numbers.scale, numbers.zero_point)
+
+    def _then(
+        self, code: str, output: int, options: str, constants: Sequence[int] = (), version: int = 1, **values: object
+    ) -> None:
+        self.writer.operator(code, [self.last, *constants], output, options, version, **values)
+        self.last = output
+
+
+def _write(model: nn.Module, card: ModelCard, path: Path, options: Options) -> None:
+    path.write_bytes(content(model, card, options))
+    if isinstance(model, IntegerChain):
+        _prove(model, card, path, options)
+
+
+def _prove(chain: IntegerChain, card: ModelCard, path: Path, options: Options) -> None:
+    """Refuse a file of which the reference kernels make other integers than the chain."""
+    pixels = probe_pixels(2, chain.input_size)
+    if options.from_pixels:
+        images = pixels
+        integers = integers_of_pixels(chain, card).integers(torch.from_numpy(pixels.astype(np.int16) - 128))
+        wanted = chain.output.real(integers)
+    else:
+        mean, std = (np.reshape(values, (-1, 1, 1)) for values in (card.mean, card.std))
+        images = ((pixels / 255 - mean) / std).astype(np.float32)
+        wanted = chain(torch.from_numpy(images))
+    if not np.array_equal(load(path, reference=True)(images), wanted.numpy()):
+        raise ExportError("LiteRT's reference kernels compute other integers than the network; the file was not kept")
+
+
+def _load(path: Path, card: ModelCard) -> Run:
+    return load(path)
+
+
+def _describes(path: Path) -> str:
+    text = metadata_of(path, KEY)
+    if text is None:
+        raise ValueError(f"it has no metadata called {KEY}")
+    return text.decode()
+
+
+BACKEND = Backend(
+    name="litert",
+    summary="TensorFlow Lite: LiteRT on phones, TFLite Micro on microcontrollers",
+    suffix=".tflite",
+    # By the reference kernels, int8 is exact. The fast ones round once where those round twice: a layer's numbers are
+    # one step away, one in 1,000; after 28 layers of a trained DiracNet the logits are up to 13 of 255 steps away.
+    tolerance={"float32": 1e-4, "int8": 32.0},
+    write=_write,
+    load=_load,
+    describes=_describes,
+    extra="litert",
+    packages=("ai_edge_litert", "flatbuffers"),
+    dynamic=False,
+    branches=False,
+)
