@@ -66,6 +66,7 @@ class Backend:
         packages: modules that have to be there.
         lacks: what else is missing on this machine, such as a compiler, in a few words; "" where nothing is.
         dynamic: whether a file can take any number of images; else it takes 1, if not told otherwise.
+        sizes: whether a file can take images of any height and width, where it can take any number.
         branches: whether networks that are no chain can be written.
     """
 
@@ -80,6 +81,7 @@ class Backend:
     packages: tuple[str, ...] = ()
     lacks: Callable[[], str] = str
     dynamic: bool = True
+    sizes: bool = True
     branches: bool = True
 
     def missing(self) -> str:

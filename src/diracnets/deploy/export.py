@@ -111,7 +111,8 @@ def export(
         raise UsageError(f"{to} takes chains, and {_name(network)} has branches: onnx, openvino and pt2 take it")
     if not backend.dynamic:
         batch = batch or 1
-    options = Options(batch, from_pixels, _takes_any_size(network, card) and batch is None and precision == "float32")
+    any_size = _takes_any_size(network, card) and backend.sizes and batch is None and precision == "float32"
+    options = Options(batch, from_pixels, any_size)
     with written_together(path) as part:
         try:
             backend.write(deepcopy(network), card, part, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ def exported_program(model: nn.Module, card: ModelCard, options: Options) -> tor
 
 def _write(model: nn.Module, card: ModelCard, path: Path, options: Options) -> None:
     program = exported_program(model, card, options)
-    torch.export.save(program, path, extra_files={KEY: description(card, options, "float32")})
+    content = io.BytesIO()  # writing to a disk that is full, torch ends the process
+    torch.export.save(program, content, extra_files={KEY: description(card, options, "float32")})
+    path.write_bytes(content.getvalue())
 
 
 def _load(path: Path, card: ModelCard) -> Run:
