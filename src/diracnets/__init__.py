@@ -43,6 +43,8 @@ _HOME = {
     "Prediction": "evaluation.predict",
     "export": "deploy.export",
     "Exported": "deploy.export",
+    "parity": "deploy.parity",
+    "bench": "deploy.parity",
     "DiracNetsError": "errors",
 }
 
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
     from diracnets.data.load import load_data as load_data
     from diracnets.deploy.export import Exported as Exported
     from diracnets.deploy.export import export as export
+    from diracnets.deploy.parity import bench as bench
+    from diracnets.deploy.parity import parity as parity
     from diracnets.errors import DiracNetsError as DiracNetsError
     from diracnets.evaluation.info import describe as describe
     from diracnets.evaluation.metrics import Evaluation as Evaluation

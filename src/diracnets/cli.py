@@ -24,6 +24,8 @@ COMMANDS = {  # in the order in which a user meets them
     "eval": ("Evaluate", "accuracy, loss, results by class and most confident errors of a trained network"),
     "fold": ("Fold", "turn a checkpoint into a model file, and check that it computes the same"),
     "export": ("Export", "write a network to ONNX, OpenVINO and other formats, and check the file"),
+    "parity": ("Parity", "run a network on every backend: same answers? how fast, in how much memory?"),
+    "bench": ("Bench", "time networks side by side on each backend of this machine"),
     "predict": ("Predict", "classify images with a model file"),
     "info": ("Info", "layers, parameters, MACs and origin of a network or file"),
     "study": ("Study", "reproduce the paper's experiments: tables, figures and raw numbers"),
