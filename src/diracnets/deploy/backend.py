@@ -17,6 +17,7 @@ from torch import nn
 from diracnets._version import __version__
 from diracnets.artifacts.card import ModelCard
 from diracnets.errors import FileError, MissingExtraError, UsageError, did_you_mean, first_line, some_of
+from diracnets.models.integer import IntegerChain
 
 KEY = "diracnets"  # under which a format with room for text keeps the description
 _HOMES = ("onnx", "openvino", "pt2", "aoti", "executorch", "litert", "coreml", "c")  # files of this folder
@@ -60,8 +61,9 @@ class Backend:
         write: called with the network (a float32 chain or another module, or an `IntegerChain`), its card, the path and
             the options. It writes the file, and beside it whatever belongs to it, with names that begin with the file's
             stem and a dot. `from_pixels` and `any_size` are its to fulfil.
-        load: called with the path and the card.
+        load: called with the path and the card, gives what runs the file as a user would.
         describes: called with the path, gives the text that `description` made.
+        exact: as `load`, where that takes kernels that give up exactness for speed: what the file is compared by.
         extra: what to install, as in `pip install "diracnets[extra]"`; None where nothing is needed.
         packages: modules that have to be there.
         lacks: what else is missing on this machine, such as a compiler, in a few words; "" where nothing is.
@@ -77,6 +79,7 @@ class Backend:
     write: Callable[[nn.Module, ModelCard, Path, Options], None]
     load: Callable[[Path, ModelCard], Run]
     describes: Callable[[Path], str]
+    exact: Callable[[Path, ModelCard], Run] | None = None
     extra: str | None = None
     packages: tuple[str, ...] = ()
     lacks: Callable[[], str] = str
@@ -132,6 +135,11 @@ def usable(name: str) -> Backend:
     if lacks := backend.lacks():
         raise MissingExtraError(f"{name} needs {lacks}, which is missing here")
     return backend
+
+
+def precision_of(network: nn.Module) -> str:
+    """In which numbers a network computes when it is exported: "int8" for one of whole numbers, else "float32"."""
+    return "int8" if isinstance(network, IntegerChain) else "float32"
 
 
 def description(card: ModelCard, options: Options, precision: str) -> str:

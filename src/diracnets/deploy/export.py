@@ -15,7 +15,7 @@ from torch import nn
 from diracnets.artifacts.card import ModelCard, card_of
 from diracnets.artifacts.chain import to_chain
 from diracnets.artifacts.load import load_as_stored
-from diracnets.deploy.backend import Backend, Options, Run, usable
+from diracnets.deploy.backend import Backend, Options, Run, precision_of, usable
 from diracnets.errors import DiracNetsError, ExportError, UsageError, first_line
 from diracnets.files import written_together
 from diracnets.folding.fold import fold
@@ -116,7 +116,8 @@ def export(
     with written_together(path) as part:
         try:
             backend.write(deepcopy(network), card, part, options)
-            found, wanted = _outputs(backend.load(part, card), network, card, options)
+            run = (backend.exact or backend.load)(part, card)
+            found, wanted = _outputs(run, network, card, options)
         except (DiracNetsError, OSError):
             raise
         except Exception as error:  # of a converter or a runtime
@@ -128,11 +129,6 @@ def export(
     kind = "uint8 pixels" if from_pixels else "float32, normalized"
     described = f"[{', '.join(map(str, shape))}] {kind}"
     return Exported(path, files, to, precision, described, len(wanted), difference, scale)
-
-
-def precision_of(network: nn.Module) -> str:
-    """In which numbers a network computes when it is exported: "int8" for one of whole numbers, else "float32"."""
-    return "int8" if isinstance(network, IntegerChain) else "float32"
 
 
 def probe_pixels(count: int, input_size: tuple[int, ...]) -> npt.NDArray[np.uint8]:

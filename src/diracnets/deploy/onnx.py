@@ -15,34 +15,40 @@ import torch
 from torch import nn
 
 from diracnets.artifacts.card import ModelCard
-from diracnets.deploy.backend import KEY, Backend, Options, Run, description
-from diracnets.deploy.graph import Conv, Layer, Pool, layers_of
+from diracnets.deploy.backend import KEY, Backend, Options, Run, description, precision_of
+from diracnets.deploy.graph import Layer, Pool, layers_of
+from diracnets.deploy.onnx_graph import Graph
+from diracnets.deploy.onnx_integer import integer_proto
 from diracnets.deploy.pixels import taking_pixels, with_normalization
 from diracnets.errors import UsageError
+from diracnets.models.integer import IntegerChain
 
-OPSET = 13  # of chains: the lowest that has all that a chain can be, so that old and small runtimes take it
-TRACED_OPSET = 18  # of other networks: the lowest that torch's exporter writes
+TRACED_OPSET = 18  # of networks that are no chain: the lowest that torch's exporter writes
 
 
 def _write(model: nn.Module, card: ModelCard, path: Path, options: Options) -> None:
     proto = model_proto(model, card, options)
-    proto.metadata_props.add(key=KEY, value=description(card, options, "float32"))
+    proto.metadata_props.add(key=KEY, value=description(card, options, precision_of(model)))
     path.write_bytes(proto.SerializeToString())
 
 
 def model_proto(model: nn.Module, card: ModelCard, options: Options) -> Any:  # noqa: ANN401
-    """The `onnx.ModelProto` of a float network, without metadata.
+    """The `onnx.ModelProto` of a network, without metadata.
 
     Its input is called "images", its output "logits".
     """
     import onnx
 
+    if isinstance(model, IntegerChain):
+        proto = integer_proto(model, card, options)
+        onnx.checker.check_model(proto, full_check=True)
+        return proto
     try:
         layers = layers_of(with_normalization(model, card) if options.from_pixels else model, card)
     except UsageError:
         proto = _traced(model, card, options)
     else:
-        whole = {f"layer.{name}" for name, module in model.named_children() if isinstance(module, nn.AdaptiveAvgPool2d)}
+        whole = {name for name, module in model.named_children() if isinstance(module, nn.AdaptiveAvgPool2d)}
         proto = _chain(layers, card, options, whole if options.any_size else set())
     onnx.checker.check_model(proto, full_check=True)
     return proto
@@ -50,63 +56,21 @@ def model_proto(model: nn.Module, card: ModelCard, options: Options) -> Any:  # 
 
 def _chain(layers: tuple[Layer, ...], card: ModelCard, options: Options, whole: set[str]) -> Any:  # noqa: ANN401
     """Conv, Relu, MaxPool, AveragePool, Flatten, Gemm, a Cast of pixels, and GlobalAveragePool for those in `whole`."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    nodes: list[Any] = []
-    tensors: list[Any] = []
-    last = "images"
-
-    def add(kind: str, name: str, *constants: tuple[str, npt.NDArray[np.float32]], **attributes: Any) -> None:  # noqa: ANN401
-        nonlocal last
-        tensors.extend(numpy_helper.from_array(np.ascontiguousarray(values), key) for key, values in constants)
-        inputs = [last, *(key for key, _ in constants)]
-        nodes.append(helper.make_node(kind, inputs, [name], name, **attributes))
-        last = name
-
+    graph = Graph(options.from_pixels)
     if options.from_pixels:
-        add("Cast", "pixels", to=TensorProto.FLOAT)
-    flat = False
+        graph.add("Cast", "pixels", to=1)  # FLOAT
     for layer in layers:
         name = f"layer.{layer.name}"
         if isinstance(layer, Pool):
-            if name in whole:
-                add("GlobalAveragePool", name)
-            elif layer.kind == "average":
-                add("AveragePool", name, kernel_shape=layer.size, strides=layer.stride)
-            else:
-                add("MaxPool", name, kernel_shape=layer.size, strides=layer.stride, pads=layer.padding * 2)
+            graph.pool(name, layer, layer.name in whole)
             continue
-        constants = ((f"{name}.weight", layer.weight), (f"{name}.bias", layer.bias))
-        if isinstance(layer, Conv):
-            add(
-                "Conv",
-                name,
-                *constants,
-                kernel_shape=layer.weight.shape[2:],
-                strides=layer.stride,
-                pads=layer.padding * 2,
-                dilations=layer.dilation,
-                group=layer.groups,
-            )
-        else:
-            if not flat:
-                add("Flatten", "flat", axis=1)
-                flat = True
-            add("Gemm", name, *constants, transB=1)
+        weight = graph.constant(f"{name}.weight", layer.weight)
+        bias = graph.constant(f"{name}.bias", layer.bias)
+        graph.weigh(name, layer, weight, bias)
         if layer.relu:
-            add("Relu", f"{name}.relu")
-    if not flat:
-        add("Flatten", "flat", axis=1)
-    nodes[-1].output[0] = "logits"
-    size = ["height", "width"] if options.any_size else card.input_size[1:]
-    batch = options.batch or "batch"
-    kind = TensorProto.UINT8 if options.from_pixels else TensorProto.FLOAT
-    images = helper.make_tensor_value_info("images", kind, [batch, card.input_size[0], *size])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, int(np.prod(layers[-1].after))])
-    graph = helper.make_graph(nodes, "chain", [images], [logits], tensors)
-    opset = [helper.make_opsetid("", OPSET)]
-    version = helper.find_min_ir_version_for(opset)
-    return helper.make_model(graph, opset_imports=opset, ir_version=version, producer_name="diracnets")
+            graph.add("Relu", f"{name}.relu")
+    graph.flatten()
+    return graph.model(card, options, layers[-1].after[0])
 
 
 def _traced(model: nn.Module, card: ModelCard, options: Options) -> Any:  # noqa: ANN401
@@ -156,6 +120,7 @@ def _load(path: Path, card: ModelCard) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.x64quantprecision", "1")  # or, without VNNI, sums of int8 saturate
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def run(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -177,7 +142,7 @@ BACKEND = Backend(
     name="onnx",
     summary="ONNX, for ONNX Runtime, TensorRT and many others",
     suffix=".onnx",
-    tolerance={"float32": 1e-4},
+    tolerance={"float32": 1e-4, "int8": 32.0},
     write=_write,
     load=_load,
     describes=_describes,

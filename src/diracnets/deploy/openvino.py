@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from diracnets.artifacts.card import ModelCard
-from diracnets.deploy.backend import KEY, Backend, Options, Run, description
+from diracnets.deploy.backend import KEY, Backend, Options, Run, description, precision_of
 from diracnets.deploy.onnx import model_proto
 from diracnets.errors import first_line
 
@@ -21,10 +21,12 @@ def _write(model: nn.Module, card: ModelCard, path: Path, options: Options) -> N
     from openvino.passes import ConstantFolding, Manager
 
     graph = openvino.Core().read_model(model_proto(model, card, options).SerializeToString())
-    tidy = Manager()
-    tidy.register_pass(ConstantFolding())  # how to broadcast each bias, which is computed at first
-    tidy.run_passes(graph)
-    graph.set_rt_info(description(card, options, "float32"), [KEY])
+    precision = precision_of(model)
+    if precision == "float32":  # of integers, it would fold the weights to float32
+        tidy = Manager()
+        tidy.register_pass(ConstantFolding())  # how to broadcast each bias, which is computed at first
+        tidy.run_passes(graph)
+    graph.set_rt_info(description(card, options, precision), [KEY])
     try:
         openvino.save_model(graph, path, compress_to_fp16=False)
     except RuntimeError as error:
@@ -32,10 +34,19 @@ def _write(model: nn.Module, card: ModelCard, path: Path, options: Options) -> N
 
 
 def _load(path: Path, card: ModelCard) -> Run:
+    return _compiled(path)
+
+
+def _exact(path: Path, card: ModelCard) -> Run:
+    """With integers computed as whole float32 numbers: without VNNI, OpenVINO's sums of int8 products saturate."""
+    return _compiled(path, LP_TRANSFORMS_MODE="NO")
+
+
+def _compiled(path: Path, **more: str) -> Run:
     import openvino
 
-    exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = openvino.Core().compile_model(str(path), "CPU", exact)
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads(), **more}
+    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
 
     def run(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         return np.array(compiled(images)[0], np.float32)
@@ -54,9 +65,10 @@ BACKEND = Backend(
     name="openvino",
     summary="OpenVINO IR, for Intel processors and GPUs, and ARM",
     suffix=".xml",
-    tolerance={"float32": 1e-4},
+    tolerance={"float32": 1e-4, "int8": 32.0},
     write=_write,
     load=_load,
+    exact=_exact,
     describes=_describes,
     extra="openvino",
     packages=("openvino", "onnx"),

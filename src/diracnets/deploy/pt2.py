@@ -9,16 +9,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diracnets.artifacts.card import ModelCard
-from diracnets.deploy.backend import KEY, Backend, Options, Run, description
-from diracnets.deploy.pixels import taking_pixels
+from diracnets.deploy.backend import KEY, Backend, Options, Run, description, precision_of
+from diracnets.deploy.pixels import integers_of_pixels, taking_pixels
+from diracnets.models.integer import IntegerChain
 
 
 def exported_program(model: nn.Module, card: ModelCard, options: Options) -> torch.export.ExportedProgram:
     """The graph of a network, in which axes of any length have names."""
-    module = taking_pixels(model, card) if options.from_pixels else model
+    if isinstance(model, IntegerChain):
+        module: nn.Module = _Integers(integers_of_pixels(model, card) if options.from_pixels else model)
+    else:
+        module = taking_pixels(model, card) if options.from_pixels else model
     images = torch.zeros(options.batch or 2, *card.input_size, dtype=torch.uint8 if options.from_pixels else None)
     axes: dict[int, Any] = {} if options.batch else {0: torch.export.Dim("batch", min=1)}
     if options.any_size:
@@ -29,10 +33,24 @@ def exported_program(model: nn.Module, card: ModelCard, options: Options) -> tor
     return program
 
 
+class _Integers(nn.Module):
+    """An integer chain for all images at once, in steps that can be traced; of images, or of bytes."""
+
+    def __init__(self, chain: IntegerChain) -> None:
+        super().__init__()
+        self.chain = chain
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 normalized or uint8 [batch, channels, height, width] -> float32 [batch, classes]."""
+        bytewise = images.dtype == torch.uint8
+        integers = images.float() - 128 if bytewise else self.chain.input.integers(images)
+        return self.chain.output.real(self.chain._few(integers))
+
+
 def _write(model: nn.Module, card: ModelCard, path: Path, options: Options) -> None:
     program = exported_program(model, card, options)
     content = io.BytesIO()  # writing to a disk that is full, torch ends the process
-    torch.export.save(program, content, extra_files={KEY: description(card, options, "float32")})
+    torch.export.save(program, content, extra_files={KEY: description(card, options, precision_of(model))})
     path.write_bytes(content.getvalue())
 
 
@@ -56,7 +74,7 @@ BACKEND = Backend(
     name="pt2",
     summary="torch.export, for torch without the network's code",
     suffix=".pt2",
-    tolerance={"float32": 1e-4},
+    tolerance={"float32": 1e-4, "int8": 0.0},
     write=_write,
     load=_load,
     describes=_describes,

@@ -14,13 +14,12 @@ import torch
 from torch import nn
 
 from diracnets.artifacts.card import ModelCard
-from diracnets.deploy.backend import Backend, Options, Run, beside, described_beside, description
+from diracnets.deploy.backend import Backend, Options, Run, beside, described_beside, description, precision_of
 from diracnets.deploy.c.compiled import FLAGS, lacks_compiler, library
 from diracnets.deploy.c.describe import describe
 from diracnets.deploy.c.network import network_of
 from diracnets.deploy.c.plan import plans
 from diracnets.deploy.c.write import identifier, source_of
-from diracnets.deploy.export import precision_of
 from diracnets.errors import UsageError
 from diracnets.files import written_whole
 from diracnets.models.fixed_point import Quantization
