@@ -35,7 +35,7 @@ RAW = {
     "signal.json": "the signal before training, layer by layer (`diracnets study signal`)",
     "lens.json": "the layers of the trained DiracNet-28-1 (`diracnets study lens diracnet-28-1-cifar10`)",
     "lens-1000-layers-earlier-start/lens.json": "the layers of 1,000 trained with an earlier, larger bias",
-    "prune.json": "layers taken out of the DiracNet-28-1 (`diracnets study prune diracnet-28-1-cifar10`)",
+    "prune.json": "layers removed from the DiracNet-28-1 (`diracnets study prune diracnet-28-1-cifar10`)",
     "random_part.json": "how far training takes filters from the identity, by learning rate",
     "cost.json": "time and memory of a training step (`python benchmarks/cost.py`)",
     "airbench.json": "the sprint network next to cifar10-airbench's (`python benchmarks/airbench.py`)",
@@ -128,7 +128,7 @@ def cost() -> str:
                 f"{plain['network']}, batch {plain['batch']}, {plain['precision']}",
                 machine_name(measurement["circumstances"]),
                 *(ratios.get(name, "") for name in ("dirac", "residual", "repvgg")),
-                f"{by_variant['residual']['inference_ratio']:.2f}",
+                f"{by_variant['residual']['inference_ratio']:.2f}" if "residual" in by_variant else "",
             ]
         )
     columns = ["size", "on", "Dirac", "residual", "RepVGG", "inference, residual / folded chain"]
