@@ -1,5 +1,8 @@
 """The measurements on runtimes: what is known is not measured again, and the page tells all."""
 
+import json
+
+import curve
 import runtimes
 
 from diracnets.deploy.measure import Row, Timing
@@ -29,3 +32,17 @@ def test_known_groups_stay_and_the_page_tells_all(tmp_path, monkeypatch):
     assert "it has none" in page
     residual, chain = (runtimes._activations(name)["peak"]["numbers"] for name in ("wrn-10-0.25", "plain-10-0.25"))
     assert chain / residual < 0.7
+
+
+def test_the_curve_takes_what_is_trained(tmp_path, monkeypatch):
+    def bench(networks, *, backends, precisions, batches, rounds, say):
+        timing = Timing(0.002, (0.001, 0.003), 1.0, (1.0, 1.0), 0.002, 1.0, (1.0, 1.0), 0.5)
+        rows = [Row(name, backends[0], "float32", latency={1: timing}) for name in networks]
+        return Table(tuple(rows), {"circumstances": circumstances()})
+
+    monkeypatch.setattr(curve, "bench", bench)
+    curve.Curve(models=("diracnet-28-0.5-digits",), out=tmp_path).run(lambda line: None)
+    facts = json.loads((tmp_path / "curve.json").read_text())
+    assert facts["rows"][0]["accuracy"] > 0.95
+    assert facts["rows"][0]["kind"] == "chain"
+    assert "| diracnet-28-0.5-digits |" in (tmp_path / "curve.md").read_text()
