@@ -94,6 +94,8 @@ def test_maraboupy(run):
     assert kinds == {"Conv", "Relu", "Flatten", "Gemm"}
     assert made["answer"] == "unsat"
     assert made["first"] == int(made["labels"][0])
+    asked = Path("digits.vnnlib").read_text()
+    assert (asked.count("(declare-const X_"), asked.count("(assert "), asked.count("(")) == (64, 129, asked.count(")"))
     query = made["Marabou"].read_onnx("digits.onnx")  # the proof is of this network
     (computed,) = query.evaluateWithMarabou([made["pixels"].numpy()[None]], filename="evaluated.log")
     assert abs(computed - made["chain"](made["images"][:1]).detach().numpy()).max() < 1e-3
@@ -106,3 +108,13 @@ def test_hls4ml(run):
         wanted = made["chain"](made["images"][: len(made["answers"])]).numpy()
     assert abs(made["answers"] - wanted).max() < 0.02 * abs(wanted).max()
     assert (made["answers"].argmax(1) == wanted.argmax(1)).all()
+
+
+def test_qonnx(run):
+    made = run("qonnx")
+    kinds = [node.op_type for node in made["model"].graph.node]
+    assert kinds.count("Transpose") == 1  # of the images, none between the layers
+    assert set(kinds) == {"Transpose", "Conv", "Relu", "Flatten", "Gemm"}
+    with torch.no_grad():
+        wanted = made["chain"](made["images"][:1]).numpy()
+    assert abs(made["logits"] - wanted).max() < 1e-4
