@@ -1,8 +1,10 @@
+import contextlib
 import ctypes
 import itertools
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -273,6 +275,86 @@ def test_images_may_come_row_by_row_and_be_broken_off(tmp_path):
     assert (streamed == whole).all()
 
 
+def wasm(program, images):
+    wasmtime = pytest.importorskip("wasmtime", reason="needs wasmtime")
+    engine = wasmtime.Engine()
+    linker, store, system = wasmtime.Linker(engine), wasmtime.Store(engine), wasmtime.WasiConfig()
+    linker.define_wasi()
+    system.argv = ["net", "-"]
+    system.stdin_file, system.stdout_file = str(images), str(images.with_name("out"))
+    store.set_wasi(system)
+    instance = linker.instantiate(store, wasmtime.Module.from_file(engine, str(program)))
+    with contextlib.suppress(wasmtime.ExitTrap):
+        instance.exports(store)["_start"](store)
+    return images.with_name("out").read_bytes()
+
+
+OTHERS = {
+    "32 bits": (["gcc", "-m32"], []),
+    "clang": (["clang"], []),
+    "Arm in qemu": (["arm-none-eabi-gcc", "-march=armv7-a", "-mthumb", "--specs=rdimon.specs"], ["qemu-arm"]),
+    "WebAssembly": (["clang", "--target=wasm32-wasi", "--sysroot=/usr"], wasm),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", OTHERS)
+def test_other_compilers_make_the_same_of_it(other, tmp_path, monkeypatch):
+    command, runner = OTHERS[other]
+    needed = [command[0], *(runner if isinstance(runner, list) else [])]
+    if missing := [name for name in needed if shutil.which(name) is None]:
+        pytest.skip(f"needs {', '.join(missing)}")
+    monkeypatch.setenv("CC", " ".join(command))
+    images = pixels(card_of_size(3, 32, 32), 2)
+    (tmp_path / "images").write_bytes(images.transpose(0, 2, 3, 1).tobytes())
+    for network in folded("diracnet-10-0.5"):
+        try:
+            program = built(tmp_path, network, flags=FLAGS)
+        except ExportError as error:
+            pytest.skip(f"cannot link for {other}: {error}")
+        if isinstance(runner, list):
+            given = (tmp_path / "images").read_bytes()
+            done = subprocess.run([*runner, program, "-"], input=given, capture_output=True, check=True).stdout
+        else:
+            done = runner(program, tmp_path / "images")
+        wanted = network(torch.from_numpy(normalized(card_of_size(3, 32, 32), images)))
+        if isinstance(network, IntegerChain):
+            found = network.output.real(torch.from_numpy(np.frombuffer(done, np.int8).reshape(2, 10).copy()))
+            assert torch.equal(found, wanted)
+        else:
+            assert np.abs(np.frombuffer(done, np.float32).reshape(2, 10) - wanted.numpy()).max() <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processor", "machine"), [("cortex-m3", "lm3s6965evb"), ("cortex-m7", "mps2-an500")])
+def test_a_microcontroller_of_16_kib_makes_the_same_of_it(processor, machine, tmp_path):
+    """On a board of QEMU, with flash and RAM where they are on one and the stack in what is left of the RAM."""
+    if missing := [name for name in ("arm-none-eabi-gcc", "qemu-system-arm") if shutil.which(name) is None]:
+        pytest.skip(f"needs {', '.join(missing)}")
+    card = card_of_size(3, 32, 32)
+    image = pixels(card, 1)
+    _, integers = folded("diracnet-10-1")
+    write_c(integers, card, tmp_path / "net.c")
+    numbers = ",".join(map(str, image[0].transpose(1, 2, 0).ravel()))
+    (tmp_path / "image.h").write_text(f"static const unsigned char image[] = {{{numbers}}};")
+    board = [Path(__file__).parent / "files" / name for name in ("board.c", "board.ld")]
+    command = [
+        "arm-none-eabi-gcc",
+        f"-mcpu={processor}",
+        "-mthumb",
+        "-std=c99",
+        "-O2",
+        "-nostartfiles",
+        f"-I{tmp_path}",
+    ]
+    subprocess.run([*command, board[0], tmp_path / "net.c", "-T", board[1], "-o", tmp_path / "net.elf"], check=True)
+    run = ["qemu-system-arm", "-M", machine, "-nographic", "-semihosting-config", "enable=on,target=native", "-kernel"]
+    done = subprocess.run([*run, tmp_path / "net.elf"], capture_output=True, text=True, timeout=120, check=True)
+    wanted = integers(torch.from_numpy(normalized(card, image)))[0]
+    found = [int(word) for word in (done.stdout + done.stderr).split() if word.lstrip("-").isdigit()]
+    assert torch.equal(integers.output.real(torch.tensor(found)), wanted)
+
+
 def test_what_cannot_be_written_is_named(tmp_path):
     card = card_of_size(3, 8, 8)
     for layers, message in (
@@ -297,6 +379,8 @@ def test_export(tmp_path):
         names = {file.name for file in made.files} - {"my net-1.main.c"}
         assert names == {"my net-1.c", "my net-1.h", "my net-1.c.json"}
         assert len(made.files) == 3 + from_pixels
+        assert made.notes.startswith("Static memory: ")
+        assert made.images == 4
         assert made.difference <= (0 if isinstance(network, IntegerChain) else 1e-5)
     with pytest.raises(UsageError, match="C takes one image at a time, not 8"):
         export(network, "c", tmp_path / "net.c", batch=8, card=card)

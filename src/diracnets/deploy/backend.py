@@ -70,6 +70,7 @@ class Backend:
         dynamic: whether a file can take any number of images; else it takes 1, if not told otherwise.
         sizes: whether a file can take images of any height and width, where it can take any number.
         branches: whether networks that are no chain can be written.
+        notes: called with the path, gives what a user should know of a file that was written, in lines of text.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Backend:
     dynamic: bool = True
     sizes: bool = True
     branches: bool = True
+    notes: Callable[[Path], str] = lambda path: ""
 
     def missing(self) -> str:
         """What is missing on this machine to use it, "" where nothing is. No package is imported."""

@@ -38,6 +38,7 @@ class Exported:
         images: on how many images it was compared.
         difference: the largest between an output of the file and of the network.
         scale: the largest absolute output of the network.
+        notes: what else is worth knowing of the file, in lines of text; "" where there is nothing.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Exported:
     images: int
     difference: float
     scale: float
+    notes: str = ""
 
     def __str__(self) -> str:
         written = ", ".join(f"{file} ({size:,} bytes)" for file, size in self.files.items())
@@ -55,7 +57,7 @@ class Exported:
             f"input       {self.input}\n"
             f"compared    on {self.images} images: largest difference {self.difference:.1e}, "
             f"for outputs up to {self.scale:.3g}\n"
-            f"wrote       {written}"
+            f"wrote       {written}" + (f"\n\n{self.notes}" if self.notes else "")
         )
 
 
@@ -123,12 +125,13 @@ def export(
         except Exception as error:  # of a converter or a runtime
             raise ExportError(f"{_name(model)} cannot be exported to {to}: {_reason(error)}") from error
         difference, scale = _compare(backend, found, wanted, network)
+        notes = backend.notes(part)
         files = {path.with_name(file.name): file.stat().st_size for file in sorted(part.parent.iterdir())}
         _refuse_existing(list(files), force)
     shape = [batch or "batch", card.input_size[0], *(("height", "width") if options.any_size else card.input_size[1:])]
     kind = "uint8 pixels" if from_pixels else "float32, normalized"
     described = f"[{', '.join(map(str, shape))}] {kind}"
-    return Exported(path, files, to, precision, described, len(wanted), difference, scale)
+    return Exported(path, files, to, precision, described, len(wanted), difference, scale, notes)
 
 
 def probe_pixels(count: int, input_size: tuple[int, ...]) -> npt.NDArray[np.uint8]:
@@ -210,7 +213,9 @@ def _takes_any_size(network: nn.Module, card: ModelCard) -> bool:
 def _outputs(run: Run, network: nn.Module, card: ModelCard, options: Options) -> tuple[Images, Images]:
     """What the file and the network make of probe images, in all shapes that the file takes: [images, classes]."""
     channels, height, width = card.input_size
-    batches = [probe_pixels(options.batch or 4, (channels, height, width))]
+    size = options.batch or 4
+    many = -(-4 // size)
+    batches = np.split(probe_pixels(size * many, (channels, height, width)), many)
     if options.batch is None:
         batches.append(batches[0][1:2])
     if options.any_size:

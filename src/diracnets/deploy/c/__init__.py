@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,12 @@ def _write(model: nn.Module, card: ModelCard, path: Path, options: Options) -> N
     beside(path).write_text(description(card, options, precision_of(model)), encoding="utf-8")
 
 
+def _notes(path: Path) -> str:
+    """The comment on top of the file, without its first lines."""
+    comment = path.read_text(encoding="utf-8").partition("*/")[0]
+    return textwrap.dedent(comment[comment.index("   Static memory") :]).strip()
+
+
 _DEFINED = re.compile(
     r"^#define \w+?_(OUTPUTS|OUTPUT_CHANNELS|(?:IN|OUT)PUT_(?:SCALE|ZERO_POINT)) \(?([-+.\de]+)", re.MULTILINE
 )
@@ -138,4 +145,5 @@ BACKEND = Backend(
     lacks=lacks_compiler,
     dynamic=False,
     branches=False,
+    notes=_notes,
 )

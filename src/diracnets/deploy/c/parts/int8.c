@@ -59,8 +59,8 @@ static int8_t mean_of(int32_t sum, int32_t many)
     return (int8_t)((sum < 0 ? sum - many / 2 : sum + many / 2) / many);
 }
 
-/* Less the zero point, so that what lies outside of the image is 0. */
-static int16_t tap_of(const layer_t *l, int8_t value)
+/* What is subtracted from inputs, so that what lies outside of the image is 0. */
+static int16_t zero_of(const layer_t *l)
 {
-    return (int16_t)(value - l->in_zero);
+    return l->in_zero;
 }

@@ -15,7 +15,7 @@ static void gather(const layer_t *l, const value_t *const *rows, int32_t x, int3
 {
     const int32_t each = l->channels / l->groups;
     const int32_t span = l->dilation_x == 1 && l->groups == 1 ? l->size_x : 1; /* columns that lie side by side */
-    const tap_t *const end = taps + l->taps;
+    const tap_t *const end = taps + l->taps, zero = zero_of(l);
     int32_t ky, kx, i;
     for (ky = 0; ky < l->size_y; ky++) {
         for (kx = 0; kx < l->size_x; kx += span) {
@@ -29,7 +29,7 @@ static void gather(const layer_t *l, const value_t *const *rows, int32_t x, int3
                 const value_t *const in = rows[ky] + ((column + from) * l->channels + group * each);
                 tap_t *const out = taps + from * each;
                 for (i = 0; i < many; i++)
-                    out[i] = tap_of(l, in[i]);
+                    out[i] = (tap_t)(in[i] - zero);
             }
             taps += span * each;
         }
@@ -134,12 +134,13 @@ static void add_row(const layer_t *l, int32_t index, const value_t *row)
     sum_t *sums = sums_of(l);
     int32_t x, kx, c;
     if (l->kind == LINEAR) {
-        const int32_t many = l->out_channels;
+        const int32_t many = l->out_channels, n = l->width * l->channels;
+        const tap_t zero = zero_of(l);
         if (index == 0)
             for (c = 0; c < many; c++)
                 sums[c] = NET_BIASES[l->channel + (uint32_t)c];
-        for (c = 0; c < l->width * l->channels; c++)
-            net_state.taps[c] = tap_of(l, row[c]);
+        for (c = 0; c < n; c++)
+            net_state.taps[c] = (tap_t)(row[c] - zero);
         for (; c < l->taps; c++)
             net_state.taps[c] = 0;
         add_products(net_state.taps, NET_WEIGHTS + l->weight + (uint32_t)(index * many * l->taps), l->taps, many, sums);
