@@ -88,6 +88,22 @@ def test_help_says_what_the_options_are(command, capsys):
     assert "\x1b" not in output.out
 
 
+def test_export_folds_writes_and_does_not_overwrite(place, capsys):
+    pytest.importorskip("onnxruntime", reason='needs pip install "diracnets[export]"')
+    assert main(["export", "run", "--to", "onnx"]) == 0
+    assert "largest difference" in capsys.readouterr().out
+    assert Path("run/best.onnx").stat().st_size > 1000
+    assert main(["export", "run", "--to", "onnx"]) == 2
+    assert "run/best.onnx exists" in capsys.readouterr().err
+
+
+def test_export_lists_the_formats(capsys):
+    assert main(["export", "--list"]) == 0
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split()[0] for row in rows][:3] == ["onnx", "openvino", "pt2"]
+    assert all(row.strip().endswith("yes") or "is missing" in row for row in rows)
+
+
 def test_help_lists_the_commands(capsys):
     assert main(["--help"]) == 0
     printed = capsys.readouterr().out

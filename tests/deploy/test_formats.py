@@ -63,6 +63,13 @@ def test_fixed_shapes(chain, name, tmp_path):
         run(np.zeros((3, 3, 16, 12), np.float32))
 
 
+def test_channels_last_weights_are_written_without_a_warning(tmp_path):
+    small = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    small.to(memory_format=torch.channels_last)
+    export(small, "pt2", tmp_path / "net.pt2", card=replace(CARD, classes=()), batch=1)
+    assert not small[0].weight.is_contiguous()  # nor is the caller's network changed
+
+
 @pytest.mark.slow
 def test_code_compiled_ahead_of_time_is_for_one_size(chain, tmp_path):
     backend = backend_of("aoti")

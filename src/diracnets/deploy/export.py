@@ -186,6 +186,8 @@ def _network(model: nn.Module | str | Path, card: ModelCard | None) -> tuple[nn.
         card = replace(card, fold=(card_of(network) or card).fold)
     if precision_of(network) == "float32":
         network = deepcopy(network).to("cpu", torch.float32)
+        for parameter in network.parameters():  # torch.export would warn of weights that are channels_last
+            parameter.data = parameter.data.contiguous()
     return network.requires_grad_(False), card
 
 
