@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from diracnets.errors import FileError
-from diracnets.files import url_in, written_whole
+from diracnets.files import url_in, written_together, written_whole
 
 
 def test_a_file_has_the_permissions_of_any_new_one_and_the_process_keeps_its_own(tmp_path):
@@ -54,3 +54,12 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
 )
 def test_a_url_is_known_by_its_scheme(given, url):
     assert url_in(given) == url
+
+
+def test_a_folder_takes_the_place_of_another_as_a_whole(tmp_path):
+    for name in ("first", "second"):
+        with written_together(tmp_path / "net.package") as part:
+            part.mkdir()
+            (part / name).write_text(name)
+    assert [file.name for file in tmp_path.iterdir()] == ["net.package"]
+    assert [file.name for file in (tmp_path / "net.package").iterdir()] == ["second"]

@@ -57,8 +57,8 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def written_together(path: str | Path) -> Iterator[Path]:
-    """A path of the same name in a temporary folder, whose files take their places next to `path` when the block ends
-    well, that of `path` last, and else vanish.
+    """A path of the same name in a temporary folder, whose files and folders take their places next to `path` when the
+    block ends well, that of `path` last, and else vanish.
 
     Args:
         path: the file to write; others beside it may be written too.
@@ -82,11 +82,19 @@ def written_together(path: str | Path) -> Iterator[Path]:
         folder.mkdir(parents=True)
         yield folder / path.name
         files = sorted(folder.iterdir(), key=lambda file: file.name == path.name)
-        for file in files:
+        for file in (inner for inner in folder.rglob("*") if inner.is_file()):
             with file.open("rb+") as opened:
                 os.fsync(opened.fileno())
         for file in files:
-            file.replace(path.with_name(file.name))
+            target, old = path.with_name(file.name), folder / f"{file.name}.old"
+            if file.is_dir() and target.is_dir():  # a folder can only take the place of an empty one
+                target.rename(old)
+            try:
+                file.replace(target)
+            except OSError:
+                if old.exists():
+                    old.rename(target)
+                raise
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error
     finally:

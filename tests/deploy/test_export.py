@@ -152,6 +152,13 @@ def test_a_fixed_format_takes_one_image(fake):
     assert export.export(chain(), "fake", "net.fake").input == "[1, 3, 16, 12] float32, normalized"
 
 
+def test_a_format_that_cannot_be_run_here_says_that_it_was_not_compared(fake):
+    fake(wrong=1.0, unrunnable="only toasters run it")
+    made = export.export(chain(), "fake", "net.fake")
+    assert (made.images, left()) == (0, ["net.bin", "net.fake", "net.fake.json"])
+    assert "compared    no: only toasters run it. Try the file there" in str(made)
+
+
 def test_a_name_is_folded_and_gives_the_file_its_name(fake, monkeypatch):
     seen = []
     fake(write=lambda model, card, path, options: seen.append((model, card)) or path.write_text("x"))

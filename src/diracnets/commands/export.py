@@ -63,7 +63,8 @@ class Export:
         for name in names():
             backend = find(name)
             missing = backend.missing()
-            use = f"no: {missing} is missing" if missing else "yes"
+            use = "written, but not run" if backend.unrunnable else "yes"
+            use = f"no: {missing} is missing" if missing else use
             rows.append(
                 [name, backend.summary, backend.suffix, ", ".join(backend.tolerance), backend.extra or "-", use]
             )

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,6 +70,7 @@ class Backend:
         extra: what to install, as in `pip install "diracnets[extra]"`; None where nothing is needed.
         packages: modules that have to be there.
         lacks: what else is missing on this machine, such as a compiler, in a few words; "" where nothing is.
+        unrunnable: why a file can be written but not run, in a few words; "" where it can be run. It is kept unseen.
         dynamic: whether a file can take any number of images; else it takes 1, if not told otherwise.
         sizes: whether a file can take images of any height and width, where it can take any number.
         branches: whether networks that are no chain can be written.
@@ -84,6 +88,7 @@ class Backend:
     extra: str | None = None
     packages: tuple[str, ...] = ()
     lacks: Callable[[], str] = str
+    unrunnable: str = ""
     dynamic: bool = True
     sizes: bool = True
     branches: bool = True
@@ -129,7 +134,8 @@ def usable(name: str) -> Backend:
     how = f': pip install "diracnets[{backend.extra}]"' if backend.extra else ""
     for package in backend.packages:
         try:
-            importlib.import_module(package)
+            with quiet():
+                importlib.import_module(package)
         except ModuleNotFoundError as error:
             raise MissingExtraError(f"{name} needs {error.name or package}, which is not installed{how}") from error
         except Exception as error:  # a package that does not fit another raises anything
@@ -142,6 +148,19 @@ def usable(name: str) -> Backend:
 def precision_of(network: nn.Module) -> str:
     """In which numbers a network computes when it is exported: "int8" for one of whole numbers, else "float32"."""
     return "int8" if isinstance(network, IntegerChain) else "float32"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings of other packages: of what they will change one day, or lack on this system."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def description(card: ModelCard, options: Options, precision: str) -> str:

@@ -35,10 +35,11 @@ class Exported:
         format: the name of the format.
         precision: "float32" or "int8".
         input: the type and shape of what the file takes, in words.
-        images: on how many images it was compared.
+        images: on how many images it was compared; 0 where it cannot be run.
         difference: the largest between an output of the file and of the network.
         scale: the largest absolute output of the network.
         notes: what else is worth knowing of the file, in lines of text; "" where there is nothing.
+        unseen: why it was not run and compared; "" where it was.
     """
 
     path: Path
@@ -50,15 +51,17 @@ class Exported:
     difference: float
     scale: float
     notes: str = ""
+    unseen: str = ""
 
     def __str__(self) -> str:
         written = ", ".join(f"{file} ({size:,} bytes)" for file, size in self.files.items())
-        return (
-            f"input       {self.input}\n"
-            f"compared    on {self.images} images: largest difference {self.difference:.1e}, "
-            f"for outputs up to {self.scale:.3g}\n"
-            f"wrote       {written}" + (f"\n\n{self.notes}" if self.notes else "")
+        compared = (
+            f"on {self.images} images: largest difference {self.difference:.1e}, for outputs up to {self.scale:.3g}"
         )
+        if self.unseen:
+            compared = f"no: {self.unseen}. Try the file there before you rely on it"
+        notes = f"\n\n{self.notes}" if self.notes else ""
+        return f"input       {self.input}\ncompared    {compared}\nwrote       {written}{notes}"
 
 
 def export(
@@ -118,20 +121,20 @@ def export(
     with written_together(path) as part:
         try:
             backend.write(deepcopy(network), card, part, options)
-            run = (backend.exact or backend.load)(part, card)
-            found, wanted = _outputs(run, network, card, options)
+            load = backend.exact or backend.load
+            compared = None if backend.unrunnable else _outputs(load(part, card), network, card, options)
         except (DiracNetsError, OSError):
             raise
         except Exception as error:  # of a converter or a runtime
             raise ExportError(f"{_name(model)} cannot be exported to {to}: {_reason(error)}") from error
-        difference, scale = _compare(backend, found, wanted, network)
+        images, difference, scale = (0, 0.0, 0.0) if compared is None else _compare(backend, *compared, network)
         notes = backend.notes(part)
-        files = {path.with_name(file.name): file.stat().st_size for file in sorted(part.parent.iterdir())}
+        files = {path.with_name(file.name): _size(file) for file in sorted(part.parent.iterdir())}
         _refuse_existing(list(files), force)
     shape = [batch or "batch", card.input_size[0], *(("height", "width") if options.any_size else card.input_size[1:])]
     kind = "uint8 pixels" if from_pixels else "float32, normalized"
     described = f"[{', '.join(map(str, shape))}] {kind}"
-    return Exported(path, files, to, precision, described, len(wanted), difference, scale, notes)
+    return Exported(path, files, to, precision, described, images, difference, scale, notes, backend.unrunnable)
 
 
 def probe_pixels(count: int, input_size: tuple[int, ...]) -> npt.NDArray[np.uint8]:
@@ -156,7 +159,7 @@ def _path(model: nn.Module | str | Path, path: str | Path | None, backend: Backe
         given = Path(model)
         path = given.with_suffix(backend.suffix) if given.is_file() else Path(f"{given.name}{backend.suffix}")
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() and path.suffix != backend.suffix:
         raise UsageError(f"{path} is a folder: name a file in it, such as {path / f'model{backend.suffix}'}")
     if path.suffix != backend.suffix:
         raise UsageError(f"{path} is no name for a file of {backend.name}: it must end in {backend.suffix}")
@@ -239,8 +242,8 @@ def _outputs(run: Run, network: nn.Module, card: ModelCard, options: Options) ->
     return np.concatenate(found), np.concatenate(wanted)
 
 
-def _compare(backend: Backend, found: Images, wanted: Images, network: nn.Module) -> tuple[float, float]:
-    """The largest difference and the largest output; ExportError where the difference is too large."""
+def _compare(backend: Backend, found: Images, wanted: Images, network: nn.Module) -> tuple[int, float, float]:
+    """The number of images, the largest difference and the largest output; ExportError where they differ too much."""
     difference, scale = float(np.abs(found - wanted).max()), float(np.abs(wanted).max())
     allowed = backend.tolerance[precision_of(network)]
     most = allowed * (network.output.scale if isinstance(network, IntegerChain) else scale)
@@ -251,7 +254,12 @@ def _compare(backend: Backend, found: Images, wanted: Images, network: nn.Module
             f"the exported file computes something else: outputs of up to {scale:.3g} differ by {difference:.3g}, "
             f"where {most:.2g} is accepted of {backend.name}; it was not kept"
         )
-    return difference, scale
+    return len(wanted), difference, scale
+
+
+def _size(path: Path) -> int:
+    """Of a file, or of all that are in a folder, in bytes."""
+    return sum(part.stat().st_size for part in ([path] if path.is_file() else path.rglob("*")) if part.is_file())
 
 
 def _name(model: nn.Module | str | Path) -> str:

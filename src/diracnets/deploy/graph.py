@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from torch import nn
 
 from diracnets.artifacts.card import ModelCard
 from diracnets.errors import UsageError
+from diracnets.models.integer import IntConv, IntLinear
 
 Array: TypeAlias = npt.NDArray[np.float32]
 Pair: TypeAlias = tuple[int, int]
@@ -148,6 +149,24 @@ def layers_of(chain: nn.Module, card: ModelCard) -> tuple[Layer, ...]:
         if min(shape) < 1:
             raise UsageError(f"layer {name} leaves nothing of images of {card.input_size}: its output is {shape}")
     return tuple(layers)
+
+
+@overload
+def as_convolution(layer: Linear) -> Conv: ...
+@overload
+def as_convolution(layer: IntLinear) -> IntConv: ...
+
+
+def as_convolution(layer: Linear | IntLinear) -> Conv | IntConv:
+    """A fully connected layer as the convolution of the whole map, which need not be flattened.
+
+    >>> weight, bias = np.zeros((2, 12), np.float32), np.zeros(2, np.float32)
+    >>> as_convolution(Linear("0", weight, bias, False, (3, 2, 2), (2, 1, 1))).weight.shape
+    (2, 3, 2, 2)
+    """
+    common: dict[str, Any] = {**vars(layer), "weight": layer.weight.reshape(-1, *layer.before)}
+    common |= {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+    return Conv(**common) if isinstance(layer, Linear) else IntConv(**common)
 
 
 def _add_relu(layers: list[Layer], name: str) -> None:

@@ -17,12 +17,12 @@ from torch import nn
 from diracnets.artifacts.card import ModelCard
 from diracnets.deploy.backend import KEY, Backend, Options, Run, description
 from diracnets.deploy.export import probe_pixels
-from diracnets.deploy.graph import Conv, Layer, Linear, Pair, Pool, Shape, layers_of
+from diracnets.deploy.graph import Conv, Layer, Pair, Pool, Shape, as_convolution, layers_of
 from diracnets.deploy.pixels import integers_of_pixels, with_normalization
 from diracnets.deploy.tflite import TFLiteWriter, metadata_of
 from diracnets.errors import ExportError, UsageError
 from diracnets.models.fixed_point import Quantization
-from diracnets.models.integer import IntConv, IntegerChain, IntLayer, IntLinear, IntPool
+from diracnets.models.integer import IntConv, IntegerChain, IntLayer, IntPool
 
 
 def content(model: nn.Module, card: ModelCard, options: Options) -> bytes:
@@ -108,17 +108,6 @@ def _quantization(details: dict[str, Any]) -> Quantization:
     return Quantization(float(scale), int(zero_point))
 
 
-def _as_conv(layer: Linear | IntLinear) -> Conv | IntConv:
-    """A fully connected layer as the convolution of the whole map.
-
-    FULLY_CONNECTED of LiteRT's reference kernels rounds int8 sums otherwise than their convolutions, and than TFLite
-    Micro. Besides, it wants the map flattened in another order.
-    """
-    common: dict[str, Any] = {**vars(layer), "weight": layer.weight.reshape(-1, *layer.before)}
-    common |= {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
-    return Conv(**common) if isinstance(layer, Linear) else IntConv(**common)
-
-
 @dataclass(frozen=True)
 class _Numbers:
     """How a tensor writes numbers down: a real number is scale * (integer - zero point), if there is a scale."""
@@ -153,7 +142,8 @@ class _Network:
         elif isinstance(layer, Pool | IntPool):
             self._pool(layer)
         else:
-            self._conv(_as_conv(layer))
+            # LiteRT's reference FULLY_CONNECTED rounds int8 sums otherwise than its CONV_2D and TFLite Micro do.
+            self._conv(as_convolution(layer))
         self.shape = layer.after
 
     def content(self, metadata: dict[str, bytes]) -> bytes:

@@ -228,7 +228,7 @@ def _unusable(backend: str) -> str:
         backends_module.usable(backend)
     except MissingExtraError as error:
         return str(error)
-    return ""
+    return backends_module.find(backend).unrunnable
 
 
 def _rounded(subject: Subject, pictures: np.ndarray[Any, np.dtype[np.float32]]) -> Subject | str:
