@@ -7,6 +7,7 @@ python benchmarks/runtimes.py --groups wrn-28-1,diracnet-28-1,repvgg-28-1 --roun
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from tyro.conf import arg
 from diracnets import bench
 from diracnets.analysis.report import environment_line, machine_name, markdown_table, write_text
 from diracnets.deploy.activations import Live, live_activations
-from diracnets.deploy.subject import subject_of
+from diracnets.deploy.subject import Subject, subject_of
 from diracnets.errors import DiracNetsError, FileError
 from diracnets.runtime.environment import circumstances
 
@@ -56,31 +57,29 @@ class Runtimes:
             FileError: the file is damaged, or cannot be written.
         """
         path = self.out / "runtimes.json"
-        facts = _known(path)
+        facts, around = _known(path), circumstances()
         for group in self.groups:
-            networks = group.split(",")
-            for network in networks:
-                if network not in facts["activations"]:
-                    facts["activations"][network] = _activations(network)
-            for backend in self.backends:
-                for precision in self.precisions:
-                    place = {"group": group, "backend": backend, "precision": precision}
-                    if any(
-                        _place(each) == _place({**place, "circumstances": circumstances()})
-                        for each in facts["measured"]
-                    ):
-                        say(f"known: {group}, {backend}, {precision}")
-                        continue
-                    table = bench(
-                        networks,
-                        backends=[backend],
-                        precisions=[precision],
-                        batches=self.batches,
-                        rounds=self.rounds,
-                        say=say,
-                    )
-                    facts["measured"].append({**place, **table.to_data()})
-                    write_text(path, json.dumps(facts, indent=2))  # kept if stopped
+            networks: list[Subject] = []
+            asked = [(backend, precision) for backend in self.backends for precision in self.precisions]
+            for backend, precision in asked:
+                place = {"group": group, "backend": backend, "precision": precision}
+                if any(_place(each) == _place({**place, "circumstances": around}) for each in facts["measured"]):
+                    say(f"known: {group}, {backend}, {precision}")
+                    continue
+                networks = networks or [subject_of(network) for network in group.split(",")]
+                for subject in networks:
+                    facts["activations"].setdefault(subject.name, _activations(subject))
+                load = round(os.getloadavg()[0], 1)  # what else the machine does
+                table = bench(
+                    networks,
+                    backends=[backend],
+                    precisions=[precision],
+                    batches=self.batches,
+                    rounds=self.rounds,
+                    say=say,
+                )
+                facts["measured"].append({**place, "load": load, **table.to_data()})
+                write_text(path, json.dumps(facts, indent=2))  # kept if stopped
         write_text(self.out / "runtimes.md", page(facts))
         say(f"wrote runtimes.json and runtimes.md to {self.out}")
 
@@ -102,7 +101,7 @@ def page(facts: Mapping[str, Any]) -> str:
         parts += [
             f"## {measured['group'].replace(',', ', ')}: {measured['backend']}, {measured['precision']}",
             markdown_table(columns, rows),
-            f"{measured['rounds']} rounds, {around}",
+            f"{measured['rounds']} rounds, load average {measured['load']} at the start; {around}",
         ]
     parts += [
         "## Activations",
@@ -150,9 +149,8 @@ def _peak(live: Mapping[str, Any]) -> tuple[str, str]:
     return f"{live['numbers'] / 1e3:,.1f}", f"{live['step']}, {'x'.join(map(str, live['shape']))}"
 
 
-def _activations(network: str) -> dict[str, Any]:
+def _activations(subject: Subject) -> dict[str, Any]:
     """The peak of the whole network, and of what follows the pooling of an ImageNet stem, if it has one."""
-    subject = subject_of(network)
     found = live_activations(subject.model, subject.card.input_size)
 
     def largest(steps: Sequence[Live]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import runtimes
 
 from diracnets.deploy.measure import Row, Timing
 from diracnets.deploy.parity import Table
+from diracnets.deploy.subject import subject_of
 from diracnets.runtime.environment import circumstances
 
 
@@ -14,10 +15,11 @@ def test_known_groups_stay_and_the_page_tells_all(tmp_path, monkeypatch):
     asked = []
 
     def bench(networks, *, backends, precisions, batches, rounds, say):
-        asked.append((tuple(networks), backends[0], precisions[0]))
+        asked.append((tuple(network.name for network in networks), backends[0], precisions[0]))
         timing = Timing(0.002, (0.001, 0.003), 0.9, (0.8, 1.0), 0.002, 0.95, (0.94, 0.96), 0.5)
         done = {"latency": {1: timing}, "running_bytes": {1: 5_000_000}}
-        rows = [Row(networks[0], *asked[-1][1:], **done), Row(networks[1], *asked[-1][1:], reason="it has none")]
+        first, second = asked[-1][0]
+        rows = [Row(first, *asked[-1][1:], **done), Row(second, *asked[-1][1:], reason="it has none")]
         return Table(tuple(rows), {"rounds": rounds, "circumstances": circumstances()})
 
     monkeypatch.setattr(runtimes, "bench", bench)
@@ -30,7 +32,9 @@ def test_known_groups_stay_and_the_page_tells_all(tmp_path, monkeypatch):
     page = (tmp_path / "runtimes.md").read_text()
     assert "| wrn-10-0.25 | 1 | 2 | 0.900 (0.800 to 1.000) | 0.950 (0.940 to 0.960) | 0.50 | 5.0 |" in page
     assert "it has none" in page
-    residual, chain = (runtimes._activations(name)["peak"]["numbers"] for name in ("wrn-10-0.25", "plain-10-0.25"))
+    residual, chain = (
+        runtimes._activations(subject_of(name))["peak"]["numbers"] for name in ("wrn-10-0.25", "plain-10-0.25")
+    )
     assert chain / residual < 0.7
 
 

@@ -250,6 +250,8 @@ def _first(
 
 
 def _name(given: Given) -> str:
+    if isinstance(given, Subject):
+        return given.name
     return type(given).__name__ if isinstance(given, torch.nn.Module) else str(given)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,8 +17,6 @@ from diracnets.models.build import build_model
 from diracnets.models.integer import IntegerChain
 from diracnets.models.names import is_name
 from diracnets.models.repvgg import RepVGG, merged
-
-Given = str | Path | nn.Module
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +50,15 @@ class Subject:
         return isinstance(self.model, IntegerChain)
 
 
+Given = str | Path | nn.Module | Subject
+
+
 def subject_of(given: Given, name: str | None = None, input_size: tuple[int, ...] | None = None) -> Subject:
     """A network as it is deployed: folded, the branches of a RepVGG merged.
 
     Args:
         given: a file or the name of trained weights, which `load` reads; the name of a network, which gets random
-            weights; or a module of anyone.
+            weights; a module of anyone; or what this function gave, which stays as it is.
         name: what to call it; by default what was given.
         input_size: (channels, height, width) of the images of a module that does not say it.
 
@@ -69,6 +70,8 @@ def subject_of(given: Given, name: str | None = None, input_size: tuple[int, ...
     >>> subject.is_chain, subject.trained, subject.card.input_size
     (True, False, (3, 32, 32))
     """
+    if isinstance(given, Subject):
+        return given if name is None else replace(given, name=name)
     trained = True
     if isinstance(given, nn.Module):
         model, name = given.eval(), name or type(given).__name__
