@@ -10,6 +10,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
+def bare_runs(request, monkeypatch):
+    """Runs draw no curve and write nothing for TensorBoard, which takes longer than training a tiny network.
+
+    In slow tests they do.
+    """
+    if request.node.get_closest_marker("slow"):
+        return
+    from diracnets.training.folder import RunFolder
+    from diracnets.training.reporter import Events
+
+    monkeypatch.setattr(RunFolder, "draw", lambda *_: None)
+    monkeypatch.setattr(Events, "write", lambda *_: None)
+
+
+@pytest.fixture
 def warm():
     """Make a model's batch norms, Dirac scales and biases random, of both signs, and put it in evaluation mode.
 

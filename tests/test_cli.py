@@ -25,6 +25,8 @@ from diracnets.errors import TrainingError
 from diracnets.models.init import Init
 from diracnets.training.recipe import Recipe, recipe_names
 
+pytestmark = pytest.mark.usefixtures("bare_runs")
+
 TINY = ["--data", "digits", "--model", "diracnet-10-0.25", "--epochs", "2", "--precision", "float32", "--device", "cpu"]
 PROGRAM = [sys.executable, "-m", "diracnets"]
 
@@ -589,16 +591,23 @@ def test_control_characters_in_names_of_images_to_train_and_evaluate_on(tmp_path
         assert not {"\x1b", "\x9b", "\u202e"} & set(text)
 
 
-def test_an_image_is_piped_in(place):
+def test_an_image_is_piped_in(place, monkeypatch, capsys):
+    before = os.dup(0)
     for name in ("-", "/dev/stdin"):
-        ran = subprocess.run(
-            [*PROGRAM, "predict", "run", name, "--json", "--device", "cpu"],
-            input=Path("pictures/1.png").read_bytes(),
-            capture_output=True,
-            check=True,
-        )
-        (found,) = json.loads(ran.stdout)
+        out, into = os.pipe()
+        os.write(into, Path("pictures/1.png").read_bytes())
+        os.close(into)
+        os.dup2(out, 0)
+        os.close(out)
+        try:
+            with open(0, closefd=False) as piped, monkeypatch.context() as patch:
+                patch.setattr(sys, "stdin", piped)
+                assert main(["predict", "run", name, "--json", "--device", "cpu"]) == 0
+        finally:
+            os.dup2(before, 0)
+        (found,) = json.loads(capsys.readouterr().out)
         assert found["name"] == name
+    os.close(before)
 
 
 def test_a_recipe_that_notepad_saved(tmp_path):
@@ -682,6 +691,7 @@ def test_models_can_be_filtered(capsys):
     assert all(row[0].startswith("diracnet-") for row in rows)
 
 
+@pytest.mark.slow
 def test_demo_does_it_all_and_its_next_commands_work(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     recipe = Recipe.load("demo").replaced(model="diracnet-10-0.25", epochs=1, precision="float32")

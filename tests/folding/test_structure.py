@@ -142,7 +142,16 @@ def test_refused():
 def test_shapes_alone_are_right():
     x, y = torch.empty(2, 3, 1, device="meta"), torch.empty(3, 5, device="meta")
     norm = nn.BatchNorm1d(3, device="meta").eval()
-    functions = (lambda: norm(x), lambda: F.relu(x), lambda: x * y, lambda: y + 1.0, lambda: y.rsqrt(), lambda: -x)
+    images = torch.empty(2, 6, 9, 8, device="meta")
+    functions = (
+        *(lambda: norm(x), lambda: F.relu(x), lambda: x * y, lambda: y + 1.0, lambda: y.rsqrt(), lambda: -x),
+        lambda: nn.Conv2d(6, 4, (3, 2), stride=(2, 1), padding=(2, 1), dilation=2, groups=2, device="meta")(images),
+        lambda: nn.Conv2d(6, 4, 3, padding="same", device="meta")(images),
+        *(lambda: nn.Conv1d(3, 5, 1, device="meta")(x), lambda: nn.Linear(8, 3, device="meta")(images)),
+        *(lambda: F.max_pool2d(images, 2), lambda: F.max_pool2d(images, (3, 2), 2, padding=1, dilation=2)),
+        *(lambda: F.max_pool2d(images, 2, ceil_mode=True), lambda: F.adaptive_avg_pool2d(images, 1)),
+        lambda: F.adaptive_avg_pool2d(images, (3, 1)),
+    )
     for function in functions:
         with ShapesOnly():
             quick = function()
@@ -150,3 +159,10 @@ def test_shapes_alone_are_right():
     values = torch.ones(2)
     with ShapesOnly():
         assert torch.equal(values * 2 + values, torch.full((2,), 3.0))
+        for wrong in (
+            lambda: nn.Conv2d(5, 4, 3, device="meta")(images),
+            lambda: F.max_pool2d(images, 10),
+            lambda: x * images,
+        ):
+            with pytest.raises(RuntimeError):
+                wrong()

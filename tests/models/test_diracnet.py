@@ -112,6 +112,7 @@ def test_blocks_may_be_replaced():
     assert net(x).shape == (4, 4)
 
 
+@pytest.mark.slow
 def test_compiles_in_one_graph():
     net, x = network(), images()
     expected = loss_and_gradients(net, x)
@@ -145,7 +146,7 @@ def test_checkpointed_as_a_whole():
     assert_same(loss_and_gradients(net, x, lambda x: checkpoint(net, x, use_reentrant=False)), expected)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [NAMES[0], pytest.param(NAMES[1], marks=pytest.mark.slow)])
 def test_exports_and_traces(name):
     net, x = network(name).eval(), images()
     expected = net(x)

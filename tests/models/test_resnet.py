@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from diracnets import create_model, fold, list_models
+from diracnets.models.build import on_meta
 from diracnets.models.initializer import deep, paper
 from diracnets.models.resnet import PostActivation, PreActivation, subsampling
 from diracnets.nn.dirac import DiracConv2d
@@ -27,8 +28,7 @@ PAPERS = {"wrn-28-10": 36.5, "wrn-16-8": 11.0, "wrn-40-4": 8.9, "resnet-164": 1.
 
 @pytest.mark.parametrize(("name", "classes"), EXACT)
 def test_parameter_counts_are_the_published_ones(name, classes):
-    with torch.device("meta"):
-        net = create_model(name, num_classes=classes)
+    net = on_meta({"name": name, "num_classes": classes})
     assert sum(parameter.numel() for parameter in net.parameters()) == EXACT[name, classes]
     if name in PAPERS:  # the papers count the weights of convolutions and classifier
         layers = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
@@ -37,8 +37,7 @@ def test_parameter_counts_are_the_published_ones(name, classes):
 
 @pytest.mark.parametrize("name", ["wrn-28-10", "resnet-20", "resnet-164", "resnet-18"])
 def test_all_convolutions_but_the_stem_can_be_dirac_ones(name):
-    with torch.device("meta"):
-        net, dirac = (create_model(prefix + name) for prefix in ("", "dirac-"))
+    net, dirac = (on_meta({"name": prefix + name}) for prefix in ("", "dirac-"))
     made = [key for key, layer in dirac.named_modules() if isinstance(layer, DiracConv2d)]
     assert made == [key for key, layer in net.named_modules() if isinstance(layer, nn.Conv2d)][1:]
     scales = sum(2 * dirac.get_submodule(key).out_channels for key in made)
@@ -48,15 +47,13 @@ def test_all_convolutions_but_the_stem_can_be_dirac_ones(name):
 
 @pytest.mark.parametrize("name", ["resnet-20", "resnet-110", "resnet-164", "resnet-1001", "resnet-18", "resnet-34"])
 def test_depths_are_weight_layers_without_those_on_shortcuts(name):
-    with torch.device("meta"):
-        net = create_model(name)
+    net = on_meta({"name": name})
     layers = [key for key, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     assert sum("shortcut" not in key for key in layers) == int(name.removeprefix("resnet-"))
 
 
 def test_the_depth_of_a_wide_resnet_counts_its_shortcuts_but_not_its_classifier():
-    with torch.device("meta"):
-        net = create_model("wrn-28-10")
+    net = on_meta({"name": "wrn-28-10"})
     assert sum(isinstance(layer, nn.Conv2d) for layer in net.modules()) == 28
 
 
@@ -111,8 +108,7 @@ def test_groups_halve_the_image_and_the_stem_is_never_wider(name):
 @pytest.mark.parametrize("name", [name for name in list_models() if not name.endswith(("-400-1", "-1000-1", "-1001"))])
 def test_no_network_has_a_strided_1x1_convolution(name):
     """Their gradients corrupt memory on processors without AVX-512."""
-    with torch.device("meta"):
-        net = create_model(name)
+    net = on_meta({"name": name})
     convs = [conv for conv in net.modules() if isinstance(conv, nn.Conv2d) and conv.kernel_size == (1, 1)]
     assert all(conv.stride == (1, 1) for conv in convs)
 

@@ -130,6 +130,7 @@ def test_gradients(shape, groups):
     assert torch.autograd.gradgradcheck(lambda w, a, b: dirac_weight(w, a, b, groups), inputs)
 
 
+@pytest.mark.slow
 def test_gradients_of_layers_together():
     net = Together(
         [randomized(DiracConv2d(*c, 3, groups=g)) for c, g in [((2, 3), 1), ((3, 4), 1), ((4, 4), 2)]]
@@ -264,6 +265,7 @@ def chain(kind):
 both = pytest.mark.parametrize("kind", ["layers", "together"])
 
 
+@pytest.mark.slow
 @both
 def test_compiles_without_graph_breaks(kind):
     net = chain(kind)

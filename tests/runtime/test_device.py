@@ -39,6 +39,7 @@ def test_repeatable_repeats_and_restores():
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another library hands out the memory")
 def test_memory_that_is_kept_stays_with_the_process():
     script = (

@@ -19,6 +19,8 @@ from diracnets.cli import main
 from diracnets.runtime.device import repeatable, seeded
 from diracnets.training.interruption import Interrupted
 
+pytestmark = pytest.mark.usefixtures("bare_runs")
+
 
 def state():
     """All that calls could change for others in the process; the umask is read without changing it."""
@@ -79,8 +81,8 @@ def run(tmp_path_factory):
     "changes",
     [
         {"deterministic": True},
-        {"optimizer": "muon"},
-        {"precision": "auto", "swa_fraction": 0.0, "recalibrate_bn": True},
+        pytest.param({"optimizer": "muon"}, marks=pytest.mark.slow),
+        pytest.param({"precision": "auto", "swa_fraction": 0.0, "recalibrate_bn": True}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -128,7 +130,15 @@ def test_a_networks_file_read_evaluated_folded_and_written(run, tmp_path):
 
 @pytest.mark.parametrize(
     "words",
-    ["eval {run}", "info {run}", "fold {run} --out {out}", "models", "help train", "eval nothing.pt", "nonsense"],
+    [
+        "eval {run}",
+        "info {run}",
+        "fold {run} --out {out}",
+        "models *-28*",
+        "help train",
+        "eval nothing.pt",
+        "nonsense",
+    ],
 )
 def test_commands(words, run, tmp_path, capsys):
     before = state()

@@ -28,17 +28,14 @@ class Models:
         if self.trained:
             self._show_trained()
             return
-        import torch
-
-        from diracnets.models.build import build_model, list_models
+        from diracnets.models.build import list_models, on_meta
 
         names = list_models(self.pattern)
         if not names:
             raise UsageError(f"no listed network matches {self.pattern!r}; `diracnets models` lists them all")
         rows = []
         for name in names:
-            with torch.device("meta"):  # shapes alone: nothing is allocated or drawn
-                net = build_model(name)
+            net = on_meta({"name": name})
             size = "x".join(map(str, net.input_size))
             rows.append([name, sum(weight.numel() for weight in net.parameters()), size, net.num_classes])
         stdout().print(table(["name", "parameters", "input", "classes"], rows))

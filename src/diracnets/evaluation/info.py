@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from diracnets.artifacts import layers
 from diracnets.artifacts.card import ModelCard, attach_card, card_of, input_size_of
@@ -21,15 +20,17 @@ from diracnets.artifacts.load import is_weights, load_as_stored
 from diracnets.artifacts.pretrained import find_weights
 from diracnets.errors import UsageError
 from diracnets.evaluation.receptive import Field
-from diracnets.folding.structure import ShapesOnly, folded_structure
+from diracnets.folding.structure import ShapesOnly, folded_structure, structure_of_plain
 from diracnets.models.build import on_meta
 from diracnets.models.integer import IntegerChain
 from diracnets.models.names import is_name
 from diracnets.models.network import Network
+from diracnets.nn.dirac import CONVOLUTIONS, TRANSPOSED
 from diracnets.nn.diracify import undiracify
 
 INT8 = "int8 chain"
 _FILE_SUFFIXES = {".safetensors", ".pt", ".pth", ".pt7"}
+_WEIGHTED = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 
 
 @dataclass(frozen=True)
@@ -114,33 +115,34 @@ def describe(model: str | Path | nn.Module) -> Info:
         net = on_meta(dict(weights.model))
         trained = folded_structure(net) if weights.folded else net
         attach_card(trained, weights.card)
-        info = _describe(weights.name, trained, weights.size)
+        info = _describe(weights.name, trained, weights.size, skeleton=trained)
         return replace(info, kind=INT8) if weights.int8 else info
     there = path.is_file() or (path.exists() and not is_name(str(path)))
     if there or path.suffix.lower() in _FILE_SUFFIXES or len(path.parts) > 1:
         return _describe(str(model), load_as_stored(path), path.stat().st_size)
-    return _describe(str(model), on_meta({"name": str(model)}), None)
+    net = on_meta({"name": str(model)})
+    return _describe(str(model), net, None, skeleton=net)
 
 
-def _describe(name: str, model: nn.Module, file_bytes: int | None) -> Info:
+def _describe(name: str, model: nn.Module, file_bytes: int | None, skeleton: nn.Module | None = None) -> Info:
+    """What is known of a model; `skeleton` is the same without values, if there is one that may be changed."""
     if isinstance(model, Network):
-        skeleton: nn.Module = model if next(model.parameters()).is_meta else on_meta(model.config)
+        skeleton = skeleton or on_meta(model.config)
         input_size: tuple[int, ...] = model.input_size
     else:
-        plain = as_float(model) if isinstance(model, IntegerChain) else model
-        skeleton = layers.from_data(layers.to_data(plain))
+        of_floats = as_float(model) if isinstance(model, IntegerChain) else model
+        skeleton = skeleton or layers.from_data(layers.to_data(of_floats))
         input_size = input_size_of(model) or ()
     if not input_size:
         raise UsageError(f"{name} does not record its input size, without which nothing can be counted")
-    modules = dict(skeleton.named_modules())
-    rows = _walk(skeleton, input_size)
-    parameters = sum(parameter.numel() for parameter in skeleton.parameters())
-    weighted = [module for module in modules.values() if isinstance(module, _ConvNd | nn.Linear)]
-    weights = sum(module.weight.numel() for module in weighted)
-    outputs = sum(_outputs(module) for module in weighted)
-    folded = parameters
-    if isinstance(model, Network):
-        folded = sum(parameter.numel() for parameter in folded_structure(skeleton).parameters())
+    parameters = _count(skeleton)
+    own = {name: (type(layer).__name__, _count(layer)) for name, layer in _leaves(skeleton)}
+    weighted = [layer for layer in skeleton.modules() if isinstance(layer, _WEIGHTED)]
+    weights = sum(layer.weight.numel() for layer in weighted)
+    outputs = sum(_outputs(layer) for layer in weighted)
+    plain = undiracify(skeleton, inplace=True).eval()  # runs faster, and has the same shapes
+    folded = _count(structure_of_plain(plain, input_size)) if isinstance(model, Network) else parameters
+    rows = _walk(plain, own, input_size)
     return Info(
         name=name,
         kind="network" if isinstance(model, Network) else INT8 if isinstance(model, IntegerChain) else "chain",
@@ -156,27 +158,39 @@ def _describe(name: str, model: nn.Module, file_bytes: int | None) -> Info:
     )
 
 
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(name, module) for name, module in model.named_modules() if not any(module.children())]
+
+
 @torch.no_grad()
-def _walk(skeleton: nn.Module, input_size: tuple[int, ...]) -> list[LayerInfo]:
-    """A row for each layer that runs, in the order in which they run, on an image without memory."""
-    plain = undiracify(skeleton).eval()  # runs faster, and has the same shapes
+def _walk(plain: nn.Module, own: Mapping[str, tuple[str, int]], input_size: tuple[int, ...]) -> list[LayerInfo]:
+    """A row for each layer that runs, in the order in which they run, on an image without memory.
+
+    Args:
+        plain: the network without Dirac convolutions.
+        own: each layer's class and parameters in the network itself, by its name.
+        input_size: (channels, height, width).
+    """
     rows: list[LayerInfo] = []
     image = torch.empty(1, *input_size, device="meta")
     fields: dict[Tensor, Field | None] = {image: Field.of_pixel(len(input_size) - 1)}  # of what layers gave so far
 
-    def record(layer: nn.Module, name: str, _plain: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         # a sum of branches has the largest receptive field among them
         field = fields[inputs[0]] if inputs[0] in fields else _largest(fields.values())
         field = field and field.behind(layer, tuple(inputs[0].shape[2:]), tuple(output.shape[2:]))
         fields[output] = field
-        parameters = sum(parameter.numel() for parameter in layer.parameters())
         pixels = None if field is None else field.pixels
+        kind, parameters = own[name]
         costs = _multiply_adds(layer, inputs[0], output)
-        rows.append(LayerInfo(name, type(layer).__name__, tuple(output.shape[1:]), parameters, costs, pixels))
+        rows.append(LayerInfo(name, kind, tuple(output.shape[1:]), parameters, costs, pixels))
 
-    for name, module in plain.named_modules():
-        if not any(module.children()):
-            module.register_forward_hook(partial(record, skeleton.get_submodule(name), name))
+    for name, module in _leaves(plain):
+        module.register_forward_hook(partial(record, name))
     with ShapesOnly():
         plain(image)
     return rows
@@ -190,9 +204,9 @@ def _largest(fields: Iterable[Field | None]) -> Field | None:
 def _multiply_adds(layer: nn.Module, x: Tensor, y: Tensor) -> int:
     if isinstance(layer, _NormBase):
         return y.numel()
-    if isinstance(layer, _ConvTransposeNd):
+    if isinstance(layer, TRANSPOSED):
         products = layer.weight.numel() * math.prod(x.shape[2:])
-    elif isinstance(layer, _ConvNd):
+    elif isinstance(layer, CONVOLUTIONS):
         products = layer.weight.numel() * math.prod(y.shape[2:])
     elif isinstance(layer, nn.Linear):
         products = layer.weight.numel() * (y.numel() // layer.out_features)

@@ -8,7 +8,8 @@ from fractions import Fraction
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from diracnets.nn.dirac import CONVOLUTIONS, TRANSPOSED
 
 _POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 _ADAPTIVE = (
@@ -60,13 +61,13 @@ class Field:
                 return None
             ratio = [Fraction(size, left) for size, left in zip(before, after, strict=True)]
             return self._grown([math.ceil(r) + (r.denominator > 1) for r in ratio], ratio)
-        if isinstance(layer, _ConvTransposeNd):
+        if isinstance(layer, TRANSPOSED):
             stride = _each(layer.stride, axes)
             reach = [(k - 1) * d + 1 for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
             return self._grown(
                 [-(-r // s) for r, s in zip(reach, stride, strict=True)], [Fraction(1, s) for s in stride]
             )
-        if isinstance(layer, (_ConvNd, *_POOLS)):
+        if isinstance(layer, (*CONVOLUTIONS, *_POOLS)):
             kernel, dilation = _each(layer.kernel_size, axes), _each(getattr(layer, "dilation", 1), axes)
             reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
             return self._grown(reach, list(map(Fraction, _each(layer.stride, axes))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -18,9 +19,6 @@ from diracnets.folding.flow import first_floating, follow
 from diracnets.folding.rules import make_plan
 from diracnets.folding.surgery import rebuilt, tensors_of
 from diracnets.nn.diracify import undiracify
-
-_LIKE_INPUT = {F.batch_norm, F.relu, Tensor.rsqrt, Tensor.neg, Tensor.clone}
-_BROADCASTING = {Tensor.mul, Tensor.add}
 
 
 @torch.no_grad()
@@ -55,16 +53,27 @@ def folded_structure(model: nn.Module, input_size: Sequence[int] | None = None) 
     if not size:
         raise FoldError(f"nothing tells what {type(model).__name__} takes as input: give input_size")
     memo: dict[int, Any] = {id(tensor): _without_values(tensor) for tensor in tensors_of(model).values()}
-    plain = undiracify(copy.deepcopy(model, memo), inplace=True).eval()
+    return structure_of_plain(undiracify(copy.deepcopy(model, memo), inplace=True).eval(), size)
+
+
+@torch.no_grad()
+def structure_of_plain(plain: nn.Module, input_size: Sequence[int]) -> nn.Module:
+    """`folded_structure` of a model on the meta device, in evaluation mode and without Dirac convolutions.
+
+    Raises:
+        FoldError: as `folded_structure`.
+    """
     flow = follow(plain)
     with ShapesOnly():
-        plan = make_plan(plain, flow, _ranks(plain, size))
+        plan = make_plan(plain, flow, _ranks(plain, input_size))
     folded = rebuilt(plain, plan.layers)
     return flatten(flow, folded) or folded
 
 
 class ShapesOnly(TorchFunctionMode):
     """Within it simple functions on the meta device take a hundredth of the time, which deep networks need.
+
+    The first of them does not import torch's symbolic shapes either, which takes a second.
 
     >>> with ShapesOnly():
     ...     nn.BatchNorm2d(3, device="meta").eval()(torch.empty(1, 3, 8, 8, device="meta")).shape
@@ -78,12 +87,79 @@ class ShapesOnly(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
-        if func in _LIKE_INPUT and args[0].is_meta:
-            return args[0].new_empty(args[0].shape)
-        if func in _BROADCASTING and all(not isinstance(arg, Tensor) or arg.is_meta for arg in args):
-            shapes = [arg.shape for arg in args if isinstance(arg, Tensor)]
-            return args[0].new_empty(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+        rule = _SHAPES.get(func)
+        if rule is not None and all(not isinstance(arg, Tensor) or arg.is_meta for arg in args):
+            shape = rule(*args, **(kwargs or {}))
+            if shape is not None:
+                return args[0].new_empty(shape)
         return func(*args, **(kwargs or {}))
+
+
+def _like_input(x: Tensor, *_: Any, **__: Any) -> Sequence[int]:  # noqa: ANN401
+    return x.shape
+
+
+def _broadcast(x: Tensor, y: object) -> Sequence[int] | None:
+    shapes = [x.shape, y.shape if isinstance(y, Tensor) else ()]
+    axes = [{*sizes} - {1} for sizes in zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1)]
+    return [next(iter(sizes), 1) for sizes in reversed(axes)] if all(len(sizes) < 2 for sizes in axes) else None
+
+
+def _pooled(
+    x: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Sequence[int] | None:
+    if ceil_mode or return_indices or x.ndim != 4:
+        return None
+    out = _windows(x.shape[2:], kernel_size, stride or kernel_size, padding, dilation)
+    return [*x.shape[:2], *out] if min(out) > 0 else None
+
+
+def _windows(sizes: Sequence[int], *window: int | Sequence[int]) -> list[int]:
+    """How many windows of a kernel, with its stride, padding and dilation, fit along each axis."""
+    spread = [[each] * len(sizes) if isinstance(each, int) else each for each in window]
+    return [
+        (size + 2 * pad - gap * (kernel - 1) - 1) // step + 1
+        for size, kernel, step, pad, gap in zip(sizes, *spread, strict=True)
+    ]
+
+
+def _averaged(x: Tensor, size: object) -> Sequence[int] | None:
+    return [*x.shape[:-2], 1, 1] if size == 1 and x.ndim in (3, 4) else None
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Sequence[int] | None:
+    return [*x.shape[:-1], len(weight)] if weight.ndim == 2 and x.shape[-1] == weight.shape[1] else None
+
+
+def _convolved(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Sequence[int] | None:
+    if isinstance(padding, str) or x.ndim != weight.ndim or x.shape[1] != groups * weight.shape[1]:
+        return None
+    out = _windows(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    return [len(x), len(weight), *out] if min(out) > 0 else None
+
+
+_SHAPES: dict[Callable[..., Any], Callable[..., Sequence[int] | None]] = {  # what they give; None: torch is to say
+    **dict.fromkeys((F.batch_norm, F.relu, Tensor.rsqrt, Tensor.neg, Tensor.clone), _like_input),
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _convolved),
+    **dict.fromkeys((Tensor.mul, Tensor.add), _broadcast),
+    F.linear: _linear,
+    F.max_pool2d: _pooled,
+    F.adaptive_avg_pool2d: _averaged,
+}
 
 
 def _without_values(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from diracnets.errors import UsageError
@@ -176,13 +177,19 @@ def on_meta(arguments: Mapping[str, Any]) -> Network:
         return build_model(**arguments)
 
 
+_DRAWING = {Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_}
+
+
 class _Undrawn(TorchFunctionMode):
-    """Leaves out `torch.nn.init`, which takes long on the meta device, for nothing."""
+    """Leaves out `torch.nn.init` and what it calls.
+
+    On the meta device it takes long, for nothing, and the first call imports torch's compiler: seconds.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:  # noqa: ANN401
         kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
+        if func in _DRAWING or getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
