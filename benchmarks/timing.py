@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diracnets.nn.dirac import parameter_groups
+from diracnets.runtime.device import synchronize
 
 Precision = Literal["float32", "bfloat16"]
 WARM_UP = 3  # calls of each before the first round
@@ -111,16 +112,9 @@ def interleaved(calls: Mapping[str, Callable[[], None]], rounds: int, device: to
     for turn in range(rounds):
         for index in range(len(names)):
             name = names[(turn + index) % len(names)]
-            _finish(device)
+            synchronize(device)
             start = time.perf_counter()
             calls[name]()
-            _finish(device)
+            synchronize(device)
             times[name].append(time.perf_counter() - start)
     return times
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

@@ -392,6 +392,12 @@ def test_a_run_folder_stands_for_its_best_checkpoint(place, capsys):
             assert main([words[0], file, *words[1:]]) == 0
             given[file] = json.loads(capsys.readouterr().out)
         assert given["run"] == given["run/best.pt"]
+    for one, other in zip(
+        *(diracnets.load(file).state_dict().values() for file in ("run", "run/best.pt")), strict=True
+    ):
+        assert one.equal(other)
+    assert diracnets.describe("run") == diracnets.describe("run/best.pt")
+    assert diracnets.predict("run", "pictures") == diracnets.predict("run/best.pt", "pictures")
     assert main(["fold", "run"]) == 0
     assert "wrote       run/best.safetensors" in capsys.readouterr().out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import secrets
@@ -113,6 +114,17 @@ def append_json(path: str | Path, row: dict[str, Any]) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def short_number(value: Any, digits: int = 5) -> Any:  # noqa: ANN401
+    """A value as results in JSON hold it: a float with few significant digits, None for one that is not finite.
+
+    >>> short_number(1 / 3), short_number(math.inf), short_number("a"), short_number(2)
+    (0.33333, None, 'a', 2)
+    """
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
 
 
 def url_in(path: str | Path) -> str | None:

@@ -70,7 +70,7 @@ def test_folded_weights_become_a_network(tmp_path, monkeypatch):
         ({"name": NAME, "pretrained": True, "image_size": 4}, "too small"),
         (
             {"name": NAME, "pretrained": True, "init": "kaiming"},
-            "init is kaiming, but trained weights are not initialized",
+            "init is 'kaiming', but trained weights are not initialized",
         ),
         ({"name": NAME, "pretrained": True, "init": Init(bias=0.0)}, "leave init out"),
         ({"name": "diracnet-29-1", "pretrained": True}, "nearest is diracnet-28-1"),
@@ -79,3 +79,9 @@ def test_folded_weights_become_a_network(tmp_path, monkeypatch):
 def test_what_does_not_fit_the_weights_is_refused(arguments, said):
     with pytest.raises(UsageError, match=said):
         diracnets.create_model(**arguments)
+
+
+@pytest.mark.filterwarnings("ignore:.*parts of init now:DeprecationWarning")
+def test_an_initialization_of_trained_weights_is_refused_by_the_names_that_were_given():
+    with pytest.raises(UsageError, match=r"alpha is 0\.5, beta is 0\.1, but .* leave alpha and beta out"):
+        diracnets.create_model(NAME, pretrained=True, alpha=0.5, beta=0.1)

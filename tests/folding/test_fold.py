@@ -468,3 +468,13 @@ def test_the_report(warm):
     assert "1 Dirac parameterizations and 2 batch norms" in text
     assert "left        left: it follows relu" in text
     assert "2x4x8x8" in text
+
+
+def test_convolutions_that_share_their_weight_alone_are_refused_by_name():
+    model = nn.Sequential(DiracConv2d(4, 4, 3), nn.ReLU(), DiracConv2d(4, 4, 3)).eval()
+    model[2].weight = model[0].weight
+    images = torch.randn(1, 4, 8, 8)
+    with pytest.raises(UsageError, match="'0' and '2' share their weight but not alpha, beta"):
+        fold(model, images)
+    model[2].alpha, model[2].beta = model[0].alpha, model[0].beta
+    torch.testing.assert_close(fold(model, images)(images), model(images))

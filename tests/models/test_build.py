@@ -143,6 +143,14 @@ def test_a_name_tells_how_many_blocks_there_are(name, blocks):
     ("arguments", "message"),
     [
         ({"name": "diracnet-27-1"}, "nearest is diracnet-28-1"),
+        ({"name": "diracnet-100000000-1"}, "diracnet-100000000-1: the depth is at most 20,000$"),
+        *(
+            ({"name": name}, "the depth is at most")
+            for name in ("repvgg-20002-1", "dirac-wrn-20002-1", "resnet-20000000")
+        ),
+        ({"name": f"plain-{'9' * 5000}-1"}, "9: the depth is at most"),
+        *(({"name": f"{name}-{'9' * 400}"}, "the width is at most") for name in ("wrn-28", "diracnet-sprint")),
+        ({"name": "vgg-16", "width": 1e30}, "width is 1e\\+30; it must be a positive number, at most 10,000"),
         ({"name": "diracnet-4-1"}, "nearest is diracnet-10-1"),
         ({"name": "diracnett-28-10"}, "did you mean diracnet-28-10"),
         ({"name": "resnet"}, "no network is called 'resnet'; did you mean resnet-"),

@@ -162,7 +162,7 @@ def test_tied_weights():
 def test_tied_weights_with_scales_of_their_own_cannot_be_undone():
     model = nn.Sequential(DiracConv2d(4, 4, 3), DiracConv2d(4, 4, 3))
     model[1].weight = model[0].weight
-    with pytest.raises(UsageError, match="share their weight"):
+    with pytest.raises(UsageError, match="'0' and '1' share their weight but not alpha, beta and groups"):
         undiracify(model)
 
 

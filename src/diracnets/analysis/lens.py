@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diracnets.analysis.layer_signal import signal
-from diracnets.analysis.report import Say, environment_line, markdown_table, short_numbers, write_report
+from diracnets.analysis.report import Say, environment_line, markdown_table, write_report
 from diracnets.analysis.subject import find_subject
+from diracnets.files import short_number
 from diracnets.runtime.environment import circumstances
 from diracnets.training.scales import LayerScales, layer_scales, read_scales
 
@@ -79,12 +80,16 @@ def look_into(
         "mode": "training" if subject.net.training else "evaluation",
         "data": subject.data.name,
         "images": len(batch),
-        "scales": [short_numbers(layer) for layer in scales],
-        "signal": [short_numbers(asdict(layer)) for layer in signal(subject.net, batch, labels)],
+        "scales": [_short(layer) for layer in scales],
+        "signal": [_short(asdict(layer)) for layer in signal(subject.net, batch, labels)],
         "history": followed(history),
     }
     say(page(facts, picture=False))
     write_report(out, facts, page, lambda figure: draw(figure, facts), (12, 7), say)
+
+
+def _short(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: short_number(value) for name, value in numbers.items()}
 
 
 def followed(history: Mapping[int, Sequence[LayerScales]]) -> dict[str, Any]:

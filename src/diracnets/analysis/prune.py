@@ -17,6 +17,7 @@ from diracnets.artifacts.model_file import save
 from diracnets.data.images import ImageData
 from diracnets.errors import UsageError
 from diracnets.evaluation.metrics import evaluate
+from diracnets.files import short_number
 from diracnets.folding.fold import fold
 from diracnets.runtime.environment import circumstances
 
@@ -166,7 +167,7 @@ def _shorten(
         if not found or most == 0:
             return
         most = None if most is None else most - 1
-        taken, explained = found[0].layer, float(f"{found[0].explained:.5g}")
+        taken, explained = found[0].layer, short_number(found[0].explained)
         chain = without(chain, found[0])
         wanted[found[0].before] = wanted.pop(taken)
         settle(chain, images, wanted)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -46,18 +45,6 @@ def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
         return ""
     mean = f"{statistics.fmean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
-
-
-def short_numbers(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON can hold it: floats with five significant digits, None for one that has overflowed.
-
-    >>> short_numbers({"layer": "a", "mean": 1 / 3, "gradient": math.inf})
-    {'layer': 'a', 'mean': 0.33333, 'gradient': None}
-    """
-    return {
-        key: (float(f"{value:.5g}") if math.isfinite(value) else None) if isinstance(value, float) else value
-        for key, value in numbers.items()
-    }
 
 
 def machine_name(environment: Mapping[str, Any]) -> str:

@@ -75,7 +75,12 @@ def create_model(
         )
     names.parse(name)
     if chosen != Init():
-        raise UsageError(f"init is {chosen.scheme}, but trained weights are not initialized: leave init out")
+        arguments = {"init": init, "start": start, "alpha": alpha, "beta": beta, "bias": bias}
+        given = {key: value for key, value in arguments.items() if value is not None}
+        raise UsageError(
+            f"{', '.join(f'{key} is {value!r}' for key, value in given.items())}, but trained weights are not "
+            f"initialized: leave {' and '.join(given)} out"
+        )
     net = trained_network(
         name,
         pretrained,

@@ -18,6 +18,7 @@ from diracnets.artifacts.card import ModelCard, attach_card
 from diracnets.artifacts.chain import to_chain
 from diracnets.artifacts.checkpoint import Checkpoint, checkpoint_of, is_checkpoint, network_with, unpickled
 from diracnets.artifacts.model_file import check_is_file, read
+from diracnets.artifacts.network_file import network_file
 from diracnets.artifacts.pretrained import Weights, find_weights, list_weights
 from diracnets.artifacts.unfold import unfold
 from diracnets.errors import FileError, UsageError, did_you_mean, first_line
@@ -29,7 +30,8 @@ def load(path: str | Path, device: torch.device | str = "cpu", *, folded: bool |
     """The network in a file, or of a trained network's name, in evaluation mode.
 
     Args:
-        path: one of `list_weights()` (gives the chain), unless there is a file of that name; a model file (gives the
+        path: one of `list_weights()` (gives the chain), unless there is a file of that name; a run folder (its best
+            checkpoint); a model file (gives the
             chain); a checkpoint of `diracnets train` (gives the network, with averaged weights where it averaged); the
             state dict of a network of ours, as `torch.save(net.state_dict(), ...)` writes it (the network); a training
             checkpoint of the paper's authors (a DiracNet), or a folded network of theirs (a chain).
@@ -52,6 +54,7 @@ def load(path: str | Path, device: torch.device | str = "cpu", *, folded: bool |
     >>> load(path)(torch.zeros(1, 1, 8, 8)).shape
     torch.Size([1, 2])
     """
+    path = network_file(path)
     model = load_as_stored(path)
     if folded is None:
         folded = not isinstance(model, Network) or (is_weights(path) and model.is_chain)
@@ -71,7 +74,7 @@ def load_as_stored(path: str | Path) -> nn.Module:
     Raises:
         FileError: as `load`.
     """
-    path = Path(path)
+    path = network_file(path)
     if is_weights(path):
         return load_weights(find_weights(str(path)))
     if not path.exists() and (hint := did_you_mean(str(path), list_weights(), cutoff=0.8)):

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from diracnets.commands.files import network_file
 from diracnets.commands.output import stdout, table
 
 if TYPE_CHECKING:
@@ -42,7 +40,7 @@ class Info:
         """Print the table of layers, the totals and the model card."""
         from diracnets.evaluation.info import describe
 
-        info = describe(str(network_file(Path(self.model))))
+        info = describe(self.model)
         if self.json:
             print(json.dumps(info.to_data(), indent=2))
             return

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from diracnets.commands.files import network_file
 from diracnets.commands.output import note, stdout, table
 from diracnets.errors import DataError, FileError, UsageError, printable, some_of
 
@@ -50,7 +49,7 @@ class Predict:
             raise UsageError("--json and --csv cannot be combined; give one of them")
         from diracnets.evaluation.predict import Predictor
 
-        predictor = Predictor(network_file(self.file), device=self.device)
+        predictor = Predictor(self.file, device=self.device)
         unreadable: list[DataError | FileError] = []
         answers = predictor.predict(
             self.images,

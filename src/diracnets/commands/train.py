@@ -11,7 +11,6 @@ from typing import Annotated, Any, get_type_hints
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, arg
 
-from diracnets.commands.files import network_file
 from diracnets.commands.help import texts
 from diracnets.errors import UsageError
 from diracnets.training.recipe import GROUPS, Recipe, recipe_names
@@ -104,7 +103,7 @@ class Train:
             data_dir=self.data_dir,
             device=self.device,
             resume=self.resume,
-            start=None if self.start is None else network_file(self.start),
+            start=self.start,
             workers=self.workers,
             quiet=self.quiet,
         )

@@ -17,6 +17,7 @@ from diracnets.artifacts import layers
 from diracnets.artifacts.card import ModelCard, attach_card, card_of, input_size_of
 from diracnets.artifacts.integer import as_float
 from diracnets.artifacts.load import is_weights, load_as_stored
+from diracnets.artifacts.network_file import network_file
 from diracnets.artifacts.pretrained import find_weights
 from diracnets.errors import UsageError
 from diracnets.evaluation.receptive import Field
@@ -109,7 +110,7 @@ def describe(model: str | Path | nn.Module) -> Info:
     """
     if isinstance(model, nn.Module):
         return _describe(str(getattr(model, "config", {}).get("name", type(model).__name__)), model, None)
-    path = Path(model)
+    model = path = network_file(model)
     if is_weights(path):
         weights = find_weights(str(path))
         net = on_meta(dict(weights.model))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diracnets.artifacts.card import ModelCard, card_of
 from diracnets.artifacts.load import load
+from diracnets.artifacts.network_file import network_file
 from diracnets.data.decode import to_input
 from diracnets.errors import DataError, FileError, UsageError
 from diracnets.evaluation.given import Picture, pictures
@@ -114,6 +115,7 @@ class Predictor:
                 raise UsageError(f"device {device!r} is for models from a file; {moved}")
             self._network, self._name = model, f"this {type(model).__name__}"
         else:
+            model = network_file(model)
             self._network, self._name = load(model, choose_device(device or "auto")), str(model)
         if self._network.training:
             raise UsageError(f"{self._name} is in training mode: call .eval() first")

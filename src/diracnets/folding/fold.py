@@ -127,7 +127,8 @@ def fold(model: nn.Module, example_input: object = None, *, inplace: bool = Fals
         FoldError: the model is in training mode, has a batch norm without running statistics or with negative
             variances, has weights that are not finite, cannot be copied or run, gives another output each time, the
             folded weights do not fit the dtype, or the two models differ: the message names the layer where it starts.
-        UsageError: no module, or an example input that is neither a tensor nor a tuple.
+        UsageError: no module, or an example input that is neither a tensor nor a tuple; or two Dirac convolutions
+            share their weight but not alpha and beta, so that one folded weight cannot serve both.
 
     Source: Zagoruyko & Komodakis 2017, section 3.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -108,8 +107,8 @@ def build_model(
     """
     parsed = names.parse(name)
     in_channels = 3 if in_channels is None else in_channels
-    if not (math.isfinite(width) and width > 0):
-        raise UsageError(f"width is {width}; it must be a positive number")
+    if not 0 < width <= names.MOST_FACTOR:
+        raise UsageError(f"width is {width}; it must be a positive number, at most {names.MOST_FACTOR:,}")
     if not _is_whole(in_channels) or in_channels < 1:
         raise UsageError(f"in_channels is {in_channels}; images need at least 1")
     if parsed.factor is not None and width != 1.0:

@@ -19,6 +19,8 @@ _REPVGG_BLOCKS = {"a0": 22, "b0": 28}  # with the stem
 _IMAGENET_DEPTHS = (18, 34)
 _IMAGENET_BOTTLENECKS = (50, 101, 152)  # that are not here, and not to be taken for networks for CIFAR
 _VGG_DEPTHS = (16, 19)
+MOST_LAYERS = 20_000  # of any depth in a name: twice what was ever trained, made in a minute
+MOST_FACTOR = 10_000
 _LEAST_BOTTLENECK = 164  # from this depth on, a CIFAR ResNet's blocks are bottlenecks
 
 _CIFAR_CHAINS = ("sprint", "16-1", "28-1", "28-5", "28-10", "34-2", "34-4", "52-1", "100-1", "196-1", "400-1", "1000-1")
@@ -65,7 +67,7 @@ def parse(name: str) -> Name:
     """What a name says.
 
     Raises:
-        UsageError: no network has this name.
+        UsageError: no network has this name, or its depth or width is more than anything that could be built.
 
     >>> parse("dirac-wrn-28-10")
     Name(family='wrn', dirac=True, depth=28, factor=10.0, imagenet=False, blocks=12)
@@ -74,6 +76,7 @@ def parse(name: str) -> Name:
         raise UsageError(f"the name of a network is a string, such as 'diracnet-28-1', not {name!r}")
     if match := _SPRINT.fullmatch(name):
         dirac = match[1] == "diracnet"
+        _check_most(name, "width", match[2] or "1", MOST_FACTOR)
         return Name("sprint", dirac, _SPRINT_BLOCKS, float(match[2] or 1), imagenet=False, blocks=_SPRINT_BLOCKS)
     if match := _REPVGG.fullmatch(name):
         depth = _REPVGG_BLOCKS[match[1]]
@@ -81,7 +84,10 @@ def parse(name: str) -> Name:
     match = _WITH_WIDTH.fullmatch(name) or _WITHOUT_WIDTH.fullmatch(name)
     if match is None:
         raise _unknown(name)
+    _check_most(name, "depth", match[2], MOST_LAYERS)
     prefix, depth = match[1], int(match[2])
+    if match.re is _WITH_WIDTH:
+        _check_most(name, "width", match[3], MOST_FACTOR)
     factor = float(match[3]) if match.re is _WITH_WIDTH else None
     dirac = prefix.startswith("dirac")
     family = cast(Family, "plain" if prefix == "diracnet" else prefix.removeprefix("dirac-"))
@@ -112,6 +118,11 @@ def is_name(name: str) -> bool:
     except UsageError:
         return False
     return True
+
+
+def _check_most(name: str, what: str, number: str, most: int) -> None:
+    if float(number) > most:
+        raise UsageError(f"{name[:80]}: the {what} is at most {most:,}")
 
 
 def _cifar_blocks(name: str, family: Family, prefix: str, depth: int) -> int:

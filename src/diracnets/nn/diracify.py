@@ -141,14 +141,13 @@ def undiracify(model: nn.Module, *, example_input: object | None = None, inplace
     found = {name: each for name, each in model.named_modules() if isinstance(each, _DIRAC)}
     left = {name: reason for name, module in found.items() if (reason := _not_as_made(module, _ORDINARY_OF))}
     layers = {name: module for name, module in found.items() if name not in left}
-    computed: dict[int, tuple[object, ...]] = {}
-    for layer in layers.values():
-        what = (layer.alpha, layer.beta, layer.groups)
-        if any(
-            mine is not theirs for mine, theirs in zip(what, computed.setdefault(id(layer.weight), what), strict=True)
-        ):
+    first_with: dict[int, str] = {}
+    for name, layer in layers.items():
+        other = layers[first := first_with.setdefault(id(layer.weight), name)]
+        if layer.alpha is not other.alpha or layer.beta is not other.beta or layer.groups != other.groups:
             raise UsageError(
-                "two Dirac convolutions share their weight but not alpha, beta and groups: untie them first"
+                f"the Dirac convolutions {first!r} and {name!r} share their weight but not alpha, beta and groups: "
+                "give one of them a copy of the weight, or both the same alpha and beta"
             )
     left |= _left_for_readers(model, layers, example_input)
     layers = {name: layer for name, layer in layers.items() if name not in left}

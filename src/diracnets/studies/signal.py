@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from diracnets.analysis.layer_signal import LayerSignal, signal
-from diracnets.analysis.report import Say, environment_line, markdown_table, short_numbers, write_report
+from diracnets.analysis.report import Say, environment_line, markdown_table, write_report
 from diracnets.data.load import load_data
 from diracnets.errors import UsageError
+from diracnets.files import short_number
 from diracnets.models.build import build_model
 from diracnets.runtime.device import choose_device, seeded
 from diracnets.runtime.environment import circumstances
@@ -126,8 +127,8 @@ def _summary(layers: Sequence[LayerSignal]) -> dict[str, Any]:
         "dimensions": layers[-1].dimensions,
         "kept": sum(kept) / len(kept),
         "relu_keeps": sum(alone) / len(alone),
-        "first_gradient": _finite(layers[0].gradient),
-        "last_gradient": _finite(layers[-1].gradient),
+        "first_gradient": short_number(layers[0].gradient),
+        "last_gradient": short_number(layers[-1].gradient),
     }
 
 
@@ -137,14 +138,9 @@ def _curve(layers: Sequence[LayerSignal]) -> dict[str, list[float | None]]:
     numbers = range(len(layers) - 1, -1, -step)[::-1]
     return {
         "layer": [number + 1 for number in numbers],
-        "arrived": [_finite(layers[number].arrived) for number in numbers],
-        "gradient": [_finite(layers[number].gradient) for number in numbers],
+        "arrived": [short_number(layers[number].arrived) for number in numbers],
+        "gradient": [short_number(layers[number].gradient) for number in numbers],
     }
-
-
-def _finite(value: float | None) -> float | None:
-    """As JSON can hold it, see `short_numbers`."""
-    return short_numbers({"value": value})["value"]  # type: ignore[no-any-return]
 
 
 def relu_correlation(bias: float) -> float:

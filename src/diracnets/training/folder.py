@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diracnets.artifacts.checkpoint import Checkpoint, read_checkpoint
+from diracnets.artifacts.network_file import BEST
 from diracnets.errors import FileError, MissingExtraError, UsageError
 from diracnets.files import append_json, written_whole
 from diracnets.training.plots import draw_curve
@@ -35,7 +36,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.scales = self.path / "scales.jsonl"
         self.last = self.path / "last.pt"
-        self.best = self.path / "best.pt"
+        self.best = self.path / BEST
         self.curve = self.path / "curve.png"
         self.events = self.path / "tensorboard"
         self.model = self.path / "model.safetensors"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from diracnets.artifacts.network_file import network_file
 from diracnets.artifacts.run_record import RunRecord
 from diracnets.data.dataset import DATASET
 from diracnets.data.images import ImageData
@@ -97,6 +98,8 @@ def train(
     folder = RunFolder(new_folder(recipe) if run is None else run)
     if resume and start is not None:
         raise UsageError("a resumed run goes on from its own weights; give no others to start from")
+    if isinstance(start, str | Path):
+        start = network_file(start)
     if not resume:
         folder.check_unused()
     saved = folder.read_last(recipe) if resume else None

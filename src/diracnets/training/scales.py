@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diracnets.errors import FileError
-from diracnets.files import append_json
+from diracnets.files import append_json, short_number
 from diracnets.nn.dirac import DiracConv1d, DiracConv2d, DiracConv3d
 from diracnets.nn.effective_weight import EPS, identity_diagonal
 
@@ -94,7 +94,11 @@ def record_scales(path: Path, net: nn.Module, epoch: int) -> None:
         return
     columns = {field.name: [getattr(layer, field.name) for layer in scales] for field in fields(LayerScales)}
     append_json(
-        path, {"epoch": epoch, **{name: [_short(value) for value in column] for name, column in columns.items()}}
+        path,
+        {
+            "epoch": epoch,
+            **{name: [short_number(value, digits=6) for value in column] for name, column in columns.items()},
+        },
     )
 
 
@@ -116,11 +120,6 @@ def read_scales(path: str | Path) -> dict[int, list[LayerScales]]:
     except (ValueError, KeyError, TypeError) as error:
         raise FileError(f"{path} is damaged: it does not hold the scales of a run's layers") from error
     return dict(sorted(by_epoch.items()))
-
-
-def _short(value: str | float) -> str | float:
-    """With the six digits that a picture or table needs at most."""
-    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _numbers(layer: DiracConv1d | DiracConv2d | DiracConv3d) -> Tensor:

@@ -1,4 +1,4 @@
-"""File arguments of commands: a run folder stands for its best checkpoint."""
+"""Where a file is wanted, a run folder stands for its best checkpoint."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 from diracnets.errors import UsageError
 from diracnets.files import url_in
 
+BEST = "best.pt"  # of a run: the checkpoint with the highest accuracy on the held-out images
 _SUFFIXES = (".pt", ".pt7", ".pth", ".safetensors")
 
 
-def network_file(given: Path) -> Path:
+def network_file(given: str | Path) -> Path:
     """`given`, or for a run folder its checkpoint with the highest accuracy on the held-out images.
 
     Raises:
@@ -19,13 +20,12 @@ def network_file(given: Path) -> Path:
     >>> network_file(Path("model.safetensors")) == Path("model.safetensors")
     True
     """
+    given = Path(given)
     if (url := url_in(given)) and not given.exists():
         raise UsageError(f"{url} is a URL, and is not downloaded: download the file first")
     if not given.is_dir():
         return given
-    from diracnets.training.folder import RunFolder
-
-    best = RunFolder(given).best
+    best = given / BEST
     if best.is_file():
         return best
     held = sorted(str(path) for path in given.iterdir() if path.suffix.lower() in _SUFFIXES)
