@@ -21,6 +21,13 @@ GOOD = {(DIRAC, 0): 0.8, (DIRAC, 1): 0.9, (WRN, 0): 0.5, (WRN, 1): 0.6}
 TWO = Budget(epochs=2, seeds=2)
 
 
+@pytest.fixture(autouse=True)
+def no_figures(request, monkeypatch):
+    """Figures take longer than all else here; the first test asks for one."""
+    if request.function is not test_a_study_is_trained_and_written:
+        monkeypatch.setattr("diracnets.studies.conduct.draw", lambda *_: False)
+
+
 @pytest.fixture
 def said():
     return []

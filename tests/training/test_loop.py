@@ -34,6 +34,8 @@ from diracnets.training.renamed import RENAMED
 from diracnets.training.schedule import factor
 from diracnets.training.settings import DataSettings
 
+pytestmark = pytest.mark.usefixtures("bare_runs")
+
 RECIPE = Recipe().replaced(
     model="diracnet-10-0.25",
     data="stripes",

@@ -18,6 +18,8 @@ from diracnets.training.loop import train
 from diracnets.training.recipe import Recipe
 from diracnets.training.start import starting_network
 
+pytestmark = pytest.mark.usefixtures("bare_runs")
+
 RECIPE = Recipe().replaced(
     model="diracnet-10-0.25", init="kaiming", epochs=1, batch_size=16, lr=0.01, precision="float32"
 )
