@@ -18,7 +18,7 @@ from tyro.conf import Positional, arg
 from diracnets import bench, evaluate, load
 from diracnets.analysis.report import environment_line, markdown_table, write_report
 from diracnets.artifacts.card import card_of
-from diracnets.commands.files import network_file
+from diracnets.artifacts.network_file import network_file
 from diracnets.deploy.activations import live_activations
 from diracnets.deploy.subject import subject_of
 from diracnets.errors import DiracNetsError, UsageError
