@@ -754,3 +754,16 @@ def test_colours_on_a_terminal_unless_they_are_not_wanted(variable, coloured):
     os.close(daughter)
     assert (b"\x1b[" in os.read(mother, 65536)) == coloured
     os.close(mother)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_a_command_as_an_exit_unless_they_are_ignored(number, monkeypatch, capsys):
+    monkeypatch.setattr(diracnets.cli, "_run", lambda words: signal.raise_signal(number))
+    before = signal.getsignal(number)
+    try:
+        signal.signal(number, signal.SIG_DFL)
+        assert main(["study"]) == 128 + number  # so that a study stops the training runs that it started
+        signal.signal(number, signal.SIG_IGN)
+        assert main(["study"]) == 0
+    finally:
+        signal.signal(number, before)

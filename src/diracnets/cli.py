@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; by default those of the process.
 
     Returns:
-        0 for success, 1 for a failure, 2 for wrong usage, 3 for a training run that diverged, 130 if interrupted and
-        143 if terminated.
+        0 for success, 1 for a failure, 2 for wrong usage, 3 for a training run that diverged, 130 if interrupted,
+        143 if terminated, and 129 if its terminal was closed.
 
     >>> main(["--version"])
     diracnets 0.1.0
@@ -202,7 +202,7 @@ def _any_name_printed() -> Iterator[None]:
 
 @contextmanager
 def _terminated_as_exit() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that no half-written file is left."""
+    """Turn SIGTERM and SIGHUP into an exception: no half-written file is left, and no process that was started."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -210,8 +210,11 @@ def _terminated_as_exit() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    stopping = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    heard = [number for number in stopping if signal.getsignal(number) not in (signal.SIG_IGN, None)]  # under nohup
+    before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -123,5 +123,5 @@ def test_a_folded_network_keeps_what_it_carries(images):
 
 
 def test_only_chains_can_be_cut(images):
-    with pytest.raises(UsageError, match="a DiracNet is no chain"):
+    with pytest.raises(UsageError, match="a DiracNet is not a chain"):
         candidates(create_model("diracnet-10-0.5"), images)

@@ -414,7 +414,7 @@ def test_scripted_models_are_refused_and_scripted_parts_left(warm):
 
 
 def test_an_example_is_asked_for(warm):
-    with pytest.raises(FoldError, match=r"nothing tells what Small takes as input.*example_input"):
+    with pytest.raises(FoldError, match=r"the input size of Small is not known.*example_input"):
         fold(small(warm))
     with pytest.raises(UsageError, match="example_input is a list"):
         fold(small(warm), [IMAGES])
@@ -460,7 +460,7 @@ def test_the_report(warm):
         ("dirac", "batch norm", "bn1"),
         ("conv", "batch norm", "bn2"),
     ]
-    assert report.left == {"left": "it follows relu; the model's output comes behind it"}
+    assert report.left == {"left": "it follows relu; the model's output follows it"}
     assert 0 < report.max_rel_float64 < 1e-13
     assert 0 < report.max_rel < 1e-5
     assert json.loads(json.dumps(dataclasses.asdict(report)))["folded"][1]["norm"] == "bn1"

@@ -119,7 +119,11 @@ LEFT = {
     ),
     "before a convolution that pads": (line(nn.BatchNorm2d(4), conv(padding=1)), "0", "pads its input"),
     "before one that pads to the same size": (line(nn.BatchNorm2d(4), conv(padding="same")), "0", "pads its input"),
-    "before a transposed one": (line(nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 4, 3)), "0", "shifts cannot pass"),
+    "before a transposed one": (
+        line(nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 4, 3)),
+        "0",
+        "a shift cannot be moved past padding",
+    ),
     "the convolution's output goes elsewhere": (
         flowing(lambda m, x: (y := m.conv(x)) + m.norm(y), conv=conv(), norm=nn.BatchNorm2d(4)),
         "norm",

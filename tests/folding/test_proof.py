@@ -60,7 +60,7 @@ def test_what_does_not_run_in_float64_is_checked_in_its_own_dtype(case, warm, mo
     report = fold(model, probe).fold_report
     assert [entry.norm for entry in report.folded] == ["norm"]
     assert report.max_abs_float64 is report.max_rel_float64 is None
-    assert any("float64" in note and "checked in its own dtype" in note for note in report.notes)
+    assert any("float64" in note and "checked only in its own dtype" in note for note in report.notes)
     assert "  float64" not in str(report)
     json.loads(json.dumps(dataclasses.asdict(report)), parse_constant=pytest.fail)
     right = fuse.scale_outputs
@@ -119,7 +119,7 @@ def test_whole_numbers_that_rounding_changes_are_counted(warm):
     torch.manual_seed(0)
     model = warm(Body(WHOLE["an order"]))
     report = fold(model, torch.randn(2, 4, 96, 96)).fold_report
-    assert any("whole numbers of its output differ, where rounding decides" in note for note in report.notes)
+    assert any("integers of its output differ, where rounding decides" in note for note in report.notes)
 
 
 def test_whole_numbers_that_nothing_explains():

@@ -403,7 +403,7 @@ def check_context(model, warm):
     folded = fold(model, IMAGES)
     assert type(folded) is type(model)
     assert not folded.fold_report.chain
-    assert any("no flat chain" in note for note in folded.fold_report.notes)
+    assert any("not a flat chain" in note for note in folded.fold_report.notes)
     for around in (contextlib.nullcontext(), torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad()):
         x = WIDE.clone().requires_grad_()
         with around:

@@ -1,4 +1,4 @@
-"""Shorter chains: a layer that became nearly the identity is taken out, and what it did goes into the one before."""
+"""Shorter chains: a layer close to the identity is removed, and a linear approximation of it joins the layer before."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from diracnets.errors import UsageError
 from diracnets.folding.chain import CARRIED
 
-MOST_SCALE = 10.0  # by which a channel is made smaller or larger: one that hardly changes is mostly rounding
+MOST_SCALE = 10.0  # largest factor for a channel: one that hardly varies is mostly rounding errors
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layer, ReLU and convolution, that can be taken out of a chain, and the line that comes in its place."""
+    """A layer (ReLU and convolution) that can be removed from a chain, and the linear function that replaces it."""
 
     layer: str
     """The name of its convolution."""
     explained: float
-    """Part of the variance of its output that the line explains, of all channels together; 1 for an identity."""
+    """Share of its output's variance that the linear function explains, over all channels; 1 for an identity."""
     before: str
-    """The name of the convolution before it, into which the line goes."""
+    """The name of the convolution before it, which takes in the linear function."""
     relu: str
     """The name of its ReLU."""
     slope: Tensor
@@ -36,18 +36,18 @@ class Candidate:
 
 @torch.no_grad()
 def candidates(chain: nn.Sequential, images: Tensor) -> list[Candidate]:
-    """The layers that can be taken out of a chain, the one nearest to the identity first.
+    """The layers that can be removed from a chain, the closest to the identity first.
 
-    A layer can be taken out if its output has the size of its input, and if only max-pooling lies between its ReLU and
-    the convolution before. How near it is to the identity is measured on images: for each channel, its output is fitted
-    by a line of what comes into its ReLU.
+    A layer can be removed if its output has the size of its input, and if only max-pooling lies between its ReLU and
+    the convolution before. How close it is to the identity is measured on images: for each channel, its output is
+    approximated by a linear function of its ReLU's input.
 
     Args:
         chain: as `fold` makes it, on the device of `images`.
         images: normalized, [batch, channels, height, width].
 
     Raises:
-        UsageError: not a chain.
+        UsageError: `chain` is not a chain.
 
     >>> chain = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 3, padding=1), nn.ReLU())
     >>> _ = nn.init.dirac_(chain[2].weight)
@@ -56,7 +56,7 @@ def candidates(chain: nn.Sequential, images: Tensor) -> list[Candidate]:
     ('2', '0', True)
     """
     if not isinstance(chain, nn.Sequential):
-        raise UsageError(f"a {type(chain).__name__} is no chain, from which layers could be taken: fold it first")
+        raise UsageError(f"a {type(chain).__name__} is not a chain, so no layer can be removed from it: fold it first")
     found: list[Candidate] = []
     before: str | None = None  # the last convolution, while nothing but pooling has followed it
     relu: tuple[str, str, Tensor] | None = None  # the last layer's name, the convolution before it, and its input
@@ -80,16 +80,16 @@ def candidates(chain: nn.Sequential, images: Tensor) -> list[Candidate]:
 
 
 def without(chain: nn.Sequential, candidate: Candidate) -> nn.Sequential:
-    """A copy of a chain without one layer, whose line is part of the convolution before.
+    """A copy of a chain without one layer, whose linear function becomes part of the convolution before.
 
-    It computes the same where the layer was exactly that line of its ReLU's input.
+    It computes the same if the layer was exactly that function of its ReLU's input.
 
     Args:
-        chain: the one that `candidates` looked at.
-        candidate: what it found.
+        chain: the one that was given to `candidates`.
+        candidate: one of those that it found.
 
     Raises:
-        UsageError: another chain.
+        UsageError: it is another chain.
     """
     layers = OrderedDict(
         (name, copy.deepcopy(layer))
@@ -122,14 +122,14 @@ def output_statistics(chain: nn.Sequential, images: Tensor) -> Statistics:
 
 @torch.no_grad()
 def settle(chain: nn.Sequential, images: Tensor, wanted: Statistics) -> None:
-    """Scale and shift the channels of all convolutions in place, so that their outputs have the statistics wanted.
+    """Scale and shift the channels of all convolutions in place, so that their outputs have the given statistics.
 
-    It does for a chain what new statistics of batch norms do for a network that has them.
+    This does for a chain what recalibrating BatchNorm does for a network.
 
     Args:
-        chain: with convolutions that have biases, from which layers were taken.
-        images: those of which the statistics are.
-        wanted: by the names of the convolutions.
+        chain: from which layers were removed.
+        images: on which the statistics were measured.
+        wanted: the statistics, by the names of the convolutions.
     """
 
     def adjust(name: str, conv: nn.Conv2d, y: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def settle(chain: nn.Sequential, images: Tensor, wanted: Statistics) -> None:
 
 
 def _walk(chain: nn.Sequential, images: Tensor, at: Callable[[str, nn.Conv2d, Tensor], Tensor]) -> None:
-    """Send images through; `at` sees each convolution with its output, pooled if pooling follows, and may change it."""
+    """Run a chain; `at` is given each convolution and its output, after any pooling, and returns the output to use."""
     x, last = images, None
     for name, layer in (*chain.named_children(), ("", nn.Identity())):
         if last is not None and not isinstance(layer, nn.MaxPool2d):
@@ -158,7 +158,7 @@ def _walk(chain: nn.Sequential, images: Tensor, at: Callable[[str, nn.Conv2d, Te
 def _with_line(conv: nn.Module | None, slope: Tensor, intercept: Tensor) -> nn.Module:
     """A convolution, changed in place to give slope y + intercept where it gave y."""
     if not isinstance(conv, nn.Conv2d):
-        raise UsageError("the chain is another than the one in which the layer was found")
+        raise UsageError("this is not the chain in which the layer was found")
     slope, intercept = slope.to(conv.weight), intercept.to(conv.weight)
     conv.weight.mul_(slope[:, None, None, None])
     bias = intercept if conv.bias is None else intercept + slope * conv.bias
@@ -167,7 +167,7 @@ def _with_line(conv: nn.Module | None, slope: Tensor, intercept: Tensor) -> nn.M
 
 
 def _fitted(name: str, relu: str, before: str, x: Tensor, y: Tensor) -> Candidate:
-    """The lines of each channel with the least squared error: y = slope x + intercept, with no negative slope."""
+    """For each channel, the least-squares fit y = slope x + intercept, with a slope of at least 0."""
     x, y = (side.transpose(0, 1).flatten(1).double() for side in (x, y))  # [channels, values]
     x_mean, y_mean = x.mean(1), y.mean(1)
     x, y = x - x_mean[:, None], y - y_mean[:, None]

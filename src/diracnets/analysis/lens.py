@@ -1,4 +1,4 @@
-"""A look into one network, layer by layer: its scales through the epochs, its identities, its signal and gradients."""
+"""A look into one network, layer by layer: alpha and beta by epoch, closeness to the identity, signal and gradient."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROWS = 60  # layers in a table of the page; the JSON has all
-EPOCHS = 20  # through which the scales are followed, evenly over the run
+EPOCHS = 20  # for which scales are kept, evenly over the run
 QUESTION = "How close is each layer to the identity, and how much signal and gradient passes through it?"
-SCALES = {  # columns of the table of scales: what LayerScales calls it, what the page does
+SCALES = {  # columns of the table of scales: the name in LayerScales, the name on the page
     "alpha": "alpha",
     "beta": "beta",
     "ratio": "alpha / beta",
@@ -29,7 +29,7 @@ SCALES = {  # columns of the table of scales: what LayerScales calls it, what th
     "ratio_by_norm": "alpha / (beta norm)",
     "identity": "identity",
 }
-KINDS = ("alpha", "beta", "ratio", "ratio_by_norm")  # of scales that are followed through the epochs
+KINDS = ("alpha", "beta", "ratio", "ratio_by_norm")  # of scales that are shown by epoch
 SIGNAL = {
     "identity": "identity",
     "passed": "ReLU passes",
@@ -41,14 +41,16 @@ SIGNAL = {
     "gradient": "gradient",
     "filter_gradient": "gradient of filters",
 }
-EXPLANATION = """- *alpha / beta*: how much longer the identity is than the normalized filter, in root mean squares;
-  *identity*: the part of the effective filters' squared norm that lies where the identity has its 1. *alpha / (beta
-  norm)* is the same with the length of W in it; since W is normalized, beta alone is the length of what is added to the
-  identity, so that alpha / beta, not this, says how near to an identity a layer is.
-- *ReLU passes*: the part of the layer's input above 0. *ReLU keeps*, *layer keeps*: correlation of the input with its
-  own ReLU, and with the layer's output. *signal left*: how alike the differences between images still are to those
-  after the stem, 1 for the same, 0 for unrelated. *directions*: in how many the images differ, counted evenly.
-- *gradient*: norm of an image's gradient on the layer's output. *gradient of filters*: norm of the batch's on W."""
+EXPLANATION = """- *alpha / beta*: the size of the identity relative to that of the normalized filter, in rms.
+  It says how close a layer is to the identity: W is normalized, so beta alone is the size of what is added.
+- *alpha / (beta norm)*: the same ratio with the norm of W included.
+- *identity*: the share of the effective filters' squared norm that lies where the identity has its 1.
+- *ReLU passes*: the share of the layer's input above 0. *ReLU keeps*, *layer keeps*: the correlation of the input with
+  its own ReLU, and with the layer's output.
+- *signal left*: how similar the differences between images still are to those after the stem: 1 for the same, 0 for
+  unrelated. *directions*: the effective number of directions in which the images differ.
+- *gradient*: the norm of an image's gradient with respect to the layer's output. *gradient of filters*: the norm of the
+  batch's gradient with respect to W."""
 
 
 def look_into(
@@ -63,7 +65,7 @@ def look_into(
         say: takes one line at a time.
 
     Raises:
-        UsageError: no such network, or data that it is not for.
+        UsageError: there is no such network, or the data does not suit it.
         FileError, DataError: files or images that cannot be read.
         TrainingError: activations that are infinite or NaN.
     """
@@ -93,7 +95,7 @@ def _short(numbers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def followed(history: Mapping[int, Sequence[LayerScales]]) -> dict[str, Any]:
-    """The scales of some epochs, the first and last among them: a list of layers for each epoch and kind."""
+    """The scales of some epochs, including the first and the last: a list of layers for each epoch and kind."""
     epochs = list(history)
     step = max(1, math.ceil((len(epochs) - 1) / (EPOCHS - 1)))
     some = sorted({*epochs[::step], *epochs[-1:]})
@@ -118,7 +120,7 @@ def page(facts: Mapping[str, Any], *, picture: bool) -> str:
 
 
 def draw(figure: Figure, facts: Mapping[str, Any]) -> None:
-    """Above the scales by layer, a line an epoch, where there are scales; below what becomes of signal and gradient."""
+    """Top row: scales by layer, one line per epoch, if there are scales. Bottom row: signal and gradient by layer."""
     scales, layers, history = facts["scales"], facts["signal"], facts["history"]
     grid = figure.subplots(2 if scales else 1, 3, squeeze=False)
     if scales:
@@ -153,5 +155,5 @@ def _table(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str
     lines = [
         [row["layer"], *("" if row[key] is None else f"{row[key]:.3g}" for key in columns)] for row in rows[::step]
     ]
-    rest = f"\n\nEvery {step}th of {len(rows)} layers; lens.json has all." if step > 1 else ""
+    rest = f"\n\nOne of {step} layers is shown; lens.json has all {len(rows)}." if step > 1 else ""
     return markdown_table(["layer", *columns.values()], lines) + rest

@@ -1,4 +1,4 @@
-"""How many layers does a chain need? Those that became almost the identity are taken out, one after another."""
+"""How many layers does a chain need? Those closest to the identity are removed, one after another."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 QUESTION = "How many layers does a trained chain need, if those closest to the identity are removed?"
-EXPLANATION = """A layer's output is fitted, channel by channel, by a line of what comes into its ReLU; *explained* is
-the part of the output's variance that these lines give. The layer that is explained best is taken out, its lines go
-into the convolution before it, the channels of all convolutions are scaled and shifted to the means and deviations that
-they had in the whole chain, and all is measured again; it is named by its place among the chain's modules, ReLUs and
-all. Nothing is trained. How many layers can go is chosen by the accuracy on training images, so that the images held
-out have no part in any choice."""
+EXPLANATION = """For each channel, the output of a layer is approximated by a linear function of the input of its ReLU.
+*Explained* is the share of the output's variance that these functions explain. The layer that is explained best is
+removed, and its linear functions become part of the convolution before it. Then the channels of all convolutions are
+scaled and shifted to the means and standard deviations that they had in the whole chain, and all layers are measured
+again. Nothing is trained. *Removed* is the name of the layer's convolution in the chain. The number of removed layers
+is chosen by the accuracy on training images; the held-out images play no part in any choice."""
 
 
 def prune(
@@ -47,20 +47,20 @@ def prune(
     out: Path,
     say: Say,
 ) -> None:
-    """Take out layers, evaluate each chain, choose one, and write prune.json, prune.md and prune.png.
+    """Remove layers, evaluate each chain, choose one, and write prune.json, prune.md and prune.png.
 
     Args:
         net, data, data_dir, device: see `find_subject`.
-        most: take out at most so many layers; None for all that can be.
+        most: remove at most this many layers; None for all that can be removed.
         lose: the accuracy, 0 to 1, that the chosen chain may lose on training images.
-        choose: how many training images, evenly of all classes, that is measured on.
-        write: write the chosen chain into this model file.
+        choose: number of training images, the same for each class, on which that loss is measured.
+        write: the model file to write the chosen chain to.
         images: training images on which the layers are measured.
         out: the folder to write to.
         say: takes one line at a time.
 
     Raises:
-        UsageError: no such network, one with branches, or a number that makes no sense.
+        UsageError: there is no such network, it has branches, or a number makes no sense.
         FileError, DataError: files or images that cannot be read or written.
     """
     if most is not None and most < 1:
@@ -111,8 +111,8 @@ def page(facts: Mapping[str, Any], *, picture: bool) -> str:
     before, after = (f"{100 * rows[index]['accuracy']:.2f}" for index in (0, kept))
     parts.append(
         f"Of {rows[0]['layers']} convolutions, {kept} can be removed with a loss of at most {100 * facts['lose']:g} "
-        f"point{'s' * (facts['lose'] != 0.01)} on {facts['choice_images']:,} training images; on those held out, "
-        f"accuracy is {before}% before, {after}% after."
+        f"point{'s' * (facts['lose'] != 0.01)} on {facts['choice_images']:,} training images. The accuracy on held-out "
+        f"images is {before}% before and {after}% after."
     )
     if picture:
         parts.append("![Accuracy against the number of convolutions](prune.png)")
@@ -129,7 +129,7 @@ def draw(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> None:
     """Accuracy against the number of convolutions that are left."""
     axes = figure.subplots()
     layers = [row["layers"] for row in rows]
-    for kind, label in (("accuracy", "held-out images"), ("choice_accuracy", "training images, which choose")):
+    for kind, label in (("accuracy", "held-out images"), ("choice_accuracy", "training images (used to choose)")):
         axes.plot(layers, [100 * row[kind] for row in rows], marker="o", markersize=3, label=label)
     axes.legend(fontsize=8)
     axes.invert_xaxis()
@@ -141,14 +141,14 @@ def draw(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> None:
 def _chain(net: nn.Module) -> nn.Sequential:
     chain = net if isinstance(net, nn.Sequential) else fold(net)
     if not isinstance(chain, nn.Sequential):
-        raise UsageError("this network has branches, and layers can only be removed from a chain")
+        raise UsageError("this network has branches, and layers can be removed only from a chain")
     return chain
 
 
 def _shorten(
     chain: nn.Sequential, images: Tensor, data: ImageData, most: int | None
 ) -> Iterator[tuple[nn.Sequential, dict[str, Any]]]:
-    """The chain and its row, and then shorter and shorter ones, layers measured on some images."""
+    """The chain with its row, then shorter and shorter ones. Layers are measured on the images."""
     wanted = output_statistics(chain, images)
     taken, explained = None, None
     while True:

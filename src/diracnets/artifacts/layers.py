@@ -1,4 +1,4 @@
-"""The layers that a chain may consist of, as data: to plain values and back, and nothing else is ever built."""
+"""The layers that a chain may consist of, converted to plain values and back. No other layer is ever built."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from diracnets.errors import UsageError, first_line
 
 Check = Callable[[Any], Any]  # from a stored value to an argument; ValueError where it is out of bounds
 
-MAX_ELEMENTS = 2**28  # of one image's activation: a file must not be able to ask for more memory than that
-_NOT_KEPT = ("device", "dtype", "bias", "init")  # arguments that the tensors tell, or that only started them
+MAX_ELEMENTS = 2**28  # of one image's activation: a file cannot make us take more memory than that
+_NOT_KEPT = ("device", "dtype", "bias", "init")  # arguments that follow from the tensors, or set initial values only
 _NAME = re.compile(r"[A-Za-z0-9_]{1,200}")
 
 
 def to_data(chain: nn.Module) -> list[dict[str, Any]]:
-    """What each layer of a flat chain is: its name, its type and the arguments that construct it.
+    """Each layer of a flat chain as plain values: its name, its type and its constructor's arguments.
 
     Raises:
-        UsageError: not an `nn.Sequential`, or one with a layer that a model file cannot hold.
+        UsageError: it is not an `nn.Sequential`, or has a layer that a model file cannot hold.
 
     >>> to_data(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))[1]
     {'name': '1', 'type': 'Linear', 'in_features': 4, 'out_features': 2, 'bias': True}
@@ -43,12 +43,12 @@ def to_data(chain: nn.Module) -> list[dict[str, Any]]:
 
 
 def refuse_changed(chain: nn.Module) -> None:
-    """Refuse what changes the computation or the tensors of a chain without being a layer or an argument of one.
+    """Refuse a chain whose computation or tensors are changed by anything but layers and their arguments.
 
-    Hooks of the backward pass are not looked for: they change nothing that a chain computes.
+    Backward hooks are allowed: they do not change what a chain computes.
 
     Raises:
-        UsageError: a hook, or a method that was replaced on the object; the message names it.
+        UsageError: there is a hook, or a method that was replaced on the object; the message names it.
     """
     for path, module in chain.named_modules():
         where = f"layer {path} ({type(module).__name__})" if path else "the chain"
@@ -67,10 +67,10 @@ def refuse_changed(chain: nn.Module) -> None:
 
 
 def from_data(layers: Sequence[Any]) -> nn.Sequential:
-    """The chain that `to_data` described, on the meta device: no memory is taken, whatever sizes are asked for.
+    """The chain that `to_data` described, on the meta device: it takes no memory, whatever its sizes are.
 
     Raises:
-        ValueError: a type that is not on the list, an argument that is missing, unknown or out of bounds.
+        ValueError: a type is not on the list, or an argument is missing, unknown or out of bounds.
     """
     chain = nn.Sequential()
     for data in layers:

@@ -1,10 +1,10 @@
 """The model file: one .safetensors file that holds a chain and describes itself.
 
-Tensors are stored by their `state_dict` names. The metadata key "diracnets" holds JSON: the format's number, the layers
-with their arguments, the model card, what the chain makes of a fixed probe, and a SHA-256 over all of that and the
-tensors. An int8 chain is kept as the layers that it stands for, with integers for weights, and its quantizations.
-Nothing in a file is ever executed: the layers are built from a list of known types with bounded arguments, on no
-memory, and must agree with the tensors before these are read.
+Tensors are stored by their `state_dict` names. The metadata key "diracnets" holds JSON: the format number, the layers
+with their arguments, the model card, the chain's outputs on a fixed probe, and a SHA-256 of all that and the tensors.
+An int8 chain is stored as the float layers that it represents, with integer weights, and its quantizations. Nothing in
+a file is ever executed. The layers are built from a list of known types with bounded arguments, without memory, and
+must agree with the tensors before these are read.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I8")
 
 @dataclass(frozen=True)
 class Verified:
-    """What `verify` found in a model file that is in order.
+    """What `verify` found in a valid model file.
 
     Args:
         path: of the file.
-        sha256: of its contents, as stored and found again.
+        sha256: of its contents, as stored and as computed again.
         size: of the file, bytes.
         layers: how many.
-        parameters: how many numbers the layers' weights and biases have.
+        parameters: the number of values in the layers' weights and biases.
         probe_difference: largest absolute difference between the stored and the recomputed outputs on the probe.
-        probe_scale: largest absolute of the stored outputs.
+        probe_scale: largest absolute value of the stored outputs.
     """
 
     path: Path
@@ -65,7 +65,7 @@ def save(chain: nn.Module, path: str | Path, *, card: ModelCard | None = None, f
             and memory format, or the `IntegerChain` of one. Its weights are stored as they are, its mode (training or
             not) is not.
         path: of the file, by convention with the suffix .safetensors.
-        card: what the file is to say about the network.
+        card: the description of the network that the file will hold.
         facts: deprecated, the earlier name of `card`.
 
     Raises:
@@ -159,7 +159,7 @@ def verify(path: str | Path) -> Verified:
 
 
 def check_is_file(path: Path) -> None:
-    """Raise `FileError` where `path` is missing, a folder or an empty file."""
+    """Raise `FileError` if `path` is missing, a folder or an empty file."""
     try:
         if path.is_dir():
             raise FileError(f"{path} is a folder, not a file")
@@ -253,13 +253,13 @@ def _assemble(
     if len({tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}) > 1:
         raise ValueError("its tensors have different precisions")
     if any(tensor.is_floating_point() != state[name].is_floating_point() for name, tensor in tensors.items()):
-        raise ValueError("whole numbers where there should be weights")
+        raise ValueError("integers where there should be weights")
     chain.load_state_dict(dict(tensors), assign=True)
     return chain.requires_grad_(False).eval()
 
 
 def _shapes(content: Mapping[str, Any], plain: nn.Sequential) -> dict[str, torch.Size]:
-    """Of the tensors that belong to a description."""
+    """The shapes of the tensors that belong to a description."""
     if content["format"] == 3:
         return integer.tensor_shapes(plain, content["quantizations"])
     return {name: tensor.shape for name, tensor in plain.state_dict().items()}

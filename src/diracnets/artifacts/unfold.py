@@ -1,4 +1,4 @@
-"""`unfold`: a chain turned back into the network that it was folded from, to train it further."""
+"""`unfold`: turn a chain back into the network that it was folded from, to train it further."""
 
 from __future__ import annotations
 
@@ -28,26 +28,27 @@ _BATCH = 64
 def unfold(chain: nn.Module, images: Tensor | None = None, *, architecture: Mapping[str, Any] | None = None) -> Network:
     """The network that folds to `chain`, up to rounding, in evaluation mode.
 
-    Folding loses how each convolution was split into filter and batch norm. Here the alpha of a Dirac convolution takes
-    the diagonal of each filter, beta the norm of the rest, and W the direction of the rest with the norm of a fresh W,
-    on which the size of its steps in training depends. What the batch norms subtract and divide by is measured on
-    `images`; their weights and biases undo it.
+    A fold does not keep how each convolution was split into filter and batch norm. Here the alpha of a Dirac
+    convolution becomes the diagonal of each filter, and beta the norm of the rest. W gets the direction of the rest,
+    and the norm of a fresh W, because that norm decides the size of training steps. The BatchNorm statistics are
+    measured on `images`; the BatchNorm weights and biases undo them.
 
-    With images, training goes on from about the same function, since the statistics of its batches are near those
-    measured. Without, the batch norms are the identity in evaluation, and in training mode normalize by statistics that
-    they do not undo: the network is then another one, and training has to recover.
+    With images, training continues from nearly the same function, because the statistics of its batches are close to
+    those measured. Without images, the batch norms are the identity in evaluation mode. In training mode they normalize
+    by statistics that they do not undo: the network is then a different one, and training has to recover.
 
     Args:
         chain: what `fold` makes of a network without branches, as a module or loaded from a model file.
         images: [N, channels, height, width] normalized as for the chain, a few hundred of what it will be trained on.
-        architecture: arguments of `build_model` for the network to make; by default those that the chain's card states.
-            Another one has to fold to the same layers, such as "diracnet-28-1" for a chain of "plain-28-1".
+        architecture: arguments of `build_model` for the network; by default those in the chain's card. Another network
+            must fold to the same layers, as "diracnet-28-1" does for a chain of "plain-28-1".
 
     Returns:
-        The network in float32 on the chain's device; with the chain's `card`, where it has one.
+        The network in float32 on the chain's device, with the chain's `card` if it has one.
 
     Raises:
-        UsageError: not the chain of a network of ours, one with hooks, or images of another number of channels.
+        UsageError: it is not the chain of one of our networks, it has hooks, or the images have another number of
+            channels.
 
     >>> from diracnets.folding.fold import fold
     >>> chain = fold(build_model("diracnet-10-0.25").eval())
@@ -81,7 +82,7 @@ def unfold(chain: nn.Module, images: Tensor | None = None, *, architecture: Mapp
 
 
 def _architecture(chain: nn.Sequential) -> Mapping[str, Any]:
-    """By the card, or as `fold` carried it over from the network; what has neither is recognized by its layers."""
+    """From the card, or as `fold` copied it from the network; otherwise recognized by the layers."""
     card, config = card_of(chain), chain.__dict__.get("config")
     if card is not None and card.architecture is not None:
         return card.architecture
@@ -136,7 +137,7 @@ def _make_affine(norm: nn.BatchNorm2d, bias: Tensor | None, left: nn.BatchNorm2d
 
 
 def _split(weight: Tensor, conv: nn.Conv2d) -> None:
-    """Give `conv` alpha, beta and W that make `weight`; an ordinary convolution gets it as it is."""
+    """Give `conv` the alpha, beta and W that make `weight`; an ordinary convolution gets `weight` itself."""
     conv.weight.copy_(weight)
     if not isinstance(conv, DiracConv2d):
         return
@@ -150,7 +151,7 @@ def _split(weight: Tensor, conv: nn.Conv2d) -> None:
 
 
 def _take_statistics(net: Network, norms: Sequence[nn.BatchNorm2d], images: Tensor) -> None:
-    """Measure what each batch norm gets of `images`, make it normalize that, and undo it by its weight and bias."""
+    """Measure the input of each batch norm on `images`, normalize by it, and undo that by its weight and bias."""
     if images.ndim != 4 or len(images) == 0 or images.shape[1] != net.input_size[0]:
         raise UsageError(f"images are {list(images.shape)}; this network takes [N, {net.input_size[0]}, height, width]")
     totals = [torch.zeros(3, norm.num_features, dtype=torch.float64) for norm in norms]

@@ -108,7 +108,7 @@ class MemoryImages:
         self, plan: tuple[Tensor, ...], epoch: int | None, augment: Augmentation, seed: int
     ) -> Iterator[Batch]:
         flat = self._pixels.view(len(self), -1)  # whole images are copied at the speed of memory
-        # Several small batches are made at once: each operation costs its start, and a meeting of all threads.
+        # Several small batches are made at once: each operation has a fixed cost, and so has waiting for all threads.
         at_once = _AT_ONCE_CUDA if self._home.type == "cuda" else _AT_ONCE
         together = max(1, at_once // (flat.shape[1] * len(plan[0]))) if plan else 1
         for begin in range(0, len(plan), together):

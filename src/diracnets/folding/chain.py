@@ -1,4 +1,4 @@
-"""A model whose data flow is one straight line, as one flat chain of ordinary modules."""
+"""A model whose data flow is one straight line, written as one flat chain of ordinary modules."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ CARRIED = (
     "config",
     "card",
     "facts",
-)  # attributes that a chain takes over from its model
+)  # attributes that a chain keeps from its model
 
 
 def flatten(flow: Flow, model: nn.Module) -> nn.Sequential | None:
-    """The model as a flat chain of torch's own modules, or None where its graph is no straight line of them.
+    """The model as a flat chain of torch's own modules, or None if its graph is not a straight line of them.
 
-    Nor is there a chain of a model whose code does something besides, such as to run in a context. The chain holds the
-    model's own modules, without those that do nothing.
+    A model whose code has other effects, such as running in a context, has no chain either. The chain holds the model's
+    own modules, without those that do nothing.
 
     Args:
         flow: the data flow of `model`, or of a model with other modules under the same names.
@@ -65,7 +65,7 @@ def flatten(flow: Flow, model: nn.Module) -> nn.Sequential | None:
 def _steps(
     node: fx.Node, modules: Mapping[str, nn.Module], flow: Flow
 ) -> tuple[fx.Node, list[nn.Module], list[fx.Node]] | None:
-    """What a node reads from, the modules that do the same, and other nodes that only serve it."""
+    """The node that a node reads from, the modules that compute the same, and other nodes that only serve it."""
     if node.target in ("view", "reshape") and node.op == "call_method":
         return _flattening(node)
     source = source_of(node)
@@ -83,7 +83,7 @@ def _steps(
 
 
 def _flattening(node: fx.Node) -> tuple[fx.Node, list[nn.Module], list[fx.Node]] | None:
-    """`x.view(x.size(0), -1)`, in all the ways in which people write it."""
+    """`x.view(x.size(0), -1)`, in the forms in which it is written."""
     source, *shape = node.args
     shape = list(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
     if not isinstance(source, fx.Node) or node.kwargs or len(shape) != 2 or shape[1] != -1:
@@ -105,7 +105,7 @@ def _flattening(node: fx.Node) -> tuple[fx.Node, list[nn.Module], list[fx.Node]]
 
 
 def _global_average(node: fx.Node, source: fx.Node, modules: Mapping[str, nn.Module]) -> list[nn.Module] | None:
-    """`x.mean((2, 3))` of an output with as many dimensions behind its channels, which the layer before it tells."""
+    """`x.mean((2, 3))` over all dimensions after the channels; the layer before it shows how many there are."""
     before: fx.Node | None = source
     axes = 0
     while before is not None and not axes:

@@ -1,4 +1,4 @@
-"""How far two networks are apart: what they and their layers give on a batch, and where a difference starts."""
+"""How far two networks differ on a batch: in their outputs, in those of each layer, and in which layer first."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two outputs are apart.
+    """The difference between two outputs.
 
     Attributes:
         absolute: the largest absolute difference.
-        relative: that, divided by the largest absolute output; the largest such quotient where there are more outputs.
-        unequal: how many whole numbers differ, which rounding can do where a network rounds, sorts or chooses.
+        relative: the same divided by the largest absolute output; the largest quotient if there are several outputs.
+        unequal: how many integers differ. Rounding can cause that where a network rounds, sorts or chooses.
     """
 
     absolute: float = 0.0
@@ -53,12 +53,12 @@ class Difference:
 
 @dataclass
 class Run:
-    """A network's output on a batch, and those of its modules that have no parts, in the order in which they came.
+    """A network's output on a batch, and the outputs of its modules without submodules, in the order of their calls.
 
     Attributes:
         output: the network's.
         records: of floating-point outputs of modules.
-        kept: these outputs as they were, by module, where they were asked for.
+        kept: the whole outputs, by module, if they were asked for.
     """
 
     output: Any = None
@@ -80,8 +80,8 @@ def run(
         model: the network.
         inputs: its arguments.
         what: names the network in errors.
-        keep: whether the outputs of modules are kept whole.
-        given: outputs, by module, that go on in place of the module's own ones, which are recorded.
+        keep: whether to keep the whole outputs of modules.
+        given: outputs, by module, that replace the module's own in what follows. Its own are recorded.
 
     Raises:
         FoldError: the network fails.
@@ -120,16 +120,16 @@ def run(
 
 
 def compare(expected: Run, given: Run, moved: Collection[str] = (), tiny: float = 0.0) -> Difference:
-    """How far the outputs of two networks are apart: tensors, or structures of them.
+    """The difference between the outputs of two networks: tensors, or structures of them.
 
-    Where there are whole numbers only, such as classes or bytes, the last floating-point outputs of modules count.
+    If all outputs are integers, such as classes or bytes, the last floating-point outputs of modules are compared.
 
     Args:
         expected, given: of two networks, or of one.
-        moved: modules whose outputs are meant to differ.
-        tiny: differences are not divided by less than that.
+        moved: modules whose outputs are expected to differ.
+        tiny: the smallest number that a difference is divided by.
 
-    Other values than tensors, if they are not equal, are infinitely far apart, as are different shapes.
+    The difference is infinite for unequal values that are no tensors, and for different shapes.
 
     Raises:
         FoldError: outputs that are not numbers, or `expected` holds NaN.
@@ -170,7 +170,7 @@ def _compare(expected: object, given: object, tiny: float) -> Difference:
         return Difference(unequal=int((a != b).sum())) if a.dtype == b.dtype else Difference(math.inf, math.inf)
     a, b = a.double(), b.double()
     if a.isnan().any():
-        raise FoldError("the model's output on the probe batch is NaN, so that nothing can be checked on it")
+        raise FoldError("the model's output on the probe batch is NaN, so the fold cannot be checked")
     apart = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(math.inf)  # equal infinities are no difference
     absolute = apart.max().item() if apart.numel() else 0.0
     largest = torch.where(a.isfinite(), a.abs(), 0.0).max().item() if a.numel() else 0.0
@@ -184,15 +184,15 @@ def first_difference(
     moved: Collection[str] = (),
     noisy: Sequence[Record] = (),
 ) -> tuple[str, float] | None:
-    """The first module, by name, whose outputs differ in runs of two networks with the same names; None if none does.
+    """The name of the first module whose outputs differ in runs of two networks with the same names; None if none do.
 
     Args:
         expected, given: what `run` recorded.
-        tolerance: the largest difference that is none, relative to the largest element of an output. An output that is
-            less than a millionth of the one before it is rounding noise, and counts as a millionth.
-        moved: modules whose outputs are meant to differ.
-        noisy: what `run` recorded of the original with rounding noise in its weights; `ROUNDING` times as large a
-            difference is none.
+        tolerance: the largest difference that is allowed, relative to the largest element of an output. An output that
+            is less than a millionth of the previous one is rounding noise, and counts as a millionth.
+        moved: modules whose outputs are expected to differ.
+        noisy: what `run` recorded of the original with rounding noise in its weights. `ROUNDING` times the difference
+            that this noise makes is allowed too.
 
     Returns:
         The name, and the difference relative to the largest element.

@@ -1,4 +1,4 @@
-"""The data flow of a model: which module's output goes where, as far as `torch.fx` can follow it."""
+"""The data flow of a model: where the output of each module goes, as far as `torch.fx` can trace it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diracnets.errors import first_line
 from diracnets.folding.tree import leaves
 from diracnets.folding.watch import Watch, WatchedAttribute, WatchedProxy, may_be_none
 
-MOST_VARIANTS = 16  # of the flags that a forward method has
+MOST_VARIANTS = 16  # of values for the flags of a forward method
 _LAYERS = (
     *(getattr(nn, f"{kind}{axes}d") for kind in ("Conv", "ConvTranspose", "BatchNorm") for axes in (1, 2, 3)),
     nn.SyncBatchNorm,
@@ -31,13 +31,13 @@ class Flow:
     """The graphs of a model.
 
     Attributes:
-        graphs: one for each way through a `forward` that its flags allow, of the model and of each part that was
-            followed on its own; the targets of their nodes are names of modules in the model.
-        opaque: modules that could not be followed, by name, with the reason; "" is the model itself.
+        graphs: one for each path through a `forward` that its flags allow, for the model and for each part that was
+            traced on its own. The targets of their nodes are names of modules in the model.
+        opaque: modules that could not be traced, by name, with the reason; "" is the model itself.
         calls: the nodes that call each module, by its name.
         read: the modules whose parameters or buffers are used directly.
-        forward: the graph of the model itself where there is one way through it only.
-        effects: what the model's code does besides computing its output, such as to enter a context, by the sentence.
+        forward: the graph of the model itself, if there is only one path through it.
+        effects: what the model's code does besides computing its output, such as entering a context; each a sentence.
     """
 
     graphs: list[fx.Graph] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Flow:
     effects: dict[str, None] = field(default_factory=dict)
 
     def hidden(self, model: nn.Module) -> dict[str, str]:
-        """Modules of whose use nothing is known, by name, and why."""
+        """The modules inside of opaque ones, by name, with the reason: how they are used is not known."""
         names = {id(module): name for name, module in model.named_modules()}
         modules = dict(model.named_modules())
         hidden: dict[str, str] = {}
@@ -62,11 +62,11 @@ class Flow:
 
 
 def follow(model: nn.Module) -> Flow:
-    """Trace a model, symbolically: nothing is computed, no hook of it is called.
+    """Trace a model symbolically: nothing is computed, and none of its hooks is called.
 
-    Flags of `forward` (arguments whose default is a bool or None) are traced with all their values. A part that cannot
-    be traced, or whose trace does not show all that its code may do, see `watch`, is left opaque, and the rest is
-    traced around it. A part that has forward hooks is traced on its own, and so is what a wrapper wraps, see `inside`.
+    Flags of `forward` (arguments whose default is a bool or None) are traced with all their values. A part stays opaque
+    if it cannot be traced, or if its trace does not show all that its code may do (see `watch`); the rest is traced
+    around it. A part with forward hooks is traced on its own, and so is the module inside of a wrapper (see `inside`).
 
     >>> model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU())
     >>> [node.target for node in follow(model).graphs[0].nodes if node.op == "call_module"]
@@ -92,7 +92,7 @@ def follow(model: nn.Module) -> Flow:
                         if all(module is not other for other in roots):
                             roots.append(module)
                     elif next(module.children(), None) is not None:
-                        failed.setdefault(id(module), f"a {type(module).__name__} is not looked into")
+                        failed.setdefault(id(module), f"a {type(module).__name__} is not traced")
                 elif node.op == "get_attr":
                     owner = node.target.rpartition(".")[0]
                     flow.read.add(names[id(modules[owner])] if owner in modules else owner)
@@ -104,10 +104,10 @@ def follow(model: nn.Module) -> Flow:
 
 
 def inside(module: nn.Module) -> nn.Module | None:
-    """The module that a wrapper passes all its arguments to, whose output is its own; None where it is no wrapper.
+    """The module that a wrapper passes its arguments to and whose output it returns; None if `module` is no wrapper.
 
-    That is what `DataParallel`, `DistributedDataParallel` and what `torch.compile` returns do, and every class whose
-    forward is `return self.module(*args, **kwargs)`, as that of `AveragedModel`, by whatever name.
+    Wrappers are `DataParallel`, `DistributedDataParallel`, what `torch.compile` returns, and every class whose forward
+    is `return self.module(*args, **kwargs)`, as in `AveragedModel`, whatever the attribute is called.
     """
     kind = type(module)
     if kind.__module__.startswith("torch._dynamo"):  # calls what it compiled, by a __call__ of its own
@@ -139,7 +139,7 @@ _VARIADIC = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 
 
 class _Tracer(fx.Tracer):
-    """Goes into modules down to torch's own layers, except opaque ones; remembers where it failed, and why."""
+    """Traces into modules down to torch's own layers, except opaque ones. Remembers where it failed, and why."""
 
     def __init__(self, opaque: dict[int, str], effects: dict[str, None]) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class _Tracer(fx.Tracer):
         return graph
 
     def asked(self, reason: str) -> None:
-        """Called where code asks for what a trace does not show: the module whose code it is becomes opaque."""
+        """Called when code asks for something that a trace does not show: its module becomes opaque."""
         if self.reason is None:
             self.failed, self.reason = self.path[-1], reason
 
@@ -210,7 +210,7 @@ class _Hidden(Exception):  # not an error: the answer to whether a trace shows a
 
 
 def _surroundings() -> tuple[object, ...]:
-    """What a context changes for all that runs in it."""
+    """The settings that a context can change for the code inside of it."""
     autocast = (torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast, torch.get_default_dtype()
 
@@ -240,7 +240,7 @@ def _graphs(root: nn.Module, failed: dict[int, str], effects: dict[str, None]) -
 
 @contextlib.contextmanager
 def _restored(root: nn.Module) -> Iterator[None]:
-    """Puts the attributes of modules back, which their code may have set to what it was traced with."""
+    """Restore the attributes of modules afterwards: their code may store what it is traced with."""
     before = [(module, dict(vars(module))) for module in root.modules()]
     try:
         yield
@@ -251,7 +251,7 @@ def _restored(root: nn.Module) -> Iterator[None]:
 
 
 def _calls_forward(module: nn.Module) -> str | None:
-    """Why calling a module is not the same as calling its class's forward, but for hooks; None where it is."""
+    """Why calling a module is not the same as calling its class's forward, apart from hooks; None if it is the same."""
     if "forward" in vars(module):
         return "its forward was replaced on the instance"
     if type(module).__call__ is not nn.Module.__call__:
@@ -260,7 +260,7 @@ def _calls_forward(module: nn.Module) -> str | None:
 
 
 def _variants(forward: Callable[..., Any]) -> Iterator[dict[str, Any]]:
-    """The values of flags to trace with; an argument without a value is traced symbolically."""
+    """The values of flags to trace with. An argument without a value is traced symbolically."""
     choices: list[list[dict[str, Any]]] = []
     optional = may_be_none(forward.__code__) if hasattr(forward, "__code__") else set()
     for name, parameter in inspect.signature(forward).parameters.items():
@@ -269,7 +269,7 @@ def _variants(forward: Callable[..., Any]) -> Iterator[dict[str, Any]]:
         elif isinstance(parameter.default, bool):
             choices.append([{name: False}, {name: True}])
     if 2 ** len(choices) > MOST_VARIANTS:
-        raise ValueError(f"its forward has {len(choices)} optional arguments, and so too many ways through it")
+        raise ValueError(f"its forward has {len(choices)} optional arguments, and so too many paths")
     for variant in itertools.product(*choices):
         yield {name: value for choice in variant for name, value in choice.items()}
 
@@ -284,7 +284,7 @@ def _traced_alone(module: nn.Module) -> bool:
 
 
 def first_floating(model: nn.Module) -> torch.Tensor | None:
-    """The first parameter or buffer with floating-point numbers, which tells dtype and device of a model."""
+    """The first floating-point parameter or buffer: its dtype and device are taken for those of the model."""
     return next(
         (tensor for tensor in itertools.chain(model.parameters(), model.buffers()) if tensor.is_floating_point()), None
     )

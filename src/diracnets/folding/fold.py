@@ -1,4 +1,4 @@
-"""Fold: a model without Dirac parameterization and, as far as it is exact, without batch norms; proven on the spot."""
+"""Fold: remove the Dirac parameterization and, where it is exact, the batch norms; each result is checked at once."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ DIRAC = (DiracConv1d, DiracConv2d, DiracConv3d)
 
 @dataclass(frozen=True)
 class FoldReport:
-    """What a fold did, and how exact it is; `dataclasses.asdict` makes it plain JSON values.
+    """What a fold did, and how exact it is. `dataclasses.asdict` makes plain JSON values of it.
 
     Attributes:
         folded: what went into which layer, in order.
-        left: what stays as it was, by name, with the reason.
+        left: what was left as it is, by name, with the reason.
         chain: whether the result is one flat chain.
         dtype: the dtype that the model computes in, such as "float32".
         probe: the shapes of the tensors that both networks were run on.
-        max_abs_float64: the largest absolute difference of the outputs, with both networks in float64; None where the
+        max_abs_float64: the largest absolute difference of the outputs, with both networks in float64; None if the
             model does not run in float64.
-        max_rel_float64: that, divided by the largest absolute output; at most 1e-9, but for models that amplify
-            rounding errors, see `notes`.
-        max_abs, max_rel: the same in the model's dtype, with the result as it is returned. Where outputs are whole
-            numbers only, these are differences of the last floating-point outputs of layers.
+        max_rel_float64: the same divided by the largest absolute output. It is at most 1e-9, except for models that
+            amplify rounding errors (see `notes`).
+        max_abs, max_rel: the same in the model's dtype, with the result as it is returned. If all outputs are integers,
+            these are differences of the last floating-point outputs of layers.
         parameters_before, parameters_after: numbers of parameters.
-        other_probe: the shapes of the tensors of another size and range that both networks were run on too; empty where
-            the model takes no others.
-        notes: what else is to be known of how exact it is, and why the result is no flat chain, in sentences.
+        other_probe: the shapes of the tensors of another size and range that both networks were also run on; empty if
+            the model accepts no others.
+        notes: sentences on how exact the fold is, and on why the result is not a flat chain.
     """
 
     folded: tuple[Folded, ...]
@@ -89,46 +89,46 @@ def _sizes(shapes: tuple[tuple[int, ...], ...]) -> str:
 
 
 def fold(model: nn.Module, example_input: object = None, *, inplace: bool = False) -> nn.Module:
-    """Turn Dirac convolutions, and the batch norms beside convolutions and linear layers, into ordinary layers.
+    """Turn Dirac convolutions, and the batch norms next to convolutions and linear layers, into ordinary layers.
 
-    What is folded is decided by the data flow (`torch.fx`), and only what is exact is done. A Dirac convolution becomes
-    an ordinary one. A batch norm goes into the layers before it, through pooling, Identity and Dropout where the order
-    can be exchanged, or into those behind it, or into another batch norm. All the rest is left, and named with the
-    reason in the report, a `FoldReport` in the result's attribute `fold_report`. Where the model cannot be traced, its
-    batch norms are left.
+    The data flow (`torch.fx`) decides what is folded, and only exact folds are made. A Dirac convolution becomes an
+    ordinary one. A batch norm is folded into the layers before it, into those after it, or into another batch norm.
+    Pooling, Identity and Dropout may lie between the two if the order can be exchanged. Everything else is left.
+    The result's attribute `fold_report`, a `FoldReport`, names what is left, with the reason. If the model cannot be
+    traced, its batch norms are left.
 
-    The weights are computed in float64 and keep dtype, device and memory format. Then the original and the folded model
-    run on the same batch, and on one of another size and range where the model takes one: in float64, where they may
-    differ by 1e-9 of the largest output, and by 1e-6 in each layer's; and in the model's dtype, where they may differ
-    by 16 times the rounding error that the original itself shows against float64. A model that does not run in float64
-    is checked in its own dtype alone, against what rounding noise in its weights changes. If such noise changes more
-    than the check allows, which very deep networks amplify, each layer is compared on the inputs that it has in the
-    original. The report's notes say so.
+    The weights are computed in float64 and keep their dtype, device and memory format. Then the original and the folded
+    model run on the same batch, and on a batch of another size and range if the model accepts one. In float64, outputs
+    may differ by 1e-9 of the largest one, and outputs of each layer by 1e-6. In the model's dtype, outputs may differ
+    by 16 times the rounding error of the original, measured against float64. A model that does not run in float64 is
+    checked only in its own dtype, against the effect of rounding noise in its weights. Very deep networks amplify such
+    noise. If it changes more than the check allows, each layer is compared on the inputs that it has in the original,
+    and the report's notes say so.
 
     Args:
         model: any module in evaluation mode. Its hooks run in the check, on copies of it.
             A wrapper that only passes its arguments on, such as `DataParallel`, `AveragedModel` or what `torch.compile`
-            returns, is taken off.
+            returns, is removed.
         example_input: a tensor, or a tuple of arguments, to check the fold on; None if the model has an attribute
-            `input_size`, (channels, height, width), as DiracNets have. It holds for as many dimensions.
-        inplace: replace the layers in `model` itself, with an Identity for each folded batch norm; no wrapper is taken
-            off then.
+            `input_size`, (channels, height, width), as DiracNets have. The result holds for inputs of as many
+            dimensions.
+        inplace: replace the layers in `model` itself, with an Identity for each folded batch norm. Wrappers stay.
 
     Returns:
-        A model whose data flow is a straight line of torch's layers, as a DiracNet's is, becomes one flat
-        `nn.Sequential` without Dropout and Identity. Any other, also one whose code enters contexts or stores anything,
-        and every one with `inplace`, keeps its class, with its layers replaced. The result is in evaluation mode, and
-        no parameter of it asks for gradients.
+        A model whose data flow is a straight line of torch's layers, such as a DiracNet, becomes one flat
+        `nn.Sequential` without Dropout and Identity. Any other model keeps its class, with its layers replaced; so does
+        one whose code enters contexts or stores anything, and every model with `inplace`. The result is in evaluation
+        mode, and its parameters do not require gradients.
 
     Warns:
-        KernelWarning: training a convolution of the result can crash on this processor, which running it cannot.
+        KernelWarning: training a convolution of the result can crash on this processor; running it cannot.
 
     Raises:
         FoldError: the model is in training mode, has a batch norm without running statistics or with negative
-            variances, has weights that are not finite, cannot be copied or run, gives another output each time, the
-            folded weights do not fit the dtype, or the two models differ: the message names the layer where it starts.
-        UsageError: no module, or an example input that is neither a tensor nor a tuple; or two Dirac convolutions
-            share their weight but not alpha and beta, so that one folded weight cannot serve both.
+            variances, has weights that are not finite, cannot be copied or run, or gives another output each time; or
+            the folded weights do not fit the dtype; or the two models differ (the message names the first layer).
+        UsageError: `model` is no module, or the example input is neither a tensor nor a tuple; or two Dirac
+            convolutions share their weight but not alpha and beta, so that one folded weight cannot serve both.
 
     Source: Zagoruyko & Komodakis 2017, section 3.
 
@@ -177,14 +177,14 @@ def _fold(model: nn.Module, example_input: object, inplace: bool) -> nn.Module:
     folded = rebuilt(plain, plan.layers)
     exact = None if wide is None else _check(wide, folded, flatten(flow, folded), plan)
 
-    tiny = torch.finfo(dtype).tiny  # what is smaller may vanish in the model's dtype
+    tiny = torch.finfo(dtype).tiny  # smaller numbers may vanish in the model's dtype
     error = 0.0 if wide is None else compare(wide.run, own.run, (), tiny).relative
     if error == math.inf:
         raise FoldError(
             f"the model's output on the probe batch overflows in {dtype}: give an example_input of real data"
         )
     own.tolerance = max(TOLERANCE, ROUNDING * (error + own.eps))
-    if wide is not None:  # has seen that the layers are right, but if rounding errors hide it
+    if wide is not None:  # it has shown that the layers are right, unless rounding errors hide it
         own.layer_tolerance = 0.0 if wide.ill_conditioned else math.inf
     layers = {name: as_in(layer, base.get_submodule(name), name) for name, layer in plan.layers.items()}
     parts = rebuilt(base, layers)
@@ -198,13 +198,13 @@ def _fold(model: nn.Module, example_input: object, inplace: bool) -> nn.Module:
     noise = max(witness.ill_conditioned for witness in (own, wide or own, other or own))
     if noise:
         notes.append(
-            f"rounding errors alone change its output by {noise:.1e} of the largest one, so that the outputs cannot "
-            "agree better; each layer was also compared on what it gets in the original"
+            f"rounding errors alone change its output by {noise:.1e} of the largest one, so the outputs cannot agree "
+            "better; each layer was also compared on the input that it has in the original"
         )
     if rounded.unequal:
-        notes.append(f"{rounded.unequal:,} whole numbers of its output differ, where rounding decides")
+        notes.append(f"{rounded.unequal:,} integers of its output differ, where rounding decides")
     if not inplace:
-        notes += [f"it is no flat chain, since {effect}" for effect in flow.effects]
+        notes += [f"it is not a flat chain, because {effect}" for effect in flow.effects]
     result = parts if chain is None else chain
     if inplace:
         replace_inside(model, layers)
@@ -229,7 +229,7 @@ def _fold(model: nn.Module, example_input: object, inplace: bool) -> nn.Module:
 
 
 def _quietly_undiracified(model: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
-    """The model itself without Dirac convolutions, after a warning has named those that stay."""
+    """Remove the Dirac convolutions of a model in place, without the warning, which has been given before."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return undiracify(model, example_input=inputs, inplace=True)
@@ -240,20 +240,20 @@ def _shapes(inputs: object) -> tuple[tuple[int, ...], ...]:
 
 
 def _in_float64(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Witness | None, list[str]]:
-    """The model in float64 on a batch, or None where it does not run so; and what is to be known of that."""
+    """The model in float64 on a batch, None if it does not run in float64; and notes on that."""
     try:
         wide = Witness(in_float64(copied(model)), in_float64(inputs), "the model in float64")
     except FoldError as error:
-        return None, [f"{error}; it is checked in its own dtype alone"]
+        return None, [f"{error}; it is checked only in its own dtype"]
     lowered = wide.eps > torch.finfo(torch.float64).eps
-    return wide, ["it casts to a lower precision also where its weights are float64"] if lowered else []
+    return wide, ["it casts to a lower precision even with float64 weights"] if lowered else []
 
 
 def _check(witness: Witness, folded: nn.Module, chain: nn.Module | None, plan: Plan, tiny: float = 0.0) -> Difference:
-    """How far a folded model, or its chain where it has one, is from the original.
+    """The difference between a folded model, or its chain if it has one, and the original.
 
     Raises:
-        FoldError: too far.
+        FoldError: it is too large.
     """
     given = witness.check(copied(folded), plan, tiny)
     if chain is None:
@@ -268,20 +268,20 @@ def _check(witness: Witness, folded: nn.Module, chain: nn.Module | None, plan: P
 
 
 def check_foldable(model: nn.Module) -> None:
-    """Refuse a model whose evaluation is not that of fixed, finite numbers.
+    """Refuse a model that does not compute with fixed, finite numbers.
 
     Raises:
         FoldError: see `fold`.
     """
     if isinstance(model, torch.jit.ScriptModule) or type(model).__module__.startswith("torch._dynamo"):
-        raise FoldError("a scripted model, or a compiled one in place, cannot be changed: fold it before that")
+        raise FoldError("a scripted model, or one compiled in place, cannot be changed: fold it before that")
     for name, tensor in tensors_of(model).items():
         if is_lazy(tensor) or tensor.is_meta:
             raise FoldError(f"{name} has no values yet; load or initialize the model before folding it")
     for name, module in model.named_modules():
         where = f"{type(module).__name__} {name!r}" if name else type(module).__name__
         if module.training:
-            raise FoldError(f"{where} is in training mode, where nothing can be folded: call model.eval() first")
+            raise FoldError(f"{where} is in training mode, which cannot be folded: call model.eval() first")
         if isinstance(module, BATCH_NORMS):
             if module.running_mean is None or module.running_var is None:
                 raise FoldError(f"{where} has no running statistics: what it computes depends on the batch")

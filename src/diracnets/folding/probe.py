@@ -1,4 +1,4 @@
-"""What networks are compared on: a batch that the caller gives or that the model says it takes, and another one."""
+"""The batches that networks are compared on: the caller's or one of the model's input size, and a different one."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from diracnets.folding.flow import first_floating
 from diracnets.folding.tree import leaves, mapped
 
 BATCH = 2
-WIDER = 1.25  # times as high and wide are the images of the other batch
-LOUDER = 4.0  # times as large are its numbers
+WIDER = 1.25  # factor of the height and width of images in the other batch
+LOUDER = 4.0  # factor of its values
 
 
 def probe_inputs(model: nn.Module, example_input: object = None) -> tuple[Any, ...]:
     """The arguments to compare networks on.
 
     Args:
-        model: has an attribute `input_size`, (channels, height, width), where `example_input` is None. If it has
-            `min_image_size` too, the images are twice as large as that at most: it is quicker, and even the smallest
-            feature maps are still 2x2, so that all elements of a 3x3 filter count.
+        model: needs an attribute `input_size`, (channels, height, width), if `example_input` is None. If it also has
+            `min_image_size`, the images are at most twice that size. That is faster, and even the smallest feature maps
+            are still 2x2, so that all elements of a 3x3 filter count.
         example_input: a tensor, or a tuple of arguments.
 
     Returns:
@@ -47,8 +47,8 @@ def probe_inputs(model: nn.Module, example_input: object = None) -> tuple[Any, .
     size = getattr(model, "input_size", None) or getattr(getattr(model, "card", None), "input_size", None)
     if not isinstance(size, tuple | list) or not size or not all(isinstance(n, int) and n > 0 for n in size):
         raise FoldError(
-            f"nothing tells what {type(model).__name__} takes as input: give fold(model, example_input) a batch to "
-            "check the result on, or the model an attribute input_size = (channels, height, width)"
+            f"the input size of {type(model).__name__} is not known: give a batch to check the result on, as in "
+            "fold(model, example_input), or give the model an attribute input_size = (channels, height, width)"
         )
     least = getattr(model, "min_image_size", None)
     channels, *image = size
@@ -60,10 +60,10 @@ def probe_inputs(model: nn.Module, example_input: object = None) -> tuple[Any, .
 
 
 def other_inputs(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-    """Batches of another size and range, the most different first; a model may refuse some of them.
+    """Batches of another size and range, the most different first. A model may refuse some of them.
 
-    The values are the given ones, repeated where there are more, times -4 or 4. The batch has one element where it had
-    several, else two; images are a quarter higher and wider. Whole numbers keep their range.
+    The values are the given ones times -4 or 4, repeated if there are more. A batch of several elements becomes one of
+    one, and a batch of one becomes one of two. Images are a quarter higher and wider. Integers keep their range.
 
     >>> [tuple(batch.shape) for batch, in other_inputs((torch.ones(2, 3, 8, 8),))]
     [(1, 3, 10, 10), (1, 3, 10, 10), (1, 3, 8, 8), (1, 3, 8, 8), (2, 3, 8, 8), (2, 3, 8, 8)]
@@ -89,7 +89,7 @@ def other_inputs(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
 def in_float64(values: Any) -> Any:  # noqa: ANN401
     """A model (in place), or a structure of tensors, with float64 for all other floating-point numbers.
 
-    What lies on a device without float64 moves to the CPU.
+    Tensors on a device without float64 move to the CPU.
     """
     if isinstance(values, nn.Module):
         for module in values.modules():

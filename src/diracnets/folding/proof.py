@@ -1,4 +1,4 @@
-"""The proof of a fold: the original as a witness, and rounding errors told from wrong folds."""
+"""The check of a fold against the original model, which distinguishes rounding errors from a wrong fold."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Witness:
     Attributes:
         run: its output and records.
         eps: the relative rounding error of what it computes with.
-        tolerance: the largest difference of outputs that is none, relative to the largest one.
+        tolerance: the largest difference of outputs that is allowed, relative to the largest output.
         layer_tolerance: the same for the outputs of each layer.
-        ill_conditioned: after a check, how far rounding errors alone take its output, relative, if that is more than
-            the tolerance, and was needed.
+        ill_conditioned: after a check, the relative difference that rounding errors alone make in its output; 0 if the
+            fold was within the tolerance.
     """
 
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...], what: str) -> None:
@@ -47,7 +47,7 @@ class Witness:
         self.ill_conditioned = 0.0
 
     def elsewhere(self) -> Witness | None:
-        """The original on the first batch of another size and range that it takes; None where it takes none."""
+        """The original on the first batch of another size and range that it accepts; None if it accepts none."""
         for inputs in other_inputs(self.inputs):
             try:
                 other = Witness(self.model, inputs, self.what)
@@ -59,7 +59,7 @@ class Witness:
         return None
 
     def check(self, folded: nn.Module, plan: Plan, tiny: float = 0.0) -> Run:
-        """Run a folded model with the same names, and compare it, its layers too.
+        """Run a folded model with the same names, and compare its output and those of its layers.
 
         Args:
             folded: the model.
@@ -67,7 +67,7 @@ class Witness:
             tiny: see `compare`.
 
         Raises:
-            FoldError: it is not the original; the message names the layer where that starts.
+            FoldError: it differs from the original; the message names the first layer that does.
         """
         given = run(folded, self.inputs, f"the folded model{self.what.removeprefix('the model')}")
         found = compare(self.run, given, plan.moved, tiny)
@@ -77,10 +77,10 @@ class Witness:
         return given
 
     def _judge(self, folded: nn.Module, plan: Plan, found: Difference, tiny: float) -> None:
-        """Tell a wrong fold from rounding errors, which some networks amplify, and which are all of some outputs.
+        """Refuse a wrong fold, accept rounding errors: some networks amplify them, and some outputs are nothing else.
 
-        Each layer gets what it gets in the original, so that no error adds up, and may differ by what rounding noise in
-        the weights changes.
+        Each layer gets the input that it has in the original, so that errors do not add up. It may differ by as much as
+        rounding noise in the weights changes.
         """
         again = run(self.model, self.inputs, self.what, keep=True)
         steadiness = max(LAYER_TOLERANCE, ROUNDING * self.eps)
@@ -88,7 +88,7 @@ class Witness:
         if unsteady is not None or compare(self.run, again).relative > steadiness:
             first = f", first at {unsteady[0]!r}" if unsteady else ""
             raise FoldError(
-                f"the model gives different outputs for the same input{first}, so that a fold cannot be checked: "
+                f"the model gives different outputs for the same input{first}, so the fold cannot be checked: "
                 "is there a dropout or another random number in its forward?"
             )
         rounded, inputs = _perturbed(self.model, self.inputs, self.eps)
@@ -105,7 +105,7 @@ class Witness:
 
 
 def _perturbed(model: nn.Module, inputs: tuple[Any, ...], eps: float) -> tuple[nn.Module, tuple[Any, ...]]:
-    """A copy of a model and its inputs with noise as rounding to a relative precision of `eps` makes."""
+    """A copy of a model and its inputs with the noise of rounding to a relative precision of `eps`."""
     generator = torch.Generator().manual_seed(0)
 
     def noisy(value: Any) -> Any:  # noqa: ANN401
@@ -124,8 +124,8 @@ def _refuse(plan: Plan, where: tuple[str, float] | None, relative: float, allowe
     """Say where two models differ."""
     if where is None:
         raise FoldError(
-            f"the folded model is not the original: their outputs differ by {relative:.1e} of the largest one, where "
-            f"{allowed:.1e} is allowed, though all layers agree"
+            f"the folded model is not the original: their outputs differ by {relative:.1e} of the largest one, and "
+            f"{allowed:.1e} is allowed, although all layers agree"
         )
     name, apart = where
     parts = {part for entry in plan.folded if name in (entry.layer, entry.norm) for part in (entry.layer, entry.norm)}

@@ -33,7 +33,7 @@ class Folded:
 
     Attributes:
         layer: the layer's name.
-        kind: "dirac" for its own parameterization, "batch norm" for one behind or before it.
+        kind: "dirac" for its own parameterization, "batch norm" for one before or after it.
         norm: the batch norm's name.
     """
 
@@ -47,10 +47,10 @@ class Plan:
     """What is to be folded.
 
     Attributes:
-        layers: the modules that take the place of others, by name.
+        layers: the modules that replace others, by name.
         folded: what went into them.
         left: what stays as it is, by name, with the reason.
-        moved: modules whose outputs are no longer what they were, as part of the plan.
+        moved: modules whose outputs change, as the plan intends.
     """
 
     layers: dict[str, nn.Module] = field(default_factory=dict)
@@ -69,7 +69,7 @@ def make_plan(model: nn.Module, flow: Flow, ranks: Mapping[str, set[int]]) -> Pl
     Args:
         model: with ordinary convolutions for Dirac ones, in float64.
         flow: the data flow of `model`.
-        ranks: the numbers of dimensions that the outputs of each module have, by its name.
+        ranks: the numbers of dimensions of the outputs of each module, by its name.
     """
     planner = _Planner(model, flow, ranks)
     planner.run()
@@ -89,7 +89,7 @@ class _Planner:
         while changed:  # a fold can make another one possible
             changed = False
             reasons.clear()
-            for rule in (self.fold_behind, self.fold_before, self.merge):
+            for rule in (self.fold_into_previous, self.fold_into_next, self.merge):
                 for name in [name for name, module in self.modules.items() if isinstance(module, BATCH_NORMS)]:
                     try:
                         rule(name)
@@ -102,11 +102,11 @@ class _Planner:
             if isinstance(module, BATCH_NORMS):
                 self.plan.left[name] = "; ".join(reasons[name])
             elif isinstance(module, DiracConv):
-                self.plan.left[name] = "its weight is computed or used by something besides it, or its class is unknown"
+                self.plan.left[name] = "other code computes or uses its weight, or its class is unknown"
             elif isinstance(module, _OTHER_NORMS):
                 self.plan.left[name] = f"a {type(module).__name__} computes its statistics from each input"
 
-    def fold_behind(self, name: str, kinds: Container[type[nn.Module]] = RANKS) -> None:
+    def fold_into_previous(self, name: str, kinds: Container[type[nn.Module]] = RANKS) -> None:
         """Fold a batch norm into the layers that it follows, or raise `_Left`."""
         self.check_usable(name)
         norm = self.norm(name)
@@ -124,7 +124,7 @@ class _Planner:
             self.replace(layer, fuse.then(self.modules[layer], norm), name)
         self.finish(name, moved)
 
-    def fold_before(self, name: str) -> None:
+    def fold_into_next(self, name: str) -> None:
         """Fold a batch norm into the layers that follow it, or raise `_Left`."""
         self.check_usable(name)
         norm = self.norm(name)
@@ -141,7 +141,7 @@ class _Planner:
                 layers.setdefault(layer, set()).add(node)
                 moved |= _targets(between)
                 if not fuse.is_zero(shift) and not takes_shifts(self.modules[layer]):
-                    raise _Left(f"{self.label(node)} behind it pads its input, which shifts cannot pass")
+                    raise _Left(f"{self.label(node)} after it pads its input, and a shift cannot be moved past padding")
         self.check_layers(layers, "its input does not come from it")
         for layer in layers:
             self.replace(layer, fuse.after(norm, self.modules[layer]), name)
@@ -149,10 +149,10 @@ class _Planner:
 
     def merge(self, name: str) -> None:
         """Merge a batch norm into another one that it follows, or raise `_Left`."""
-        self.fold_behind(name, BATCH_NORMS)
+        self.fold_into_previous(name, BATCH_NORMS)
 
     def producer(self, call: fx.Node, kinds: Container[type[nn.Module]]) -> tuple[fx.Node, list[fx.Node]]:
-        """The call of a layer whose output reaches `call`, and what stands between."""
+        """The call of the layer whose output reaches `call`, and the steps between the two."""
         between: list[fx.Node] = []
         node = source_of(call)
         while node is not None and not (node.op == "call_module" and type(self.modules[str(node.target)]) in kinds):
@@ -161,14 +161,14 @@ class _Planner:
             between.append(node)
             node = source_of(node)
         if node is None:
-            raise _Left("it has not one input")
+            raise _Left("it has more than one input, or none")
         for step in (node, *between):
             if len(step.users) != 1:
                 raise _Left(f"the output of {self.label(step)} before it is also used elsewhere")
         return node, between
 
     def consumers(self, node: fx.Node, between: tuple[fx.Node, ...]) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...]]]:
-        """The calls of layers that `node`'s output reaches, and what stands between; it must reach nothing else."""
+        """The calls of layers that `node`'s output reaches, and the steps between. It must reach nothing else."""
         if not node.users:
             raise _Left("its output is not used")
         for user in node.users:
@@ -177,22 +177,22 @@ class _Planner:
             elif source_of(user) is node and self.passes(user):
                 yield from self.consumers(user, (*between, user))
             else:
-                raise _Left(f"{self.label(user)} comes behind it")
+                raise _Left(f"{self.label(user)} follows it")
 
     def passes(self, node: fx.Node) -> bool:
-        """Whether a scale and a shift may be able to pass a step."""
+        """Whether a scale and a shift can possibly be moved past a step."""
         module = as_module(node, self.modules)
         return module is not None and (is_nothing(module) or type(module) in POOLS)
 
     def check_commutes(self, between: Iterable[fx.Node], scale: Tensor, layer: str) -> None:
-        """Raise `_Left` unless scaling and shifting can be exchanged with the steps behind or before `layer`."""
+        """Raise `_Left` unless scaling and shifting can be exchanged with the steps before or after `layer`."""
         for node in between:
             module = as_module(node, self.modules)
             if module is not None and (reason := why_not_exchange(module, scale, self.ranks.get(layer, set()))):
                 raise _Left(f"{self.label(node)} is next to it {reason}")
 
     def check_layers(self, layers: Mapping[str, set[fx.Node]], otherwise: str) -> None:
-        """Raise `_Left` unless each layer is known in every respect and every call of it is among those given."""
+        """Raise `_Left` unless each layer is fully known, and every call of it is among those given."""
         if not layers:
             raise _Left("forward never calls it")
         for layer, nodes in layers.items():

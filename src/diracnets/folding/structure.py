@@ -25,10 +25,10 @@ from diracnets.nn.diracify import undiracify
 def folded_structure(model: nn.Module, input_size: Sequence[int] | None = None) -> nn.Module:
     """The layers that `fold` makes of a model, on the meta device: types, arguments and parameters, but no values.
 
-    The rules are those of `fold`. What they ask of values, which a model on the meta device does not have, is taken to
-    be as in a fresh model: no scale of a batch norm is negative, so that max-pooling lies in the way of none, and its
-    shift is not zero. Of a model whose scales have become negative before a max-pooling, `fold` leaves these batch
-    norms. Whether a fold is exact, only `fold` can say.
+    The rules are those of `fold`. Some depend on values, which a model on the meta device does not have. Here they are
+    assumed to be as in a fresh model: no scale of a batch norm is negative, so max-pooling hinders no fold, and no
+    shift is zero. If scales before a max-pooling have become negative, `fold` leaves these batch norms. Only `fold` can
+    say whether a fold is exact.
 
     Args:
         model: in training or evaluation mode, on any device; it is not changed.
@@ -39,7 +39,7 @@ def folded_structure(model: nn.Module, input_size: Sequence[int] | None = None) 
         else a model of the same class.
 
     Raises:
-        FoldError: no input size, or a model that takes no such images or cannot run without values.
+        FoldError: there is no input size, or the model does not accept such images or cannot run without values.
 
     >>> from diracnets.nn.dirac import DiracConv2d
     >>> model = nn.Sequential(DiracConv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
@@ -51,7 +51,7 @@ def folded_structure(model: nn.Module, input_size: Sequence[int] | None = None) 
     """
     size = getattr(model, "input_size", None) if input_size is None else input_size
     if not size:
-        raise FoldError(f"nothing tells what {type(model).__name__} takes as input: give input_size")
+        raise FoldError(f"the input size of {type(model).__name__} is not known: give input_size")
     memo: dict[int, Any] = {id(tensor): _without_values(tensor) for tensor in tensors_of(model).values()}
     return structure_of_plain(undiracify(copy.deepcopy(model, memo), inplace=True).eval(), size)
 
@@ -71,7 +71,7 @@ def structure_of_plain(plain: nn.Module, input_size: Sequence[int]) -> nn.Module
 
 
 class ShapesOnly(TorchFunctionMode):
-    """Within it simple functions on the meta device take a hundredth of the time, which deep networks need.
+    """A context in which simple functions on the meta device take a hundredth of the time. Deep networks need that.
 
     The first of them does not import torch's symbolic shapes either, which takes a second.
 
@@ -168,7 +168,7 @@ def _without_values(tensor: Tensor) -> Tensor:
 
 
 def _ranks(plain: nn.Module, input_size: Sequence[int]) -> dict[str, set[int]]:
-    """The numbers of dimensions that the outputs of each module have, by its name."""
+    """The numbers of dimensions of the outputs of each module, by its name."""
     ranks: dict[str, set[int]] = defaultdict(set)
 
     def record(name: str) -> Callable[[nn.Module, object, object], None]:

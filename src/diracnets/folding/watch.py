@@ -46,7 +46,7 @@ class Findings:
 
 
 class Watch:
-    """While it is active, looks at each function of a model that is called, and tells what it finds.
+    """While it is active, looks at each function of a model that is called, and reports what it finds.
 
     The functions of torch, of the standard library and of this package are trusted.
 
@@ -211,7 +211,7 @@ def _why(value: object, then: list[dis.Instruction], name: str, own: str | None)
 
 
 class WatchedProxy(fx.Proxy):
-    """A value in a trace that tells its tracer, by its method `asked`, when code asks for its type.
+    """A value in a trace that reports to its tracer, by the method `asked`, when code asks for its type.
 
     `isinstance` looks at `__class__` of what is of no given type; `hasattr` and `getattr` are called, while the code of
     `x.shape` is not.

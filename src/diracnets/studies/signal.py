@@ -1,4 +1,4 @@
-"""What of the signal reaches the last layer of an untrained network: paper and deep initialization, by depth."""
+"""How much signal reaches the last layer of an untrained network, for the paper's and the deep initialization."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ if TYPE_CHECKING:
 
 Family = Literal["diracnet", "plain"]
 Initialization = Literal["paper", "deep"]
-POINTS = 100  # of a network's curves that are kept
+POINTS = 100  # kept of each curve
 TITLE = "The signal before training, layer by layer"
-QUESTION = "What is left of the differences between images, and of the gradient, after each layer of a fresh network?"
-EXPLANATION = """Every row is a fresh network in training mode, with one batch of images.
+QUESTION = "How much of the differences between images, and of the gradient, remains after each layer before training?"
+EXPLANATION = """Every row is an untrained network in training mode, with one batch of images.
 
-- *signal left*: how alike the differences between images still are to those after the stem (centred kernel alignment,
-  unbiased): 1 for the same, 0 for unrelated. Rotating the features changes nothing; only what is lost counts.
-- *directions*: in how many directions the images differ at the end, counted evenly.
-- *a layer keeps*: the correlation of a layer's output with its input, mean over the layers that keep the size; what
-  *its ReLU alone* would keep; and what follows for both from alpha, beta and the bias of the batch norms, for normal
-  activations: `corr(x, relu(x)) / sqrt(1 + (beta / alpha)^2)` for x from N(bias, 1). After ReLUs that clip,
-  activations are not normal, and the next ReLUs clip less of them.
-- *gradient*: the norm of an image's gradient on the first layer's output, and its ratio to that on the last layer's.
+- *signal left*: how similar the differences between images still are to those after the stem (centred kernel alignment,
+  unbiased): 1 for the same, 0 for unrelated. A rotation of the features does not change this number.
+- *directions*: the effective number of directions in which the images differ after the last layer.
+- *a layer keeps*: the correlation of a layer's output with its input, as a mean over the layers that keep the size.
+  *Its ReLU alone* is the correlation of the input with its ReLU. *In theory* is what alpha, beta and the BatchNorm bias
+  give for normally distributed activations: `corr(x, relu(x)) / sqrt(1 + (beta / alpha)^2)` for x from N(bias, 1).
+  After a ReLU activations are not normal, and the next ReLUs change them less.
+- *gradient*: the norm of an image's gradient with respect to the first layer's output, and its ratio to the norm with
+  respect to the last layer's.
 
-A Dirac layer whose ReLU clips keeps little: each batch norm centres the activations again, and each ReLU throws half of
-them away. With a bias of 1, what the first ReLUs let pass the next ones hardly change, and the identity carries it
-through. A plain network has no identity: with the same bias it still mixes all channels at every layer."""
+With a BatchNorm bias of 0, a Dirac layer keeps little: each batch norm centres the activations again, and each ReLU
+removes half of them. With a bias of 1, ReLUs after the first change little, and the identity passes the signal on. A
+plain network has no identity: with the same bias, it still mixes all channels at every layer."""
 
 
 def measure_signal(
@@ -56,22 +57,22 @@ def measure_signal(
     out: Path,
     say: Say,
 ) -> None:
-    """Measure a fresh network of each family, initialization and depth, and write signal.json, .md and .png.
+    """Measure an untrained network of each family, initialization and depth, and write signal.json, .md and .png.
 
     Args:
         depths: numbers of layers, each 6n + 4.
         width: of all networks; 1 has 16, 32 and 64 channels.
         families, initializations: of the networks.
-        data, data_dir: whose training images are sent through, and where they are.
-        images: how many.
+        data, data_dir: the data set whose training images are used, and its folder.
+        images: number of images.
         seed: of the networks' random weights.
         device: "auto", "cpu", "cuda" or "mps".
         out: the folder to write to.
         say: takes one line at a time.
 
     Raises:
-        UsageError: a depth or width that no network has.
-        TrainingError: activations that are infinite or NaN.
+        UsageError: no network has this depth or width.
+        TrainingError: activations are infinite or NaN.
     """
     if not (depths and families and initializations):
         raise UsageError("nothing to measure: give at least one of --depths, --families and --inits")
@@ -133,7 +134,7 @@ def _summary(layers: Sequence[LayerSignal]) -> dict[str, Any]:
 
 
 def _curve(layers: Sequence[LayerSignal]) -> dict[str, list[float | None]]:
-    """What the picture shows, of at most `POINTS` layers evenly over the depth, the last among them."""
+    """The curves of the figure, at most `POINTS` layers evenly over the depth, including the last."""
     step = math.ceil(len(layers) / POINTS)
     numbers = range(len(layers) - 1, -1, -step)[::-1]
     return {
@@ -162,7 +163,7 @@ def kept_in_theory(alpha: float, beta: float, bias: float) -> float:
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """One line a network, in Markdown."""
+    """A Markdown table with one row per network."""
     columns = [
         "network",
         "init",
@@ -183,7 +184,7 @@ def page(facts: dict[str, Any], *, picture: bool) -> str:
     """The study in Markdown."""
     parts = [f"# {TITLE}", QUESTION, EXPLANATION, table(facts["rows"])]
     if picture:
-        parts.append("![What is left of the signal, and the gradient, layer by layer](signal.png)")
+        parts.append("![Signal left and gradient, layer by layer](signal.png)")
     parts.append(
         f"{facts['images']} images of {facts['data']}, seed {facts['seed']}; {environment_line(facts['circumstances'])}"
     )
@@ -191,7 +192,7 @@ def page(facts: dict[str, Any], *, picture: bool) -> str:
 
 
 def draw(figure: Figure, rows: Sequence[dict[str, Any]]) -> None:
-    """Above what is left of the signal, below the gradient; a column a network and initialization, a line a depth."""
+    """Top row: signal left; bottom row: gradient. One column per family and initialization, one line per depth."""
     kinds = list(dict.fromkeys((row["family"], row["init"]) for row in rows))
     depths = sorted({row["depth"] for row in rows})
     grid = figure.subplots(2, len(kinds), sharex=True, sharey="row", squeeze=False)
@@ -204,7 +205,7 @@ def draw(figure: Figure, rows: Sequence[dict[str, Any]]) -> None:
             column[1].plot(parts, [value or math.nan for value in curve["gradient"]], color=color)
         column[0].set_title(f"{kind[0]}, {kind[1]} initialization", fontsize=10)
         column[1].set_yscale("log")
-        column[1].set_xlabel("part of the depth")
+        column[1].set_xlabel("fraction of the depth")
         for axes in column:
             axes.grid(alpha=0.3)
     grid[0][0].set_ylabel("signal left")

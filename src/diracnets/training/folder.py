@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,13 @@ from diracnets.errors import FileError, MissingExtraError, UsageError
 from diracnets.files import append_json, written_whole
 from diracnets.training.plots import draw_curve
 from diracnets.training.recipe import Recipe
+
+try:
+    import fcntl
+except ImportError:  # on Windows, which has no such locks
+    fcntl = None  # type: ignore[assignment]
+
+WAIT = 10.0  # seconds; processes that decode images for a run that was killed keep its lock for half of that
 
 
 def new_folder(recipe: Recipe) -> Path:
@@ -43,10 +54,54 @@ class RunFolder:
 
     def check_unused(self) -> None:
         """Raise `UsageError` where the folder already holds a run."""
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"{self.path} is a file, not a folder for a run")
         if self.last.exists():  # without it a start failed, of which nothing is worth keeping
             raise UsageError(f"{self.path} already holds a run: resume it, or choose another folder")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training in the folder meanwhile, on systems and file systems that have locks.
+
+        Raises:
+            UsageError: another process trains in it, or it is a file.
+            FileError: the folder cannot be made.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"{self.path} is a file, not a folder for a run")
+        new = not self.path.exists()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"cannot write to {self.path}: {error.strerror or error}") from error
+        try:
+            if fcntl is None:
+                yield
+                return
+            folder = os.open(self.path, os.O_RDONLY)
+            try:
+                self._lock(folder)
+                yield
+            finally:
+                os.close(folder)  # and the lock with it
+        finally:
+            if new:
+                with suppress(OSError):  # it holds a run
+                    self.path.rmdir()
+
+    def _lock(self, folder: int) -> None:
+        """Lock the folder of this file descriptor."""
+        end = time.monotonic() + WAIT
+        while True:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise UsageError(
+                        f"another process trains in {self.path}: wait until it has finished, or stop it"
+                    ) from None
+                time.sleep(0.1)
+            except OSError:  # of a file system without locks
+                return
 
     def read_last(self, recipe: Recipe) -> Checkpoint:
         """The last checkpoint, if it is of a run by this recipe.

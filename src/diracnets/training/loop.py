@@ -77,7 +77,8 @@ def train(
         on_epoch: called with each epoch's row of `metrics.jsonl`.
 
     Raises:
-        UsageError: a name, number or combination that makes no sense; a folder that holds a run, or none to resume.
+        UsageError: a name, number or combination that makes no sense; a folder that holds a run, or none to resume; a
+            folder in which another process trains.
         DataError, FileError: images or files that cannot be read or written.
         TrainingError: the loss or a weight has become infinite or NaN.
         Interrupted: the run was stopped by a signal, and is saved.
@@ -100,15 +101,16 @@ def train(
         raise UsageError("a resumed run goes on from its own weights; give no others to start from")
     if isinstance(start, str | Path):
         start = network_file(start)
-    if not resume:
-        folder.check_unused()
-    saved = folder.read_last(recipe) if resume else None
-    resumed = {} if saved is None or saved.resume is None else dict(saved.resume)
-    record = RunRecord.read(folder.path) if resume else RunRecord(start=start_name(start))
-    if resume and isinstance(data, str) and data_dir is None:
-        data_dir = record.data_dir
 
-    with repeatable(recipe.runtime.seed, deterministic=recipe.runtime.deterministic):
+    with folder.held(), repeatable(recipe.runtime.seed, deterministic=recipe.runtime.deterministic):
+        if not resume:
+            folder.check_unused()
+        saved = folder.read_last(recipe) if resume else None
+        resumed = {} if saved is None or saved.resume is None else dict(saved.resume)
+        record = RunRecord.read(folder.path) if resume else RunRecord(start=start_name(start))
+        if resume and isinstance(data, str) and data_dir is None:
+            data_dir = record.data_dir
+
         if not isinstance(data, ImageData):
             size = recipe.data.image_size
             data = load_data(data, data_dir=data_dir, image_size=size, device=place, workers=workers)
