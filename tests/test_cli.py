@@ -501,7 +501,9 @@ def test_every_setting_is_a_flag(capsys):
 def test_texts_of_options_break_only_where_a_line_is_full(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert main([*command.split(), "--help"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    text = capsys.readouterr().out
+    assert "(default: )" not in text
+    lines = text.splitlines()
     assert max(map(len, lines)) <= 80
     boxed = [line[2:-2] for line in lines if line[:1] in (" ", "│")]
     assert boxed

@@ -15,6 +15,7 @@ from typing import Any, TextIO, cast, get_args, get_type_hints
 import docstring_parser
 
 _WIDEST = 100  # longer lines are hard to read
+_EMPTY = "(default: )"  # of options that take several values, and by default none
 
 
 def texts(kind: type) -> dict[str, str]:
@@ -73,7 +74,7 @@ class _Wrapping:
 
     def write(self, text: str) -> int:
         width = min(shutil.get_terminal_size().columns, _WIDEST)
-        lines = text.split("\n")
+        lines = text.replace(_EMPTY, " " * len(_EMPTY)).split("\n")
         return self._stream.write("\n".join(line if _laid_out(line) else textwrap.fill(line, width) for line in lines))
 
 

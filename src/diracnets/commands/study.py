@@ -25,7 +25,7 @@ class Cifar(Options):
     a shorter recipe; with that one, the plain network has two more rows, for Kaiming initialization and for the same
     effective filters as the DiracNet. Use --rates to give each row the best of several learning rates."""
 
-    recipe: Annotated[tuple[str, ...], arg(metavar="NAME|FILE.toml")] = ()
+    recipe: Annotated[tuple[str, ...], arg(metavar="NAME|FILE.toml", help_behavior_hint="")] = ()
     """Train every row by these recipes instead, for example best-cifar."""
 
     def run(self, say: Say) -> None:
@@ -37,7 +37,19 @@ class Cifar(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Depth(Options):
+class _Grid(Options):
+    """What studies of networks of one width have in common."""
+
+    width: float = 0.5
+    """Width of all networks; 1 means 16, 32 and 64 channels."""
+    data: Data = "cifar10"
+    """Data to train on."""
+    recipe: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="")] = None
+    """The recipe of all rows; by default deep-cifar, or demo for the digits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depth(_Grid):
     """Accuracy from 16 to 1000 layers, for plain, Dirac, residual and RepVGG networks.
 
     All networks have the same width, data, recipe and gradient clipping. The plain network has four initializations:
@@ -47,12 +59,6 @@ class Depth(Options):
 
     depths: tuple[int, ...] = (16, 28, 52, 100, 196, 400, 1000)
     """Numbers of layers, each of the form 6n + 4."""
-    width: float = 0.5
-    """Width of all networks; 1 means 16, 32 and 64 channels."""
-    data: Data = "cifar10"
-    """Data to train on."""
-    recipe: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="")] = None
-    """The recipe of all rows; by default deep-cifar, or demo for the digits."""
 
     def run(self, say: Say) -> None:
         """Run the study within the budget."""
@@ -63,7 +69,7 @@ class Depth(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Init(Options):
+class Init(_Grid):
     """Accuracy and divergence for different scales of the filters, alpha and beta at initialization.
 
     It tests the paper's claim that the parameterization mostly eliminates the need for careful initialization, on plain
@@ -72,12 +78,6 @@ class Init(Options):
 
     depth: int = 28
     """Number of layers of all networks, of the form 6n + 4."""
-    width: float = 0.5
-    """Width of all networks; 1 means 16, 32 and 64 channels."""
-    data: Data = "cifar10"
-    """Data to train on."""
-    recipe: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="")] = None
-    """The recipe of all rows; by default deep-cifar, or demo for the digits."""
 
     def run(self, say: Say) -> None:
         """Run the study within the budget."""
@@ -132,19 +132,25 @@ class Signal:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lens:
+class _OneNetwork:
+    """What looks into one network have in common."""
+
+    data: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """digits, cifar10, cifar100 or folder; by default what the network was trained on, else cifar10."""
+    data_dir: DataDir = None
+    """The folder of the images."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto for the best available."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lens(_OneNetwork):
     """Look into one network, layer by layer: identity, signal and gradient, and alpha and beta by epoch."""
 
     net: Positional[str]
     """A run folder, a model file, a checkpoint, or the name of a trained or an untrained network."""
-    data: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """digits, cifar10, cifar100 or folder; by default what the network was trained on, or cifar10."""
-    data_dir: DataDir = None
-    """The folder of the images."""
     images: int = 64
     """Number of training images to use, without augmentation."""
-    device: str = "auto"
-    """cpu, cuda, mps, or auto for the best available."""
     out: Out = Path("results")
     """Folder for lens.json, lens.md and lens.png."""
 
@@ -164,7 +170,7 @@ class Lens:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prune:
+class Prune(_OneNetwork):
     """Remove the layers of a trained chain that are closest to the identity, and measure the accuracy."""
 
     net: Positional[str]
@@ -177,14 +183,8 @@ class Prune:
     """How much accuracy that chain may lose on the training images of --choose, 0 to 1."""
     choose: int = 1000
     """Number of training images, the same for each class, on which that chain is chosen."""
-    data: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """digits, cifar10, cifar100 or folder; by default the data the network was trained on."""
-    data_dir: DataDir = None
-    """The folder of the images."""
     images: int = 512
     """Number of training images on which the layers are measured, without their labels."""
-    device: str = "auto"
-    """cpu, cuda, mps, or auto for the best available."""
     out: Out = Path("results")
     """Folder for prune.json, prune.md and prune.png."""
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from tyro.conf import arg
 
 from diracnets.errors import UsageError
 from diracnets.models.init import Init
 from diracnets.models.names import parse
 from diracnets.training.recipe import Recipe
 
+Number = Annotated[int | None, arg(metavar="INT", help_behavior_hint="")]
 RATES = {"sgd": "lr", "muon": "muon_lr"}  # the setting that is the learning rate of filters, by optimizer
 
 
@@ -62,12 +65,12 @@ class Budget:
     10
     """
 
-    epochs: int | None = None
-    """Epochs of each run; milestones are scaled in proportion."""
-    seeds: int | None = None
-    """Number of runs of each row, with random seeds 0, 1, 2, ..."""
-    images: int | None = None
-    """Train on this many images only."""
+    epochs: Number = None
+    """Epochs of each run; milestones are scaled in proportion. By default those of the recipe."""
+    seeds: Number = None
+    """Number of runs of each row, with random seeds 0, 1, 2, ... By default that of the full study."""
+    images: Number = None
+    """Train on this many images only. By default on all."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "seeds", "images"):

@@ -23,7 +23,7 @@ class Options:
     """Train only rows whose names match one of these patterns, such as '*-28-1-*'; --plan lists the names."""
     plan: FlagCreatePairsOff[bool] = False
     """Print what is done and what would be trained, and train nothing."""
-    add: Annotated[tuple[Path, ...], arg(metavar="FILE.jsonl")] = ()
+    add: Annotated[tuple[Path, ...], arg(metavar="FILE.jsonl", help_behavior_hint="")] = ()
     """Add the results of these files and train nothing: results of the same study from other machines (FILE.jsonl), or
     from before version 0.2 (FILE.json). Only --out can be combined with it."""
     rates: Annotated[tuple[float, ...], arg(metavar="LR [LR ...]", help_behavior_hint="")] = ()
