@@ -31,6 +31,8 @@ _HOME = {
     "load": "artifacts.load",
     "save": "artifacts.model_file",
     "verify": "artifacts.model_file",
+    "quantize": "deploy.quantize",
+    "Quantized": "deploy.quantize",
     "ModelCard": "artifacts.card",
     "describe": "evaluation.info",
     "Augmentation": "data.augmentation",
@@ -64,6 +66,8 @@ if TYPE_CHECKING:
     from diracnets.deploy.export import export as export
     from diracnets.deploy.parity import bench as bench
     from diracnets.deploy.parity import parity as parity
+    from diracnets.deploy.quantize import Quantized as Quantized
+    from diracnets.deploy.quantize import quantize as quantize
     from diracnets.errors import DiracNetsError as DiracNetsError
     from diracnets.evaluation.info import describe as describe
     from diracnets.evaluation.metrics import Evaluation as Evaluation

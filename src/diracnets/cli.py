@@ -23,6 +23,7 @@ COMMANDS = {  # in the order in which a user meets them
     "train": ("Train", "train a network and fold it; --resume continues a run"),
     "eval": ("Evaluate", "accuracy, loss, results by class and most confident errors of a trained network"),
     "fold": ("Fold", "turn a checkpoint into a model file, and check that it computes the same"),
+    "quantize": ("Quantize", "turn a model file into int8, by a few hundred images"),
     "export": ("Export", "write a network to ONNX, OpenVINO and other formats, and check the file"),
     "parity": ("Parity", "run a network on every backend: same answers? how fast, in how much memory?"),
     "bench": ("Bench", "time networks side by side on each backend of this machine"),

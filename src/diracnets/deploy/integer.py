@@ -21,7 +21,9 @@ from diracnets.models.integer import IntConv, IntegerChain, IntLayer, IntLinear,
 Weights = tuple[npt.NDArray[np.int8], Array]  # of a layer, and their scales, [out] or [1]
 
 
-def rounded_chain(chain: nn.Module, card: ModelCard, images: Tensor, *, per_channel: bool = True) -> IntegerChain:
+def rounded_chain(
+    chain: nn.Module, card: ModelCard, images: Tensor, *, per_channel: bool = True, bits: int = 8
+) -> IntegerChain:
     """A chain in int8 by rounding each weight to the nearest; activations reach as far as they do on `images`.
 
     Args:
@@ -30,6 +32,7 @@ def rounded_chain(chain: nn.Module, card: ModelCard, images: Tensor, *, per_chan
         images: normalized, float32 [batch, channels, height, width].
         per_channel: a scale for each output channel of a convolution; otherwise one for the layer. A fully connected
             layer has one in any case, as many kernels have it.
+        bits: of the weights.
 
     Raises:
         UsageError: as `layers_of`; no images, or of another size than the card's.
@@ -43,7 +46,7 @@ def rounded_chain(chain: nn.Module, card: ModelCard, images: Tensor, *, per_chan
     check_images(images, card)
     layers = layers_of(chain, card)
     ranges = [pixel_range(card), *(_range(x) for x in activations(layers, images))]
-    weights = [None if isinstance(layer, Pool) else rounded_weights(layer, per_channel) for layer in layers]
+    weights = [None if isinstance(layer, Pool) else rounded_weights(layer, per_channel, bits) for layer in layers]
     integers = integer_chain(layers, weights, [Quantization.of_range(*each) for each in ranges])
     attach_card(integers, card)
     return integers
