@@ -2,11 +2,12 @@
 
     python benchmarks/ship.py RUN NAME --data-dir DIR
     python benchmarks/ship.py RUN NAME --data-dir DIR --url https://... --out FOLDER
+    python benchmarks/ship.py INT8_MODEL_FILE NAME --data-dir DIR --commit COMMIT
 
 Filters are rounded to float16; the scales, shifts and statistics of each channel stay float32. The rounded network is
 evaluated on all held-out images. `src/diracnets/artifacts/weights/` gets NAME.json, which
 `diracnets.artifacts.pretrained.Weights` is read from, and NAME.safetensors, which goes to --out if it is to be
-downloaded.
+downloaded. A model file of `diracnets quantize` ships as it is.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -26,6 +28,7 @@ from diracnets.artifacts.pretrained import FOLDER, Weights
 from diracnets.download import hash_of
 from diracnets.errors import DiracNetsError, UsageError
 from diracnets.files import written_whole
+from diracnets.models.integer import IntegerChain
 from diracnets.training.folder import RunFolder
 from diracnets.training.interruption import command_to_resume
 from diracnets.training.recipe import recipe_names
@@ -75,6 +78,10 @@ def ship(
     folder: Path = FOLDER,
 ) -> Weights:
     """Write NAME.safetensors to `out` or `folder`, and NAME.json to `folder`, and give what is known of it."""
+    if run.is_file():
+        if url or out or checkpoint != "last.pt":
+            raise UsageError("an int8 model file ships with the package: leave out --url, --out and --checkpoint")
+        return ship_int8(run, name, data_dir=data_dir, commit=commit, license=license, note=note, folder=folder)
     if (url is None) != (out is None):
         raise UsageError("--url and --out belong together: where the file will be found, and where to put it now")
     recipe = Recipe.load(run / "recipe.toml")
@@ -113,12 +120,39 @@ def ship(
         size=file.stat().st_size,
         url=url,
     )
-    with written_whole(folder / f"{name}.json") as part:
-        part.write_text(json.dumps(weights.to_data(), indent=2) + "\n", encoding="utf-8")
+    declare(weights, folder)
     before = card.provenance.get("accuracy")
     was = f", {before:.2%} in the run" if before is not None else ""
     print(f"{file}, {weights.size:,} bytes: {accuracy:.2%} of {len(data.val):,} images{was}")
     return weights
+
+
+def ship_int8(
+    file: Path, name: str, *, data_dir: Path | None, commit: str | None, license: str, note: str, folder: Path
+) -> Weights:
+    """Copy a quantized chain's model file to NAME.safetensors, and write NAME.json, both in `folder`."""
+    chain = load(file)
+    card = card_of(chain)
+    if not isinstance(chain, IntegerChain) or card is None or card.data is None:
+        raise UsageError(f"{file} holds no int8 chain of a run of diracnets")
+    data = load_data(card.data.name, data_dir=data_dir, download=False)
+    accuracy = evaluate(chain, data.val).top1
+    known = {"weights": name, "accuracy": accuracy, "license": license, "commit": commit, "note": note}
+    provenance = {**card.provenance, **{key: value for key, value in known.items() if value}}
+    target = folder / f"{name}.safetensors"
+    with written_whole(target) as part:
+        shutil.copyfile(file, part)
+    card = dataclasses.replace(card, data=TrainedOn(data.name, len(data.train), len(data.val)), provenance=provenance)
+    size, sha256 = target.stat().st_size, hash_of(target, "sha256")
+    weights = Weights(name, card, accuracy, license, sha256, size, folded=True, int8=True)
+    declare(weights, folder)
+    print(f"{target}, {size:,} bytes: {accuracy:.2%} of {len(data.val):,} images")
+    return weights
+
+
+def declare(weights: Weights, folder: Path) -> None:
+    with written_whole(folder / f"{weights.name}.json") as part:
+        part.write_text(json.dumps(weights.to_data(), indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
