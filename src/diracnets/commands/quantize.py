@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from diracnets.commands.files import network_file
+from diracnets.artifacts.network_file import network_file
 from diracnets.commands.output import note, stdout, table
 from diracnets.errors import UsageError
 
