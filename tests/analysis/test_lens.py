@@ -43,7 +43,7 @@ def test_a_run_is_followed_through_its_epochs(run, tmp_path):
     assert text.startswith("# The layers of run")
     assert text.count("| groups.2.1") == 2
     assert "| alpha / (beta norm) |" in text
-    assert "alpha / beta, not this, says how near to an identity a layer is" in text
+    assert "It says how close a layer is to the identity" in text
     assert (tmp_path / "lens.png").exists()
     assert "wrote lens.json" in said[-1]
 

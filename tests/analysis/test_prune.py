@@ -36,7 +36,7 @@ def test_layers_go_one_by_one_and_the_accuracy_after_each_is_told(run, tmp_path)
     assert rows[0]["parameters"] > rows[1]["parameters"] > rows[3]["parameters"]
     assert all(0 <= row["explained"] <= 1 for row in rows[1:])
     text = (tmp_path / "prune.md").read_text()
-    assert f"{facts['kept']} can be removed with a loss of at most 1 point on 200 training images; " in text
+    assert f"{facts['kept']} can be removed with a loss of at most 1 point on 200 training images. " in text
     assert "Accuracy on the 359 held-out images of digits; layers measured on 64 training images" in text
     assert (facts["choice_images"], facts["held_out"]) == (200, 359)
     assert (tmp_path / "prune.png").exists()

@@ -311,7 +311,7 @@ def test_very_deep_json_is_an_error(model_file, tmp_path):
         (lambda t: t.pop("0.bias"), "0.bias is missing"),
         (lambda t: t.update(extra=torch.zeros(2)), "'extra' belongs to no layer"),
         (lambda t: t.update({"0.bias": torch.zeros(5)}), r"0.bias is \[5\] where its layer has \[4\]"),
-        (lambda t: t.update({"0.bias": torch.zeros(4, dtype=torch.int64)}), "whole numbers"),
+        (lambda t: t.update({"0.bias": torch.zeros(4, dtype=torch.int64)}), "integers where there should be weights"),
         (lambda t: t.update({"0.bias": torch.zeros(4, dtype=torch.float16)}), "different precisions"),
         (lambda t: t.update({"0.bias": torch.zeros(4, dtype=torch.uint8)}), "type U8"),
     ],

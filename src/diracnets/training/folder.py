@@ -67,12 +67,12 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file, not a folder for a run")
-        new = not self.path.exists()
+        new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileError(f"cannot write to {self.path}: {error.strerror or error}") from error
-        try:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise FileError(f"cannot write {self.path}: {error.strerror or error}") from error
             if fcntl is None:
                 yield
                 return
@@ -83,9 +83,9 @@ class RunFolder:
             finally:
                 os.close(folder)  # and the lock with it
         finally:
-            if new:
-                with suppress(OSError):  # it holds a run
-                    self.path.rmdir()
+            with suppress(OSError):  # it holds a run
+                for made in new:
+                    made.rmdir()
 
     def _lock(self, folder: int) -> None:
         """Lock the folder of this file descriptor."""

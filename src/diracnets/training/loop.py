@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,10 @@ def train(
     if isinstance(start, str | Path):
         start = network_file(start)
 
-    with folder.held(), repeatable(recipe.runtime.seed, deterministic=recipe.runtime.deterministic):
+    there = folder.path.exists()
+    with ExitStack() as held, repeatable(recipe.runtime.seed, deterministic=recipe.runtime.deterministic):
+        if there:
+            held.enter_context(folder.held())
         if not resume:
             folder.check_unused()
         saved = folder.read_last(recipe) if resume else None
@@ -118,6 +121,9 @@ def train(
             data = data.selecting_on(recipe.data.select_on)
         if recipe.data.num_train is not None:
             data = data.with_fewer(recipe.data.num_train)
+        if not there:  # not before: within a folder of images, an empty one would be taken for a class
+            held.enter_context(folder.held())
+            folder.check_unused()
         steps = steps_per_epoch(optimization.batch_size, data)
         data.train.batches(
             optimization.batch_size, epoch=1, augment=recipe.data.augment
