@@ -271,6 +271,7 @@ def test_the_recipe_that_suits_the_data_gives_the_defaults():
     assert chosen == paper.replaced(epochs=3, pad=2)
 
 
+@pytest.mark.slow
 def test_runs_without_a_name_get_a_new_folder_each(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("diracnet-10-0.25-digits", "diracnet-10-0.25-digits-2"):

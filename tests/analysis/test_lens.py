@@ -67,6 +67,7 @@ def test_a_name_goes_before_a_folder_without_a_run(name, mode, tmp_path, monkeyp
     assert (facts["network"], facts["mode"]) == (name, mode)
 
 
+@pytest.mark.slow
 def test_a_runs_own_folder_of_images_is_found(tmp_path):
     image = pytest.importorskip("PIL.Image")
     for part in ("train", "val"):

@@ -76,6 +76,7 @@ def test_an_earlier_run_is_resumed_evaluated_folded_and_predicts(files, capsys):
     assert [row["epoch"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_an_earlier_file(files):
     words = ["--epochs", "1", "--images", "40", "--batch-size", "20", "--precision", "float32", "--device", "cpu"]
     for number, start in enumerate(("stopped/last.pt", "stopped", "stopped/whole.safetensors")):

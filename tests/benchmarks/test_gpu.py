@@ -67,6 +67,7 @@ def test_what_cannot_be_compiled_is_recorded_and_the_rest_is_measured(options, m
     assert "ratio" in found["rows"][-2]
 
 
+@pytest.mark.slow
 def test_training_in_time_and_the_network_to_compare_with(options):
     words = ("--stage", "3", "3b", "--set", "label_smoothing=0.2", "select_on=20", "num_train=70")
     status, first = run("3", options(*words))
@@ -88,6 +89,7 @@ def test_training_in_time_and_the_network_to_compare_with(options):
     assert second["rows"][0]["weights"] is None
 
 
+@pytest.mark.slow
 def test_a_stage_that_was_cut_off_goes_on_from_its_checkpoint(options, monkeypatch, capsys):
     chosen = options("--stage", "2", "--set", "epochs=3", "eval_every=1")
 

@@ -3,6 +3,7 @@
 import json
 
 import curve
+import pytest
 import runtimes
 
 from diracnets.deploy.measure import Row, Timing
@@ -38,6 +39,7 @@ def test_known_groups_stay_and_the_page_tells_all(tmp_path, monkeypatch):
     assert chain / residual < 0.7
 
 
+@pytest.mark.slow
 def test_the_curve_takes_what_is_trained(tmp_path, monkeypatch):
     def bench(networks, *, backends, precisions, batches, rounds, say):
         timing = Timing(0.002, (0.001, 0.003), 1.0, (1.0, 1.0), 0.002, 1.0, (1.0, 1.0), 0.5)

@@ -164,6 +164,7 @@ if sys.argv[1] == "close":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["close", "exit"])
 def test_workers_that_hang_are_ended_with_the_pass_or_the_program(way):
     done = subprocess.run(
