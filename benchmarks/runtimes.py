@@ -84,6 +84,11 @@ class Runtimes:
         say(f"wrote runtimes.json and runtimes.md to {self.out}")
 
 
+def _busy(measured: Mapping[str, Any]) -> str:
+    load = measured.get("load")
+    return "other work on the machine, not recorded how much" if load is None else f"load average {load} at the start"
+
+
 def page(facts: Mapping[str, Any]) -> str:
     """The measurements in Markdown."""
     parts = [
@@ -101,7 +106,7 @@ def page(facts: Mapping[str, Any]) -> str:
         parts += [
             f"## {measured['group'].replace(',', ', ')}: {measured['backend']}, {measured['precision']}",
             markdown_table(columns, rows),
-            f"{measured['rounds']} rounds, load average {measured['load']} at the start; {around}",
+            f"{measured['rounds']} rounds, {_busy(measured)}; {around}",
         ]
     parts += [
         "## Activations",
