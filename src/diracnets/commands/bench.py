@@ -10,11 +10,11 @@ from tyro.conf import Positional, arg
 
 from diracnets.artifacts.network_file import network_file
 from diracnets.commands.output import note
-from diracnets.commands.parity import refuse_folders, show
+from diracnets.commands.parity import Measured, refuse_folders, show
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class Bench(Measured):
     """Time networks side by side on this machine: on each backend that is installed, with memory and size.
 
     A network by name has random weights. All are measured as they are deployed: folded, the branches of a RepVGG
@@ -24,18 +24,8 @@ class Bench:
     """Names of networks, such as diracnet-18, or of trained ones; model files, checkpoints or run folders."""
     against: Annotated[tuple[str, ...], arg(metavar="MODEL", help_behavior_hint="")] = ()
     """More of them, to compare with."""
-    backends: Annotated[tuple[str, ...], arg(metavar="NAME", help_behavior_hint="")] = ()
-    """Some of torch, torch.compile and the formats of `diracnets export --list`; by default all."""
     precisions: tuple[str, ...] = ("float32", "int8")
     """Some of float32, bfloat16 and int8."""
-    batches: tuple[int, ...] = (1, 16)
-    """Images at a time."""
-    rounds: int = 11
-    """How often each is timed."""
-    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Also write all numbers to this file, as JSON."""
-    markdown: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Also write the table to this file, as Markdown."""
 
     def execute(self) -> None:
         """Measure, print the table, and write the files asked for."""

@@ -18,7 +18,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parity:
+class Measured:
+    """The options of commands that measure networks on backends."""
+
+    backends: Annotated[tuple[str, ...], arg(metavar="NAME", help_behavior_hint="")] = ()
+    """Some of torch, torch.compile and the formats of `diracnets export --list`; by default all."""
+    batches: tuple[int, ...] = (1, 16)
+    """Images at a time, for the times."""
+    rounds: int = 11
+    """How often each is timed."""
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Also write all numbers to this file, as JSON."""
+    markdown: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Also write the table to this file, as Markdown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity(Measured):
     """Run a network on every backend that is installed, and compare answers, time, memory and size.
 
     Each backend runs in a process of its own, and their runs are interleaved. What cannot be measured here is listed
@@ -31,20 +47,10 @@ class Parity:
     """digits, cifar10, cifar100 or folder; by default the data the network was trained on."""
     data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
     """The folder of the images; by default the one that the file's training run used."""
-    backends: Annotated[tuple[str, ...], arg(metavar="NAME", help_behavior_hint="")] = ()
-    """Some of torch, torch.compile and the formats of `diracnets export --list`; by default all."""
     precisions: tuple[str, ...] = ("float32", "bfloat16", "int8")
     """Some of float32, bfloat16 and int8."""
     images: int = 1000
     """How many of the held-out images to classify."""
-    batches: tuple[int, ...] = (1, 16)
-    """Images at a time, for the times."""
-    rounds: int = 11
-    """How often each is timed."""
-    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Also write all numbers to this file, as JSON."""
-    markdown: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Also write the table to this file, as Markdown."""
 
     def execute(self) -> None:
         """Measure, print the table, and write the files asked for."""

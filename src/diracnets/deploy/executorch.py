@@ -60,7 +60,7 @@ class QuantizedChain(nn.Module):
         super().__init__()
         import torch.ao.quantization.fx._decomposed  # registers the operators
 
-        # XNNPACK wants what it multiplies right behind dequantize: no flattening there.
+        # XNNPACK wants what it multiplies right after dequantize: no flattening there.
         self.layers = [as_convolution(layer) if isinstance(layer, IntLinear) else layer for layer in chain.layers]
         for index, layer in enumerate(self.layers):
             if isinstance(layer, IntConv):

@@ -15,7 +15,7 @@ from diracnets.models.integer import IntConv, IntegerChain
 
 
 def with_normalization(model: nn.Module, card: ModelCard) -> nn.Sequential:
-    """The network behind a 1x1 convolution that normalizes pixels 0..255, given as floats.
+    """The network after a 1x1 convolution that normalizes pixels 0..255, given as floats.
 
     The convolution cannot be merged into the first one of the network: that pads the normalized image with zeros, which
     are pixels of the mean.
@@ -61,7 +61,7 @@ def taking_pixels(model: nn.Module, card: ModelCard) -> nn.Module:
 
 
 def integers_of_pixels(chain: IntegerChain, card: ModelCard) -> IntegerChain:
-    """An integer chain behind a 1x1 convolution that normalizes pixels, given as int8: pixel - 128.
+    """An integer chain after a 1x1 convolution that normalizes pixels, given as int8: pixel - 128.
 
     The chain's input is then the same as for the normalized image, but where that lies within about 0.01 steps of a tie
     between two integers.

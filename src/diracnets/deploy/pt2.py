@@ -44,7 +44,7 @@ class _Integers(nn.Module):
         """float32 normalized or uint8 [batch, channels, height, width] -> float32 [batch, classes]."""
         bytewise = images.dtype == torch.uint8
         integers = images.float() - 128 if bytewise else self.chain.input.integers(images)
-        return self.chain.output.real(self.chain._few(integers))
+        return self.chain.output.real(self.chain.logits(integers))
 
 
 def _write(model: nn.Module, card: ModelCard, path: Path, options: Options) -> None:

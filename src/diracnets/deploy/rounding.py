@@ -58,7 +58,7 @@ def reconstructed(
 
 
 def _one_by_one(weight: Tensor, inverse: Tensor, steps: Tensor, most: int) -> Tensor:
-    """Each column rounded, its error spread over those behind it; `inverse` is the Cholesky factor of 1 / moments."""
+    """Each column rounded, its error spread over those after it; `inverse` is the Cholesky factor of 1 / moments."""
     rest = weight.repeat(len(steps), 1, 1)  # [factors, out, in]
     integers, errors = torch.empty_like(rest), torch.empty_like(rest)
     for start in range(0, weight.shape[1], _BLOCK):

@@ -183,7 +183,7 @@ def _walk(plain: nn.Module, own: Mapping[str, tuple[str, int]], input_size: tupl
     def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         # a sum of branches has the largest receptive field among them
         field = fields[inputs[0]] if inputs[0] in fields else _largest(fields.values())
-        field = field and field.behind(layer, tuple(inputs[0].shape[2:]), tuple(output.shape[2:]))
+        field = field and field.after_layer(layer, tuple(inputs[0].shape[2:]), tuple(output.shape[2:]))
         fields[output] = field
         pixels = None if field is None else field.pixels
         kind, parameters = own[name]

@@ -41,7 +41,7 @@ class Field:
         """The size in whole pixels; at the image's border part of it lies outside."""
         return tuple(map(math.ceil, self.size))
 
-    def behind(self, layer: nn.Module, before: tuple[int, ...], after: tuple[int, ...]) -> Field | None:
+    def after_layer(self, layer: nn.Module, before: tuple[int, ...], after: tuple[int, ...]) -> Field | None:
         """The field of the layer's output, None for the whole image.
 
         Args:
@@ -49,8 +49,8 @@ class Field:
             before: its input's height and width (or fewer or more axes).
             after: its output's.
 
-        >>> field = Field.of_pixel(2).behind(nn.Conv2d(1, 1, 3, stride=2), (9, 9), (4, 4))
-        >>> field.behind(nn.MaxPool2d(2), (4, 4), (2, 2)).pixels
+        >>> field = Field.of_pixel(2).after_layer(nn.Conv2d(1, 1, 3, stride=2), (9, 9), (4, 4))
+        >>> field.after_layer(nn.MaxPool2d(2), (4, 4), (2, 2)).pixels
         (5, 5)
         """
         axes = len(self.size)

@@ -206,9 +206,10 @@ class IntegerChain(nn.Module):
             raise UsageError(f"the int8 chain takes images of {size}, not {list(x.shape[1:])}")
         device = next((buffer.device for buffer in self.buffers()), x.device)
         with torch.autocast(device.type, enabled=False):
-            return torch.cat([self._few(part.to(device)) for part in torch.split(x, _AT_ONCE)])
+            return torch.cat([self.logits(part.to(device)) for part in torch.split(x, _AT_ONCE)])
 
-    def _few(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor) -> Tensor:
+        """Whole numbers, as floats: [batch, channels, height, width] -> [batch, classes], in traceable steps."""
         for index, layer in enumerate(self.layers):
             x = _pool(layer, x) if isinstance(layer, IntPool) else self._weigh(layer, index, x)
         return x.flatten(1)

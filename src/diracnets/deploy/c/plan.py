@@ -23,7 +23,7 @@ class Place:
     Args:
         rows: the rows that it keeps, or what it adds up.
         out: the row that it computes, or the map that this row is part of.
-        whole: whether a whole map lies at `out`, so that each row goes behind the last.
+        whole: whether a whole map lies at `out`, so that each row goes after the last.
     """
 
     rows: int

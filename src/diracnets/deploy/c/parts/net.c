@@ -28,7 +28,7 @@ typedef struct {
     int16_t relu, lowest, in_zero, out_zero;       /* the last three for int8: lowest output, zero points */
 } layer_t;
 
-/* Layers between which there is no whole map. The map before them is moved to `source`; that behind them is at 0. */
+/* Layers between which there is no whole map. The map before them is moved to `source`; that after them is at 0. */
 typedef struct {
     uint16_t first, last;
     uint32_t source;
