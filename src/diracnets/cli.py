@@ -20,6 +20,7 @@ from diracnets.errors import DiracNetsError, UsageError, did_you_mean, printable
 
 COMMANDS = {  # in the order in which a user meets them
     "demo": ("Demo", "train, fold and classify handwritten digits, in about a minute"),
+    "data": ("Data", "pack a folder of images into shards, and check them"),
     "train": ("Train", "train a network and fold it; --resume continues a run"),
     "eval": ("Evaluate", "accuracy, loss, results by class and most confident errors of a trained network"),
     "fold": ("Fold", "turn a checkpoint into a model file, and check that it computes the same"),

@@ -102,6 +102,52 @@ def written_together(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def written_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """A temporary folder next to `path`, which takes `path`'s place when the block ends well and else vanishes.
+
+    Args:
+        path: the folder to make.
+        replace: whether to replace a folder that is there; else only an empty one is.
+
+    Yields:
+        The folder to write to.
+
+    Raises:
+        FileError: it cannot be written, the disk is full, or `path` is there.
+
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "shards"
+    >>> with written_folder(target) as made:
+    ...     _ = (made / "a.tar").write_bytes(bytes(4))
+    >>> [file.name for file in target.iterdir()]
+    ['a.tar']
+    """
+    path = Path(path).absolute()
+    mark = secrets.token_hex(4)
+    made, old = path.with_name(f".{path.name}-{mark}"), path.with_name(f".{path.name}-{mark}.old")
+    try:
+        made.mkdir(parents=True)
+        yield made
+        for file in (inner for inner in made.rglob("*") if inner.is_file()):
+            with file.open("rb+") as opened:
+                os.fsync(opened.fileno())
+        if replace and path.exists():
+            path.rename(old)
+        try:
+            made.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
 def append_json(path: str | Path, row: dict[str, Any]) -> None:
     """Add one line of JSON to a file, in one write, so that readers of the file see whole lines.
 

@@ -123,6 +123,17 @@ def _bytes_of(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
         yield file if whole else io.BytesIO(file.read(_PIPED + 1))
 
 
+def suffix_of(image: Image.Image) -> str:
+    """The usual extension of the file that an image was read from.
+
+    >>> buffer = io.BytesIO()
+    >>> Image.new("RGB", (1, 1)).save(buffer, "JPEG")
+    >>> suffix_of(Image.open(buffer))
+    '.jpg'
+    """
+    return _SUFFIXES[str(image.format)][0]
+
+
 def check_whole(path: str | Path) -> None:
     """Read an image's header, and decode it where its end does not show that it is all there.
 

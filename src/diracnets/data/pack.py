@@ -1,0 +1,317 @@
+"""An image folder becomes shards: tar files in the WebDataset format, and a list of them that timm reads as well."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from diracnets.data.decode import SUFFIXES, opened, suffix_of
+from diracnets.data.folder import Listing, find_images
+from diracnets.data.random import order
+from diracnets.data.tree import composed
+from diracnets.download import hash_of
+from diracnets.errors import FileError, MissingExtraError, UsageError, some_of
+from diracnets.files import written_folder
+
+LIST = "_info.json"  # the name by which timm looks for it
+FORMAT = "diracnets-shards-1"
+_BLOCK = 512  # of a tar file: each member has one for its header, and fills whole ones
+_RECORD = 10_240  # a tar file fills whole ones of these
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The shards of the images to train on, or of those held out.
+
+    Attributes:
+        name: "train" or "val".
+        images: how many.
+        shards: how many.
+        size: of all its shards, in bytes.
+    """
+
+    name: str
+    images: int
+    shards: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What `pack` has written.
+
+    Attributes:
+        classes: names of the classes, in the order of their labels.
+        parts: the images to train on, and those held out.
+        notes: what was left out of the folder, and what could be seen otherwise.
+    """
+
+    classes: tuple[str, ...]
+    parts: tuple[Part, ...]
+    notes: tuple[str, ...]
+
+
+def pack(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    shard_images: int = 10_000,
+    shard_bytes: int = 256 * 10**6,
+    seed: int = 0,
+    force: bool = False,
+    report: Report | None = None,
+) -> Packed:
+    """Pack a folder of images into shards in the WebDataset format, and list them in `_info.json`.
+
+    A sample is three members with one key, its number: the image, its bytes as they are; `cls`, its label as digits;
+    and `json`, with `filename`, `label` and `class`. Images are packed in random order, so that each shard has some of
+    most classes. The same folder and seed give the same bytes. `out` appears when all is written.
+
+    Args:
+        folder: read as `diracnets.data.folder.find_images` does, which also says what is held out.
+        out: a new folder.
+        shard_images: images per shard, at most.
+        shard_bytes: size of a shard, at most; an image that is larger has a shard of its own.
+        seed: of the order.
+        force: replace the shards in `out`. A folder that holds anything else is never replaced.
+        report: is told how many images are packed, and of how many.
+
+    Raises:
+        UsageError: `out` is there, or a limit is too small.
+        DataError: `folder` is not as it should be; see `find_images`.
+        FileError: a file cannot be read, `out` cannot be written, or the disk has too little room.
+        MissingExtraError: webdataset is not installed.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> root = Path(tempfile.mkdtemp())
+    >>> for name in ("train/cat/a.png", "train/dog/b.png", "val/cat/c.png", "val/dog/d.png"):
+    ...     (root / "pets" / name).parent.mkdir(parents=True)
+    ...     Image.new("RGB", (32, 32)).save(root / "pets" / name)
+    >>> pack(root / "pets", root / "shards").classes
+    ('cat', 'dog')
+    >>> sorted(file.name for file in (root / "shards").iterdir())
+    ['_info.json', 'train-000000.tar', 'val-000000.tar']
+    """
+    if shard_images < 1 or shard_bytes < _RECORD:
+        raise UsageError(
+            f"a shard must have room for at least 1 image and {_RECORD:,} bytes, "
+            f"not {shard_images:,} and {shard_bytes:,}"
+        )
+    _tar_writer()
+    folder, out = Path(folder), Path(out)
+    refuse_existing(out, force=force)
+    listings = dict(zip(("train", "val"), find_images(folder), strict=True))
+    sizes = {name: _sizes(listing.files) for name, listing in listings.items()}
+    _check_room(out, sum(sum(each) for each in sizes.values()))
+    total = sum(len(each.files) for each in listings.values())
+    classes, done = listings["train"].classes, 0
+    splits: dict[str, Any] = {}
+    with written_folder(out, replace=force) as made:
+        for name, listing in listings.items():
+            numbers = order(seed, 0, len(listing.files)).tolist()
+            shards = []
+            for shard, part in enumerate(_divided(numbers, sizes[name], shard_images, shard_bytes)):
+                file = made / f"{name}-{shard:06d}.tar"
+                with _Hashing(file) as stream, _tar_writer()(stream, encoder=False, mtime=0) as tar:
+                    for number in part:
+                        tar.write(_sample(listing, number, folder, key=f"{done:09d}"))
+                        done += 1
+                        if report is not None:
+                            report(done, total)
+                shards.append({"file": file.name, "images": len(part), "bytes": stream.size, "sha256": stream.sha256})
+            splits[name] = _split(name, shards, listing, classes)
+        (made / LIST).write_text(json.dumps({"format": FORMAT, "classes": classes, "splits": splits}, indent=1) + "\n")
+    parts = tuple(
+        Part(name, split["num_samples"], len(split["shards"]), sum(shard["bytes"] for shard in split["shards"]))
+        for name, split in splits.items()
+    )
+    return Packed(classes, parts, listings["train"].notes)
+
+
+def read_list(folder: str | Path) -> dict[str, Any]:
+    """The list of a folder of shards that `pack` has made.
+
+    Raises:
+        FileError: there is none, or it is not such a list.
+    """
+    file = Path(folder) / LIST
+    try:
+        found = json.loads(file.read_bytes())
+    except OSError as error:
+        raise FileError(f"cannot read {file}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{file} is no JSON: {error}") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise FileError(f"{file} is not a list of shards that `diracnets data pack` wrote")
+    return found
+
+
+def damaged(folder: str | Path, report: Report | None = None) -> list[str]:
+    """What is wrong with the shards of a folder that `pack` has made; nothing, if they are as they were.
+
+    Args:
+        folder: of the shards.
+        report: is told how many shards are read, and of how many.
+
+    Returns:
+        A sentence for each shard that is missing or has other bytes.
+
+    Raises:
+        FileError: the folder has no list of its shards.
+    """
+    try:
+        shards = [shard for split in read_list(folder)["splits"].values() for shard in split["shards"]]
+        named = [(str(shard["file"]), int(shard["bytes"]), str(shard["sha256"])) for shard in shards]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileError(f"{Path(folder) / LIST} does not list its shards: {error}") from error
+    wrong: list[str] = []
+    for done, (name, size, sha256) in enumerate(named, 1):
+        file = Path(folder) / Path(name).name
+        if not file.is_file():
+            wrong.append(f"{file} is missing")
+        elif file.stat().st_size != size:
+            wrong.append(f"{file} has {file.stat().st_size:,} bytes, not {size:,}")
+        elif (found := hash_of(file, "sha256")) != sha256:
+            wrong.append(f"{file} has other bytes than were packed: sha256 {found}, not {sha256}")
+        if report is not None:
+            report(done, len(named))
+    return wrong
+
+
+def refuse_existing(out: Path, *, force: bool) -> None:
+    """Refuse a folder that is there, or, with `force`, one that holds anything but packed shards.
+
+    Raises:
+        UsageError: it is there, and what to do.
+    """
+    if not out.exists() and not out.is_symlink():
+        return
+    if not out.is_dir() or out.is_symlink():
+        raise UsageError(f"{out} is there and is not a folder: choose another one")
+    names = {file.name for file in out.iterdir()}
+    if not names:
+        return
+    if not force:
+        raise UsageError(f"{out} is there already: choose another folder, or replace the shards in it with --force")
+    try:
+        splits = read_list(out)["splits"].values()
+        known = {LIST, *(str(shard["file"]) for split in splits for shard in split["shards"])}
+    except (FileError, KeyError, TypeError, AttributeError):
+        known = set()
+    if others := sorted(names - known):
+        raise UsageError(f"{out} holds more than packed shards ({some_of(others)}), which --force does not replace")
+
+
+def _tar_writer() -> Any:  # noqa: ANN401
+    try:
+        from webdataset import TarWriter
+    except ImportError as error:
+        raise MissingExtraError('packing shards needs webdataset: pip install "diracnets[shards]"') from error
+    return TarWriter
+
+
+def _sizes(files: Sequence[Path]) -> list[int]:
+    """How many bytes each sample will take in a tar file, nearly."""
+    try:
+        return [4 * _BLOCK + _filled(file.stat().st_size) + _filled(len(os.fsencode(file)) + 200) for file in files]
+    except OSError as error:
+        raise FileError(f"cannot read {error.filename}: {error.strerror or error}") from error
+
+
+def _filled(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+def _check_room(out: Path, needed: int) -> None:
+    """Refuse at once what would fill the disk after hours."""
+    there = next(parent for parent in out.absolute().parents if parent.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise FileError(f"{there} has {free:,} bytes left, and the shards need {needed:,}: pack elsewhere")
+
+
+def _divided(numbers: Sequence[int], sizes: Sequence[int], images: int, size: int) -> Iterator[list[int]]:
+    """The images of each shard: shards of nearly the same number of images, none over a limit."""
+    count = max(-(-len(numbers) // images), -(-sum(sizes) // (size - 2 * _RECORD if size > 3 * _RECORD else size)), 1)
+    each = min(images, -(-len(numbers) // count))
+    part: list[int] = []
+    room = size - _RECORD
+    for number in numbers:
+        if part and (len(part) == each or sizes[number] > room):
+            yield part
+            part, room = [], size - _RECORD
+        part.append(number)
+        room -= sizes[number]
+    yield part
+
+
+def _sample(listing: Listing, number: int, folder: Path, *, key: str) -> dict[str, Any]:
+    file, label = listing.files[number], listing.labels[number]
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise FileError(f"cannot read {file}: {error.strerror or error}") from error
+    facts = {
+        "filename": composed(file.relative_to(folder).as_posix()),
+        "label": label,
+        "class": listing.classes[label],
+    }
+    return {"__key__": key, "cls": str(label).encode(), "json": json.dumps(facts).encode(), _kind(file): content}
+
+
+def _kind(file: Path) -> str:
+    """The extension of an image within a tar file: JPEG has many, of which WebDataset's decoders know two."""
+    suffix = file.suffix.lower()
+    if suffix in (".jpe", ".jfif"):
+        return "jpg"
+    if suffix in SUFFIXES:
+        return suffix[1:]
+    with opened(file) as image:
+        return suffix_of(image)[1:]
+
+
+def _split(name: str, shards: list[dict[str, Any]], listing: Listing, classes: Sequence[str]) -> dict[str, Any]:
+    counts = [0] * len(classes)
+    for label in listing.labels:
+        counts[label] += 1
+    return {  # the first four are timm's
+        "name": name,
+        "num_samples": len(listing.files),
+        "filenames": [shard["file"] for shard in shards],
+        "shard_lengths": [shard["images"] for shard in shards],
+        "class_counts": counts,
+        "shards": shards,
+    }
+
+
+class _Hashing:
+    """A file that is written once, from one end to the other, and hashed on the way."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: BinaryIO = path.open("wb")
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def __enter__(self) -> _Hashing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
