@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, Exception) as error:
         if debug:
             traceback.print_exc()
-        print(f"diracnets: {_sentence(error)}", file=sys.stderr)
+        if not getattr(error, "silent", False):  # another process of the run reports it
+            print(f"diracnets: {_sentence(error)}", file=sys.stderr)
         return _exit_code(error)
     return 0
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diracnets.data.augmentation import Augmentation
 from diracnets.data.random import order
+from diracnets.data.share import WHOLE, Share
 from diracnets.data.split import some_of_each
 from diracnets.errors import UsageError, some_of
 
@@ -50,19 +51,22 @@ class Images(Protocol):
         augment: Augmentation | None = None,
         seed: int = 0,
         first: int = 0,
+        share: Share = WHOLE,
     ) -> Iterator[Batch]:
         """Batches of (images, labels, indices) on the device; the last one may be smaller.
 
         Args:
-            batch_size: images a batch.
+            batch_size: images a batch, of all shares together.
             epoch: None gives every image once, in order and unchanged, for evaluation. A number, from 0, shuffles and
                 augments: what comes depends on (seed, epoch, image) alone.
             augment: random changes, where `epoch` is given.
             seed: of the run.
             first: number of the batch to start at, from 0, to go on with an epoch that was interrupted.
+            share: the part of every batch to give: one of several processes takes one each. It may hold no image.
 
         Returns:
-            An iterator of images float32 [B, C, H, W], normalised, channels_last; labels int64 [B]; indices int64 [B].
+            An iterator, as long for every share, of images float32 [B, C, H, W], normalised, channels_last; labels
+            int64 [B]; indices int64 [B].
 
         Raises:
             UsageError: at once, for impossible numbers or an augmentation that does not suit these images.
@@ -140,9 +144,21 @@ def schedule(
     augment: Augmentation | None,
     seed: int,
     first: int,
+    share: Share = WHOLE,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, ...]:
-    """The samples of each batch of an epoch, int64 on `device`, for every implementation of `Images.batches`."""
+    """The samples of each batch of an epoch, int64 on `device`, for every implementation of `Images.batches`.
+
+    Args:
+        length: images in the set.
+        batch_size: see `Images.batches`, as for the others.
+        epoch: None for the set's own order.
+        augment: only to be refused where it makes no sense.
+        seed: of the run.
+        first: number of the first batch.
+        share: the part of every batch that is given; it may be empty.
+        device: of the result.
+    """
     if batch_size < 1:
         raise UsageError(f"the batch size must be at least 1, not {batch_size}")
     count = -(-length // batch_size)
@@ -153,4 +169,5 @@ def schedule(
     if epoch is None and augment is not None:
         raise UsageError("augmentation needs the number of the epoch: give epoch, or no augment")
     samples = torch.arange(length, device=device) if epoch is None else order(seed, epoch, length, device)
-    return torch.split(samples[first * batch_size :], batch_size) if first < count else ()
+    batches = torch.split(samples[first * batch_size :], batch_size) if first < count else ()
+    return batches if share == WHOLE else tuple(map(share.of, batches))

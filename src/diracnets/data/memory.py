@@ -12,6 +12,7 @@ from diracnets.data.augment import Normalizer, augmented, check
 from diracnets.data.augmentation import Augmentation
 from diracnets.data.images import Batch, schedule
 from diracnets.data.parts import random_parts
+from diracnets.data.share import WHOLE, Share
 from diracnets.errors import DataError
 
 _AT_ONCE = 1 << 22  # bytes of pixels, four times as many when normalised: what a processor's cache holds
@@ -97,9 +98,19 @@ class MemoryImages:
         augment: Augmentation | None = None,
         seed: int = 0,
         first: int = 0,
+        share: Share = WHOLE,
     ) -> Iterator[Batch]:
         """See `Images.batches`."""
-        plan = schedule(len(self), batch_size, epoch=epoch, augment=augment, seed=seed, first=first, device=self._home)
+        plan = schedule(
+            len(self),
+            batch_size,
+            epoch=epoch,
+            augment=augment,
+            seed=seed,
+            first=first,
+            share=share,
+            device=self._home,
+        )
         if augment is not None:
             check(augment, self._size)
         return self._batches(plan, epoch, augment or Augmentation(), seed)
@@ -110,12 +121,12 @@ class MemoryImages:
         flat = self._pixels.view(len(self), -1)  # whole images are copied at the speed of memory
         # Several small batches are made at once: each operation has a fixed cost, and so has waiting for all threads.
         at_once = _AT_ONCE_CUDA if self._home.type == "cuda" else _AT_ONCE
-        together = max(1, at_once // (flat.shape[1] * len(plan[0]))) if plan else 1
+        together = max(1, at_once // (flat.shape[1] * max(1, len(plan[0])))) if plan else 1
         for begin in range(0, len(plan), together):
             group = plan[begin : begin + together]
             samples = torch.cat(group)
             pixels = flat.index_select(0, samples).view(-1, *self._pixels.shape[1:])
-            if epoch is None:
+            if epoch is None or not len(samples):
                 images = self._normalize(pixels)
             else:
                 if augment.crop == "resized":

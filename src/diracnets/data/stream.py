@@ -26,6 +26,7 @@ from diracnets.data.decode import Pixels
 from diracnets.data.images import Batch, schedule
 from diracnets.data.parts import DRAWS
 from diracnets.data.random import Stream, draw, fraction
+from diracnets.data.share import WHOLE, Share
 from diracnets.errors import DataError, DiracNetsError, UsageError
 
 
@@ -125,9 +126,10 @@ class StreamedImages:
         augment: Augmentation | None = None,
         seed: int = 0,
         first: int = 0,
+        share: Share = WHOLE,
     ) -> Iterator[Batch]:
         """See `Images.batches`."""
-        plan = schedule(len(self), batch_size, epoch=epoch, augment=augment, seed=seed, first=first)
+        plan = schedule(len(self), batch_size, epoch=epoch, augment=augment, seed=seed, first=first, share=share)
         augment = augment or Augmentation()
         check(augment, self._size)
         part = None
@@ -146,7 +148,7 @@ class StreamedImages:
                     raise answer
                 here = samples.to(self._home)
                 pixels = answer.to(self._home, non_blocking=True)
-                if epoch is None:
+                if epoch is None or not len(samples):
                     images = self._normalize(pixels)
                 else:
                     images = augmented(pixels, here, augment, self._normalize, seed=seed, epoch=epoch)
@@ -174,6 +176,9 @@ class _Decoder(Dataset[Tensor | DiracNetsError]):
         self._size = size
 
     def __getitem__(self, request: _Request) -> Tensor | DiracNetsError:
+        if not request.samples:  # of a batch that is too small for all shares
+            channels, height, width = self._size
+            return torch.empty(0, height, width, channels, dtype=torch.uint8)
         try:
             return torch.from_numpy(np.stack(self._pixels(request)))
         except DiracNetsError as error:
