@@ -125,7 +125,7 @@ def test_help_imports_no_torch():
 WRONG = [  # words, exit code, part of the message
     ("", 2, None),
     ("trian", 2, "did you mean train?"),
-    ("frobnicate", 2, "there are demo, train"),
+    ("frobnicate", 2, "there are demo, "),
     ("train --epoch 3", 2, "--epochs"),
     ("train --epochs three", 2, "three"),
     ("train --epochs 0", 2, "epochs is 0, but must be at least 1"),

@@ -39,6 +39,7 @@ _HOME = {
     "load_data": "data.load",
     "Recipe": "training.recipe",
     "train": "training.loop",
+    "distill": "training.distill",
     "evaluate": "evaluation.metrics",
     "Evaluation": "evaluation.metrics",
     "predict": "evaluation.predict",
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
     from diracnets.nn.diracify import diracify as diracify
     from diracnets.nn.diracify import undiracify as undiracify
     from diracnets.nn.effective_weight import dirac_weight as dirac_weight
+    from diracnets.training.distill import distill as distill
     from diracnets.training.loop import train as train
     from diracnets.training.recipe import Recipe as Recipe
 

@@ -22,6 +22,7 @@ COMMANDS = {  # in the order in which a user meets them
     "demo": ("Demo", "train, fold and classify handwritten digits, in about a minute"),
     "data": ("Data", "pack a folder of images into shards, and check them"),
     "train": ("Train", "train a network and fold it; --resume continues a run"),
+    "distill": ("Distill", "train a chain under a trained network, fold it, and compare the two"),
     "eval": ("Evaluate", "accuracy, loss, results by class and most confident errors of a trained network"),
     "fold": ("Fold", "turn a checkpoint into a model file, and check that it computes the same"),
     "quantize": ("Quantize", "turn a model file into int8, by a few hundred images"),

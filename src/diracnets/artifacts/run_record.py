@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from diracnets.errors import FileError
@@ -20,10 +20,15 @@ class RunRecord:
     Args:
         data_dir: where its images are, as an absolute path; None where that was not given.
         start: the name of what its weights came from, None where they were fresh.
+        teacher: the name or absolute path of the network that it learns from, None where there is none, or where it
+            came from no file.
+        teacher_fingerprint: of that network's weights, so that a run goes on with the same.
     """
 
     data_dir: str | None = None
     start: str | None = None
+    teacher: str | None = None
+    teacher_fingerprint: str | None = None
 
     def save(self, folder: Path) -> None:
         """Write it to a run folder.
@@ -42,7 +47,7 @@ class RunRecord:
             FileError: the file is damaged.
 
         >>> RunRecord.read(Path("no such folder"))
-        RunRecord(data_dir=None, start=None)
+        RunRecord(data_dir=None, start=None, teacher=None, teacher_fingerprint=None)
         """
         earlier = not (folder / NAME).exists()
         path = folder / (_EARLIER if earlier else NAME)
@@ -51,7 +56,7 @@ class RunRecord:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             data = data[-1] if earlier and data else data or {}
-            values = {key: data.get(key) for key in ("data_dir", "start")}
+            values = {key: data.get(key) for key in (field.name for field in fields(cls))}
         except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
             raise FileError(f"{path} is damaged: it does not say how the run was begun ({error})") from error
         if wrong := [key for key, value in values.items() if not isinstance(value, str | None)]:

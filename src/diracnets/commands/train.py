@@ -41,6 +41,11 @@ class Train:
     start: Annotated[Path | None, arg(name="from", metavar="FILE", help_behavior_hint="")] = None
     """Start from trained weights: a checkpoint, a model file, a run folder (its best checkpoint), or the name of a
     trained network. If the classes differ, the classifier is replaced by a new one."""
+    teacher: Annotated[str | None, arg(metavar="NAME|FILE", help_behavior_hint="")] = None
+    """Learn from the answers of a trained network too (knowledge distillation): the name of a trained network, a run
+    folder, checkpoint, model file, TorchScript file or exported program (.pt2) for the same classes."""
+    inherit: FlagCreatePairsOff[bool] = False
+    """Begin with the teacher's filters where the shapes allow."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto for the best available."""
     workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
@@ -80,10 +85,14 @@ class Train:
         else:
             recipe = Recipe.load(name or _USUAL.get(_given(options, "data") or "", "fast-cifar"))
         groups = [(group, _flags(getattr(recipe, group), group)) for group in GROUPS]
-        return make_dataclass("Train", groups, bases=(cls,), frozen=True, kw_only=True), options
+        return make_dataclass(cls.__name__, groups, bases=(cls,), frozen=True, kw_only=True), options
 
-    def execute(self) -> None:
-        """Train, or resume training."""
+    def kept_settings(self) -> Recipe:
+        """The recipe; that of the run, where one is resumed.
+
+        Raises:
+            UsageError: a flag that changes the recipe of the run to resume.
+        """
         recipe = self.settings
         if self.resume and self.run is not None:
             changes = _recipe_of(self.run).differences(recipe)
@@ -92,6 +101,11 @@ class Train:
                     f"the run in {self.run} keeps its recipe, but these flags change it ({'; '.join(changes)}): "
                     "leave them out, or start a new run in another folder"
                 )
+        return recipe
+
+    def execute(self) -> None:
+        """Train, or resume training."""
+        recipe = self.kept_settings()
         from diracnets.runtime.device import choose_device, keep_memory
         from diracnets.training.loop import train
 
@@ -104,6 +118,8 @@ class Train:
             device=self.device,
             resume=self.resume,
             start=self.start,
+            teacher=self.teacher,
+            inherit=self.inherit,
             workers=self.workers,
             quiet=self.quiet,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from diracnets.training.run import Run, Trained, steps_per_epoch
 from diracnets.training.schedule import factor, momentum_restarts
 from diracnets.training.start import network_to_resume, start_name, starting_network
 from diracnets.training.state import State
+from diracnets.training.teacher import check_teacher, distillation, load_teacher
 
 CHECK_STEPS = 20  # from one look at the loss to the next; a look waits for the device
 
@@ -51,6 +53,8 @@ def train(
     workers: int | None = None,
     resume: bool = False,
     start: nn.Module | str | Path | None = None,
+    teacher: nn.Module | str | Path | None = None,
+    inherit: bool = False,
     quiet: bool = False,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> Trained:
@@ -73,6 +77,9 @@ def train(
         resume: go on from the run's last checkpoint: of the last epoch, unless writing it takes so long that some are
             left out.
         start: trained weights to begin with, see `starting_network`.
+        teacher: a trained network to learn from besides the labels, see `load_teacher`; when resuming, by default the
+            one of before, unless that was a module.
+        inherit: begin with the teacher's filters where the shapes allow, see `Teacher.pass_on`.
         quiet: show nothing.
         on_epoch: called with each epoch's row of `metrics.jsonl`.
 
@@ -101,6 +108,8 @@ def train(
         raise UsageError("a resumed run goes on from its own weights; give no others to start from")
     if isinstance(start, str | Path):
         start = network_file(start)
+    if inherit and start is not None:
+        raise UsageError("a run begins with the teacher's filters (inherit) or other weights (start), not both")
 
     there = folder.path.exists()
     with ExitStack() as held, repeatable(recipe.runtime.seed, deterministic=recipe.runtime.deterministic):
@@ -113,6 +122,8 @@ def train(
         record = RunRecord.read(folder.path) if resume else RunRecord(start=start_name(start))
         if resume and isinstance(data, str) and data_dir is None:
             data_dir = record.data_dir
+        if resume and teacher is None:
+            teacher = record.teacher
 
         if not isinstance(data, ImageData):
             size = recipe.data.image_size
@@ -124,11 +135,18 @@ def train(
         if not there:  # not before: within a folder of images, an empty one would be taken for a class
             held.enter_context(folder.held())
             folder.check_unused()
+        guide = None if teacher is None else load_teacher(teacher, data).to(place)
+        check_teacher(guide, optimization, record if resume else None, inherit=inherit)
         steps = steps_per_epoch(optimization.batch_size, data)
         data.train.batches(
             optimization.batch_size, epoch=1, augment=recipe.data.augment
         )  # refuses what does not suit the images
         net = starting_network(recipe, data, start) if saved is None else network_to_resume(saved.card, recipe, data)
+        if guide is not None and inherit and saved is None:
+            count = guide.pass_on(net)
+            if count == 0:
+                raise UsageError(f"no filter of {guide.name} has the shape of one of the network's: leave out inherit")
+            record = replace(record, start=f"{count} filters of {guide.name}")
         check_progressive_size(recipe.data, data.input_size, net.min_image_size)
         net.to(place, memory_format=memory_format(recipe.runtime.channels_last))  # type: ignore[call-overload]
         if saved is None:
@@ -146,7 +164,9 @@ def train(
             Reporter(optimization.epochs, steps, quiet=quiet) as reporter,
             closing(Events(folder.events, state.epoch - 1)) as events,
         ):
-            running = Run(recipe, data, data_dir, folder, state, record.start, steps, reporter, interruption, command)
+            running = Run(
+                recipe, data, data_dir, folder, state, record.start, guide, steps, reporter, interruption, command
+            )
             running.begin(resumed=saved is not None)
             forward = torch.compile(net) if recipe.runtime.compile else net
             while state.epoch <= optimization.epochs:
@@ -193,6 +213,7 @@ def train_epoch(run: Run, forward: Callable[[Tensor], Tensor]) -> None:
             group["lr"] = highest * factor(optimization, step, steps)
 
         images, labels = images.to(state.device, memory_format=layout), labels.to(state.device)
+        whole = images
         images = progressively_resized(images, recipe.data, step, optimization.epochs * steps)
         share = 1.0
         if optimization.mixup:
@@ -203,6 +224,10 @@ def train_epoch(run: Run, forward: Callable[[Tensor], Tensor]) -> None:
             if optimization.mixup:
                 others = cross_entropy(logits, mixed_in(labels), label_smoothing=optimization.label_smoothing)
                 loss = share * loss + (1 - share) * others
+            if run.teacher is not None:
+                answers = run.teacher(mixed(whole, share) if optimization.mixup else whole)
+                agreement = distillation(logits, answers, optimization.temperature)
+                loss = torch.lerp(loss, agreement, optimization.teacher_weight)
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if optimization.clip_grad:
             scaler.unscale_(optimizer)

@@ -31,6 +31,7 @@ from diracnets.training.reporter import Reporter
 from diracnets.training.scales import record_scales
 from diracnets.training.schedule import learning_rate
 from diracnets.training.state import State
+from diracnets.training.teacher import Teacher
 
 STATISTICS_BATCHES = 50  # from which BatchNorm statistics are recalibrated
 DRAW_SECONDS = 30.0  # between two drawings of the curve
@@ -69,6 +70,8 @@ class Run:
     state: State
     start: str | None
     """What the weights came from, where they were not fresh."""
+    teacher: Teacher | None
+    """The network to learn from besides the labels."""
     steps: int
     """Batches an epoch."""
     reporter: Reporter
@@ -86,7 +89,9 @@ class Run:
         """Write the run's first files, and say what is going to happen, on what, and in which arithmetic."""
         recipe, state, say = self.recipe, self.state, self.reporter.say
         data_dir = None if self.data_dir is None else str(Path(self.data_dir).absolute())
-        RunRecord(data_dir, self.start).save(self.folder.path)
+        teacher = None if self.teacher is None else self.teacher.where
+        fingerprint = None if self.teacher is None else self.teacher.fingerprint()
+        RunRecord(data_dir, self.start, teacher, fingerprint).save(self.folder.path)
         if not resumed:
             recipe.save(self.folder.recipe)
             self.save()
@@ -95,7 +100,7 @@ class Run:
         record_environment(self.folder.environment, state.device, self.data_dir, state.precision, self.start)
         images = f"{len(self.data.train):,} images to train on, {validated_on(self.data)} to validate on"
         say(f"{recipe.model.name} on {self.data.name}: {images}; everything goes to {self.folder.path}")
-        for line in self.data.summary():
+        for line in (*self.data.summary(), *([] if self.teacher is None else self.teacher.summary())):
             say(line)
         say(f"{device_name(state.device)}, {state.precision.name}: {state.precision.reason}")
         epochs = recipe.optimization.epochs

@@ -133,6 +133,10 @@ class OptimizationSettings(Settings):
     """Fraction of the target that is spread over all classes."""
     mixup: float = 0.0
     """Mixup alpha: train on mixtures of two images, whose shares are drawn from Beta(alpha, alpha). 0: no mixup."""
+    teacher_weight: float = 0.9
+    """With --teacher: how much its answers count in the loss; the labels count for the rest, to 1."""
+    temperature: float = 4.0
+    """With --teacher: what its logits and the network's are divided by before they are compared."""
     clip_grad: float = 0.0
     """Clip the norm of the gradient at this value. 0: no clipping."""
     ema_decay: float = 0.0
@@ -150,7 +154,8 @@ class OptimizationSettings(Settings):
     def _check(self) -> None:
         self._require("epochs", "at least 1", lambda value: value >= 1)
         self._require("batch_size", "at least 2: BatchNorm needs more than one image", lambda value: value >= 2)
-        self._require("lr muon_lr gamma", "more than 0", lambda value: value > 0)
+        self._require("lr muon_lr gamma temperature", "more than 0", lambda value: value > 0)
+        self._require("teacher_weight", "more than 0 and at most 1", lambda value: 0 < value <= 1)
         self._require(
             "weight_decay mixup clip_grad scale_lr stem_lr classifier_lr", "at least 0", lambda value: value >= 0
         )

@@ -1,0 +1,155 @@
+"""From a trained network with branches to a chain: train under it, fold, and compare the three."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import nn
+
+from diracnets.artifacts.card import card_of
+from diracnets.data.images import ImageData
+from diracnets.data.items import MapStyle
+from diracnets.data.load import load_data
+from diracnets.errors import UsageError
+from diracnets.evaluation.metrics import evaluate
+from diracnets.files import written_whole
+from diracnets.models.build import on_meta
+from diracnets.runtime.device import choose_device
+from diracnets.training.folder import RunFolder
+from diracnets.training.loop import train
+from diracnets.training.recipe import Recipe
+from diracnets.training.run import Trained
+from diracnets.training.settings import OptimizationSettings
+from diracnets.training.teacher import TEACHER_SETTINGS, Teacher, load_teacher
+
+WITH, WITHOUT = "with-teacher", "without-teacher"  # the run folders
+RESULT = "distill.json"
+
+
+@dataclass(frozen=True)
+class Student:
+    """A line of the comparison.
+
+    Args:
+        what: the teacher, the chain with teacher, or the chain without.
+        parameters: numbers in the network, of a chain after folding.
+        accuracy: fraction of the validation images that it gets right.
+        test_accuracy: of the test images, where the validation images were held out of the training images.
+        fold_difference: the largest difference between the network and its chain in float64, relative to the largest
+            output.
+        model_file: the chain.
+    """
+
+    what: str
+    parameters: int
+    accuracy: float
+    test_accuracy: float | None = None
+    fold_difference: float | None = None
+    model_file: Path | None = None
+
+
+def distill(
+    recipe: Recipe,
+    teacher: nn.Module | str | Path,
+    *,
+    run: str | Path,
+    data: ImageData | str | MapStyle | tuple[MapStyle, MapStyle] | None = None,
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    inherit: bool = False,
+    compare: bool = True,
+    resume: bool = False,
+    quiet: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[Student]:
+    """Train the recipe's chain under a teacher, fold it, and put teacher, chain and chain without teacher in a row.
+
+    Args:
+        recipe: how to train; its network must be a chain.
+        teacher: what `train` takes as a teacher.
+        run: a folder; it gets recipe.toml, the two training runs as `with-teacher` and `without-teacher`, and in the
+            end distill.json, the lines.
+        data: what `load_data` makes or takes; by default what the recipe names.
+        data_dir: where the recipe's images are.
+        device, workers, quiet: see `train`.
+        inherit: begin with the teacher's filters where the shapes allow.
+        compare: train the chain without the teacher too, by the same recipe, which takes about as long again.
+        resume: go on with the training runs that the folder holds; those that are finished are not repeated.
+        say: told what begins.
+
+    Returns:
+        The teacher's line, the chain's, and that of the chain without teacher.
+
+    Raises:
+        UsageError: the recipe's network has branches; a teacher that does not suit the images; and what `train` raises.
+    """
+    place = choose_device(device)
+    if not isinstance(data, ImageData):
+        size = recipe.data.image_size
+        named = recipe.data.name if data is None else data
+        data = load_data(named, data_dir=data_dir, image_size=size, device=place, workers=workers)
+    if not on_meta({"name": recipe.model.name, "width": recipe.model.width}).is_chain:
+        raise UsageError(f"{recipe.model.name} has branches: distill makes a chain, such as diracnet-28-1")
+    guide = load_teacher(teacher, data).to(place)
+    names = [WITH, WITHOUT] if compare else [WITH]
+    if not resume:
+        for name in names:
+            RunFolder(Path(run) / name).check_unused()
+        recipe.save(Path(run) / "recipe.toml")
+
+    def trained(name: str, settings: Recipe, teacher: nn.Module | str | Path | None, inherit: bool) -> Trained:
+        folder = Path(run) / name
+        begun = resume and (folder / "recipe.toml").is_file()
+        say(f"{name.replace('-', ' ')}: {folder}")
+        return train(
+            settings,
+            run=folder,
+            data=data,
+            data_dir=data_dir,
+            device=device,
+            workers=workers,
+            resume=begun,
+            teacher=teacher,
+            inherit=inherit and not begun,
+            quiet=quiet,
+        )
+
+    students = [_student("chain with teacher", trained(WITH, recipe, teacher, inherit))]
+    if compare:
+        usual = {name: getattr(OptimizationSettings, name) for name in TEACHER_SETTINGS}
+        alone = trained(WITHOUT, recipe.replaced(**usual), None, False)
+        students.append(_student("chain without teacher", alone))
+    lines = [_answers_of(guide, recipe, data), *students]
+    with written_whole(Path(run) / RESULT) as part:
+        rows = [{**asdict(line), "model_file": line.model_file and str(line.model_file)} for line in lines]
+        part.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    return lines
+
+
+def _student(what: str, trained: Trained) -> Student:
+    chain, last = trained.chain, trained.history[-1]
+    if chain is None or trained.model_file is None:
+        raise AssertionError(f"the network of {trained.run} is no chain")
+    card = card_of(chain)
+    return Student(
+        what,
+        parameters=sum(parameter.numel() for parameter in chain.parameters()),
+        accuracy=trained.accuracy,
+        test_accuracy=last.get("test_accuracy"),
+        fold_difference=None if card is None else card.fold.get("max_rel_float64"),
+        model_file=trained.model_file,
+    )
+
+
+def _answers_of(teacher: Teacher, recipe: Recipe, data: ImageData) -> Student:
+    selecting = data if recipe.data.select_on is None else data.selecting_on(recipe.data.select_on)
+    return Student(
+        f"teacher ({teacher.name})",
+        parameters=sum(parameter.numel() for parameter in teacher.parameters()),
+        accuracy=evaluate(teacher, selecting.val).top1,
+        test_accuracy=None if selecting.test is None else evaluate(teacher, selecting.test).top1,
+    )
