@@ -97,7 +97,8 @@ def test_damage_is_noticed_and_nothing_is_left(server, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_page_and_a_missing_server(server, tmp_path):
+def test_a_missing_page_and_a_missing_server(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("diracnets.download._PAUSE", 0.01)
     with pytest.raises(FileError, match=r"cannot download .*other: the server answers 404"):
         download(server.url.replace("set.tar.gz", "other"), tmp_path / "x", MD5)
     with pytest.raises(FileError, match=rf"cannot download http.*bring the file to {tmp_path}/x yourself"):

@@ -9,11 +9,16 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from diracnets.errors import FileError
+
+try:
+    import fcntl
+except ImportError:  # on Windows, which has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -146,6 +151,54 @@ def written_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]
         shutil.rmtree(made, ignore_errors=True)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Keep other processes out of the same block meanwhile; they wait. A process that dies lets go.
+
+    On systems and file systems that have no locks, nobody is kept out.
+
+    Args:
+        path: an empty file to lock, which is made and stays.
+
+    Raises:
+        FileError: it cannot be made.
+    """
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        if fcntl is not None:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
+
+
+def cache_folder() -> Path:
+    """The folder for what can be made or downloaded again: `$DIRACNETS_CACHE`, or else `~/.cache/diracnets`."""
+    if given := os.environ.get("DIRACNETS_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diracnets"
+
+
+def absolute_place(where: str | Path) -> str:
+    """The same place from any working directory: of a path, a URL, or several of them as `load_data` takes for shards.
+
+    >>> absolute_place("train=https://example.com/a.tar::val=/b/*.tar")
+    'train=https://example.com/a.tar::val=/b/*.tar'
+    """
+    if Path(where).exists():
+        return str(Path(where).absolute())
+    pieces = []
+    for piece in str(where).split("::"):
+        named = re.fullmatch(r"((?:train|val|classes)=)?(.*)", piece, re.DOTALL)
+        name, place = (named[1] or "", named[2]) if named else ("", piece)
+        pieces.append(name + (url_in(place) or str(Path(place).absolute())))
+    return "::".join(pieces)
 
 
 def append_json(path: str | Path, row: dict[str, Any]) -> None:

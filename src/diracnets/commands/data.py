@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +9,8 @@ from typing import Annotated
 from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
 
 from diracnets.commands.output import note, stdout
+from diracnets.data.progress import progress
 from diracnets.errors import FileError
-
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,26 +88,3 @@ class Data:
     def execute(self) -> None:
         """Do it, and print the result."""
         self.data.run()
-
-
-@contextmanager
-def progress(what: str) -> Iterator[Report]:
-    """A bar on standard error while images are gone through; nothing where that is no terminal.
-
-    Args:
-        what: is done to the images.
-
-    Yields:
-        A function to be told how many images are done, and of how many.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda done, total: None
-        return
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -44,9 +44,9 @@ class Parity(Measured):
     """A model file (.safetensors), a checkpoint or run folder, which is folded first, or a name from `diracnets models
     --trained`."""
     data: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """digits, cifar10, cifar100 or folder; by default the data the network was trained on."""
+    """digits, cifar10, cifar100, folder or shards; by default the data the network was trained on."""
     data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """The folder of the images; by default the one that the file's training run used."""
+    """The folder of the images, or where the shards are; by default the one that the file's training run used."""
     precisions: tuple[str, ...] = ("float32", "bfloat16", "int8")
     """Some of float32, bfloat16 and int8."""
     images: int = 1000

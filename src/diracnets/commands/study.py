@@ -136,9 +136,9 @@ class _OneNetwork:
     """What looks into one network have in common."""
 
     data: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """digits, cifar10, cifar100 or folder; by default what the network was trained on, else cifar10."""
+    """digits, cifar10, cifar100, folder or shards; by default what the network was trained on, else cifar10."""
     data_dir: DataDir = None
-    """The folder of the images."""
+    """The folder of the images, or where the shards are."""
     device: str = "auto"
     """cpu, cuda, mps, or auto for the best available."""
 

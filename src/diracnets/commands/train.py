@@ -17,7 +17,11 @@ from diracnets.training.recipe import GROUPS, Recipe, recipe_names
 from diracnets.training.renamed import RENAMED, renamed_words
 from diracnets.training.tables import short_names
 
-_USUAL = {"digits": "demo", "cifar10": "fast-cifar", "cifar100": "fast-cifar", "folder": "fast-imagenet"}
+_USUAL = {
+    "digits": "demo",
+    **dict.fromkeys(("cifar10", "cifar100"), "fast-cifar"),
+    **dict.fromkeys(("folder", "shards"), "fast-imagenet"),
+}
 _RECIPES = (
     f"The recipe that the settings below start from: one of the package ({', '.join(recipe_names())}) or a file. "
     "By default one that suits --data."
@@ -37,7 +41,8 @@ class Train:
     resume: FlagCreatePairsOff[bool] = False
     """Resume the run in --run where it stopped, with its own recipe."""
     data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """The folder of the images; CIFAR is downloaded to it if missing."""
+    """The folder of the images; CIFAR is downloaded to it if missing. For shards a folder, a pattern such as
+    'train-{000000..000146}.tar', or URLs."""
     start: Annotated[Path | None, arg(name="from", metavar="FILE", help_behavior_hint="")] = None
     """Start from trained weights: a checkpoint, a model file, a run folder (its best checkpoint), or the name of a
     trained network. If the classes differ, the classifier is replaced by a new one."""
@@ -49,7 +54,7 @@ class Train:
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto for the best available."""
     workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
-    """Worker processes that decode images from a folder; by default one per core, at most 4."""
+    """Worker processes that decode images from a folder or shards; by default one per core, at most 4."""
     quiet: FlagCreatePairsOff[bool] = False
     """Print nothing but errors."""
 
@@ -79,7 +84,7 @@ class Train:
             raise UsageError("--resume needs --run FOLDER, the run to resume")
         given = {flag for flag in ("data", "recipe", "data-dir") if _given(options, flag) is not None}
         if given == {"data-dir"} and "--resume" not in options:
-            raise UsageError("--data-dir needs --data: folder for your own images, cifar10 or cifar100")
+            raise UsageError("--data-dir needs --data: folder or shards for your own images, cifar10 or cifar100")
         if name is None and "--resume" in options:
             recipe = _recipe_of(Path(str(run)))
         else:

@@ -11,11 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from diracnets.data.augmentation import Augmentation
-from diracnets.data.random import order
+from diracnets.data.random import order, order_by_groups
 from diracnets.data.share import WHOLE, Share
 from diracnets.data.split import some_of_each
 from diracnets.errors import UsageError, some_of
 
+TOGETHER = 8  # files of many images that are shuffled together, and so read from at the same time
 Batch = tuple[Tensor, Tensor, Tensor]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR_MEAN, CIFAR_STD = (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)
@@ -146,6 +147,7 @@ def schedule(
     first: int,
     share: Share = WHOLE,
     device: torch.device | str = "cpu",
+    groups: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """The samples of each batch of an epoch, int64 on `device`, for every implementation of `Images.batches`.
 
@@ -158,6 +160,7 @@ def schedule(
         first: number of the first batch.
         share: the part of every batch that is given; it may be empty.
         device: of the result.
+        groups: int64 [length], the file that each image lies in, where only so many at a time should be read from.
     """
     if batch_size < 1:
         raise UsageError(f"the batch size must be at least 1, not {batch_size}")
@@ -168,6 +171,11 @@ def schedule(
         )
     if epoch is None and augment is not None:
         raise UsageError("augmentation needs the number of the epoch: give epoch, or no augment")
-    samples = torch.arange(length, device=device) if epoch is None else order(seed, epoch, length, device)
+    if epoch is None:
+        samples = torch.arange(length, device=device)
+    elif groups is None:
+        samples = order(seed, epoch, length, device)
+    else:
+        samples = order_by_groups(seed, epoch, groups, TOGETHER).to(device)
     batches = torch.split(samples[first * batch_size :], batch_size) if first < count else ()
     return batches if share == WHOLE else tuple(map(share.of, batches))

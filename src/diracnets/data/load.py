@@ -12,6 +12,9 @@ from diracnets.data.digits import load_digits
 from diracnets.data.folder import FolderSource, Listing, find_images
 from diracnets.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageData
 from diracnets.data.items import MapStyle
+from diracnets.data.progress import progress
+from diracnets.data.shard_where import FORMS
+from diracnets.data.shards import ShardSet, find_samples
 from diracnets.data.stream import StreamedImages
 from diracnets.errors import UsageError, did_you_mean
 from diracnets.files import url_in
@@ -22,6 +25,7 @@ DESCRIPTIONS = {
     "cifar10": "60,000 photographs of 10 classes, 32x32, the original python files",
     "cifar100": "60,000 photographs of 100 classes, 32x32, the original python files",
     "folder": "your images, as DIR/train/<class>/* and DIR/val/<class>/*, or DIR/<class>/*",
+    "shards": "your images in tar files in the WebDataset format, in a folder or on a server",
 }
 
 
@@ -29,7 +33,7 @@ def data_names() -> list[str]:
     """Names that `load_data` takes.
 
     >>> data_names()
-    ['digits', 'cifar10', 'cifar100', 'folder']
+    ['digits', 'cifar10', 'cifar100', 'folder', 'shards']
     """
     return list(DESCRIPTIONS)
 
@@ -42,20 +46,23 @@ def load_data(
     device: torch.device | str = "cpu",
     workers: int | None = None,
     download: bool = True,
+    skip_bad: float = 0.0,
 ) -> ImageData:
     """Images to train on and images held out, ready to be batched.
 
     Args:
-        data: "digits", "cifar10", "cifar100", "folder", or a map-style Dataset of (image, label), or a pair of them: to
-            train on, and held out. See `diracnets.data.dataset.load_dataset`.
-        data_dir: "folder": the folder, see `diracnets.data.folder.find_images`. CIFAR: where its files are, or are
-            downloaded to; None takes ./data. Digits need none.
-        image_size: side in pixels of the images of a folder (None takes 224) or Dataset (None leaves them as they are).
-            The other sets have one size, which is the only one allowed.
+        data: "digits", "cifar10", "cifar100", "folder", "shards", or a map-style Dataset of (image, label), or a pair
+            of them: to train on, and held out. See `diracnets.data.dataset.load_dataset`.
+        data_dir: "folder": the folder, see `diracnets.data.folder.find_images`. "shards": a folder, a pattern or URLs,
+            see `diracnets.data.shard_where.find_shards`. CIFAR: where its files are, or are downloaded to; None takes
+            ./data. Digits need none.
+        image_size: side in pixels of the images of a folder or of shards (None takes 224) or of a Dataset (None leaves
+            them as they are). The other sets have one size, which is the only one allowed.
         device: where the batches will be, and the images too where they are small.
-        workers: processes that decode the images of a folder or large Dataset; None takes one a processor, at most 4.
-            Images in memory need none.
+        workers: processes that decode the images of a folder, of shards or of a large Dataset; None takes one a
+            processor, at most 4. Images in memory need none.
         download: whether CIFAR may be downloaded.
+        skip_bad: for shards, the largest part of the samples that may be left out because they cannot be used, 0 to 1.
 
     Raises:
         UsageError: an unknown name, an impossible size or number of workers, a folder without `data_dir`, a URL as
@@ -74,6 +81,12 @@ def load_data(
         raise UsageError(f"the image size must be at least 1 pixel, not {image_size}")
     if workers is not None and workers < 0:
         raise UsageError(f"the number of workers must be 0 or more, not {workers}")
+    if not 0 <= skip_bad < 1:
+        raise UsageError(f"skip_bad must be a part of the samples, from 0 to less than 1, not {skip_bad}")
+    if skip_bad and data != "shards":
+        raise UsageError("skip_bad is for shards: of other data no image is left out")
+    if data == "shards":
+        return _load_shards(data_dir, image_size or _FOLDER_SIZE, device, workers, skip_bad)
     if data_dir is not None and (url := url_in(data_dir)) and not Path(data_dir).exists():
         raise UsageError(f"{url} is a URL, which is not fetched: download it first, and give the folder")
     if not isinstance(data, str):
@@ -108,4 +121,29 @@ def _load_folder(
 
     train, val = find_images(data_dir)
     facts = ("folder", train.classes, size, IMAGENET_MEAN, IMAGENET_STD)
+    return ImageData(*facts, images(train), images(val), train.notes)
+
+
+def _load_shards(
+    where: str | Path | None, image_size: int, device: torch.device | str, workers: int | None, skip: float
+) -> ImageData:
+    if where is None:
+        raise UsageError(f"data 'shards' needs to know which: give data_dir: {FORMS}")
+    size = (3, image_size, image_size)
+
+    def images(each: ShardSet) -> StreamedImages:
+        return StreamedImages(
+            each.source,
+            torch.tensor(each.labels),
+            size=size,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            device=device,
+            workers=workers,
+            groups=torch.from_numpy(each.source.shards).long(),
+        )
+
+    with progress("looking into shards") as report:
+        train, val = find_samples(where, skip=skip, report=report)
+    facts = ("shards", train.classes, size, IMAGENET_MEAN, IMAGENET_STD)
     return ImageData(*facts, images(train), images(val), train.notes)

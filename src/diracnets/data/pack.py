@@ -6,13 +6,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from diracnets.data.decode import SUFFIXES, opened, suffix_of
 from diracnets.data.folder import Listing, find_images
+from diracnets.data.progress import Report
 from diracnets.data.random import order
 from diracnets.data.tree import composed
 from diracnets.download import hash_of
@@ -23,8 +24,6 @@ LIST = "_info.json"  # the name by which timm looks for it
 FORMAT = "diracnets-shards-1"
 _BLOCK = 512  # of a tar file: each member has one for its header, and fills whole ones
 _RECORD = 10_240  # a tar file fills whole ones of these
-
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

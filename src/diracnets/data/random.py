@@ -17,6 +17,7 @@ class Stream(enum.IntEnum):
     """What a draw is for: no two uses share their numbers. The steps leave room for several numbers each."""
 
     ORDER = 0
+    GROUPS = 8
     BATCH = 16
     FLIP = 32
     RESIZED = 64
@@ -69,6 +70,30 @@ def order(seed: int, epoch: int, length: int, device: torch.device | str = "cpu"
     True
     """
     return draw(seed, epoch, torch.arange(length, device=device), Stream.ORDER)[0].argsort(stable=True)
+
+
+def order_by_groups(seed: int, epoch: int, groups: Tensor, together: int) -> Tensor:
+    """An order in which an epoch visits samples that lie in several files: a permutation, int64 [N].
+
+    The files are put in random order and divided into windows of at most `together` of them. An epoch visits all
+    samples of one window, in random order, then those of the next one. With one window it is `order`.
+
+    Args:
+        seed: any integer.
+        epoch: the epoch, from 0.
+        groups: int64 [N], the file of each sample, from 0.
+        together: files in a window, at most.
+
+    >>> groups = torch.arange(100) // 10
+    >>> visited = order_by_groups(0, 0, groups, 5)
+    >>> visited.sort().values.equal(torch.arange(100)), len(groups[visited[:50]].unique())
+    (True, 5)
+    """
+    count = int(groups.max()) + 1 if len(groups) else 1
+    windows = -(-count // together)
+    place = draw(seed, epoch, torch.arange(count), Stream.GROUPS)[0].argsort(stable=True).argsort()
+    visited = order(seed, epoch, len(groups))
+    return visited[(place * windows // count)[groups[visited]].argsort(stable=True)]
 
 
 _WRAP = 2**64 - 1

@@ -68,6 +68,7 @@ class StreamedImages:
         std: per channel, of pixels in 0..1.
         device: where the batches will be.
         workers: processes that decode; 0 decodes in this one, None takes `default_workers()`.
+        groups: int64 [N], for images that lie in files of many: the file of each. An epoch reads from a few at a time.
 
     Raises:
         UsageError: a negative number of workers.
@@ -83,8 +84,10 @@ class StreamedImages:
         std: Sequence[float],
         device: torch.device | str = "cpu",
         workers: int | None = None,
+        groups: Tensor | None = None,
     ) -> None:
         self.labels = labels
+        self._groups = groups
         self._source = source
         self._size = size
         self._mean, self._std = mean, std
@@ -108,14 +111,16 @@ class StreamedImages:
 
     def select(self, numbers: Sequence[int]) -> StreamedImages:
         """See `Images.select`."""
+        chosen = torch.as_tensor(numbers, dtype=torch.int64)
         return StreamedImages(
             self._source.select(numbers),
-            self.labels[torch.as_tensor(numbers, dtype=torch.int64)],
+            self.labels[chosen],
             size=self._size,
             mean=self._mean,
             std=self._std,
             device=self._device,
             workers=self._workers,
+            groups=None if self._groups is None else self._groups[chosen],
         )
 
     def batches(
@@ -129,7 +134,16 @@ class StreamedImages:
         share: Share = WHOLE,
     ) -> Iterator[Batch]:
         """See `Images.batches`."""
-        plan = schedule(len(self), batch_size, epoch=epoch, augment=augment, seed=seed, first=first, share=share)
+        plan = schedule(
+            len(self),
+            batch_size,
+            epoch=epoch,
+            augment=augment,
+            seed=seed,
+            first=first,
+            share=share,
+            groups=self._groups,
+        )
         augment = augment or Augmentation()
         check(augment, self._size)
         part = None

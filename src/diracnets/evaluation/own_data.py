@@ -31,7 +31,7 @@ def own_data(
         data: a name of `data_names`; by default what the network was trained on.
         data_dir: where the images are; by default where they were for the run that the file lies in.
         device: where the images are to be.
-        workers: processes that decode images of a folder.
+        workers: processes that decode images of a folder or of shards.
 
     Raises:
         UsageError: it is not known what the network was trained on, or where that is; or the network is for images of
@@ -46,9 +46,9 @@ def own_data(
     where = data_dir
     if where is None and name == known and (recorded := RunRecord.read(file.parent).data_dir):
         where = Path(recorded)
-    if where is None and name == "folder":
-        raise UsageError("which folder of images to evaluate on is not known: give --data-dir")
-    size = card.input_size[-1] if card and name == "folder" else None
+    if where is None and name in ("folder", "shards"):
+        raise UsageError(f"which {name} to evaluate on is not known: give --data-dir")
+    size = card.input_size[-1] if card and name in ("folder", "shards") else None
     try:
         images = load_data(name, data_dir=where, image_size=size, device=device, workers=workers)
     except (DataError, FileError) as error:

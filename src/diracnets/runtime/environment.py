@@ -18,7 +18,7 @@ import torch
 
 from diracnets._version import __version__
 from diracnets.errors import FileError
-from diracnets.files import written_whole
+from diracnets.files import absolute_place, written_whole
 from diracnets.runtime.precision import Precision
 
 
@@ -69,7 +69,7 @@ def describe_environment(
         "started": facts.pop("date"),
         **facts,
         "start": start,
-        "data_dir": None if data_dir is None else str(Path(data_dir).absolute()),
+        "data_dir": None if data_dir is None else absolute_place(data_dir),
         "precision": precision.name,
         "precision_reason": precision.reason,
     }

@@ -18,8 +18,9 @@ from diracnets.artifacts.chain import write_model_file
 from diracnets.artifacts.checkpoint import Checkpoint, save_checkpoint
 from diracnets.artifacts.run_record import RunRecord
 from diracnets.data.images import Batch, ImageData
-from diracnets.errors import DataError, TrainingError
+from diracnets.errors import DataError, FileError, TrainingError
 from diracnets.evaluation.metrics import evaluate
+from diracnets.files import absolute_place
 from diracnets.models.network import Network
 from diracnets.runtime.device import memory_format, synchronize
 from diracnets.runtime.environment import device_name, record_environment
@@ -88,7 +89,7 @@ class Run:
     def begin(self, *, resumed: bool) -> None:
         """Write the run's first files, and say what is going to happen, on what, and in which arithmetic."""
         recipe, state, say = self.recipe, self.state, self.reporter.say
-        data_dir = None if self.data_dir is None else str(Path(self.data_dir).absolute())
+        data_dir = None if self.data_dir is None else absolute_place(self.data_dir)
         teacher = None if self.teacher is None else self.teacher.where
         fingerprint = None if self.teacher is None else self.teacher.fingerprint()
         RunRecord(data_dir, self.start, teacher, fingerprint).save(self.folder.path)
@@ -158,7 +159,7 @@ class Run:
         """The batches; if one of them cannot be had, the steps before it are saved first."""
         try:
             yield from batches
-        except DataError:
+        except (DataError, FileError):
             self.stop_if_asked()  # a machine that stops everything may take the workers first
             self.save()
             raise

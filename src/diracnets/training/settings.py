@@ -63,7 +63,7 @@ class DataSettings(Settings):
     """The images, and their augmentation."""
 
     name: str = field(default="cifar10", metadata={"short": "data"})
-    """Images to train on: digits, cifar10, cifar100, or folder."""
+    """Images to train on: digits, cifar10, cifar100, folder or shards."""
     image_size: int | None = None
     """Side of the square images in pixels, for folders. None: a size that suits the data."""
     num_train: int | None = None

@@ -1,0 +1,152 @@
+"""The shards of a set: where to read each one now, and the index of each, which is made once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from diracnets.data.shard_cache import ShardCache
+from diracnets.data.shard_index import ShardIndex, index_shard
+from diracnets.data.shard_where import Stated, Where
+from diracnets.data.tar import BLOCK, begins
+from diracnets.download import read_url
+from diracnets.errors import DataError, FileError
+from diracnets.files import cache_folder, locked, url_in, written_whole
+
+_LONGEST = 1 << 30  # bytes of an index
+_TRIES = 5  # a copy may be removed by another process between finding and opening it
+
+
+class ShardFiles:
+    """Shards by their paths or URLs. It may be sent to other processes.
+
+    Args:
+        where: the shards.
+        cache: for remote ones; by default the usual one.
+    """
+
+    def __init__(self, where: Where, cache: ShardCache | None = None) -> None:
+        self._stated = where.stated
+        self._cache = cache
+        self._versions: dict[str, str | None] = {}  # of the remote shards that were indexed
+
+    def content(self, location: str, offset: int, size: int) -> bytes:
+        """A member's content, with a look at the header before it: the shard may have changed.
+
+        Raises:
+            DataError: at this place is no member of this size.
+            FileError: the shard cannot be read.
+        """
+        with self._opened(location) as file:
+            file.seek(offset - BLOCK)
+            found = file.read(BLOCK + size)
+        if not begins(io.BytesIO(found), BLOCK, size) or len(found) != BLOCK + size:
+            raise FileError(f"{location} has changed since it was indexed: start again, and it is indexed anew")
+        return found[BLOCK:]
+
+    def index(self, location: str) -> ShardIndex:
+        """The index of a shard: the one that came with it or was kept, if it is of this very shard, or a new one.
+
+        Raises:
+            DataError: it is no tar file, or compressed.
+            FileError: it cannot be read.
+        """
+        index = self._published(location)
+        if index is None:
+            kept = _kept(location)
+            try:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                with locked(kept.with_suffix(".lock")):  # or each of several processes would do the same work
+                    index = self._kept_or_new(location, kept)
+            except OSError:  # of the folder: what cannot be kept is made each time
+                index = self._kept_or_new(location, kept)
+        self._versions[location] = index.version
+        return index
+
+    def _published(self, location: str) -> ShardIndex | None:
+        """The index that came with a shard, if there is one that fits it."""
+        stated = self._stated.get(location, Stated())
+        if stated.index is None or stated.size is None:
+            return None
+        if url_in(location):
+            index = ShardIndex.from_json(read_url(stated.index, _LONGEST) or b"")
+            return index if index is not None and index.size == stated.size else None
+        with suppress(OSError):
+            index = ShardIndex.from_json(Path(stated.index).read_bytes())
+            with self._opened(location) as file:
+                return index if index is not None and index.size == file.seek(0, 2) and index.fits(file) else None
+        return None
+
+    def _kept_or_new(self, location: str, kept: Path) -> ShardIndex:
+        remote = url_in(location) is not None
+        stamp = {"location": _absolute(location)} | ({} if remote else {"changed": _stat(Path(location))})
+        size = self._stated.get(location, Stated()).size
+        with suppress(OSError):
+            index = ShardIndex.from_json(kept.read_bytes(), **stamp)
+            if index is not None and (not remote or size in (None, index.size)):
+                return index
+        with self._opened(location) as file:
+            try:
+                index = index_shard(file)
+            except DataError as error:
+                raise DataError(f"{location} {error}") from error
+            if remote and self._cache is not None:
+                index.version = self._cache.version(Path(file.name))
+        with suppress(FileError), written_whole(kept) as part:
+            part.write_text(index.to_json(**stamp), encoding="utf-8")
+        return index
+
+    @contextmanager
+    def _opened(self, location: str) -> Iterator[BinaryIO]:
+        file = self._open(location)
+        try:
+            with file:
+                yield file
+        except OSError as error:
+            raise FileError(f"cannot read {location}: {error.strerror or error}") from error
+
+    def _open(self, location: str) -> BinaryIO:
+        for attempt in range(_TRIES):
+            try:
+                path = self._path(location)
+                return path.open("rb")
+            except FileNotFoundError as error:
+                if url_in(location) is None or attempt == _TRIES - 1:
+                    raise FileError(f"cannot read {location}: {error.strerror or error}") from error
+            except OSError as error:
+                raise FileError(f"cannot read {location}: {error.strerror or error}") from error
+        raise FileError(f"cannot read {location}")
+
+    def _path(self, location: str) -> Path:
+        """The file to read a shard from; a remote one is downloaded."""
+        if url_in(location) is None:
+            return Path(location)
+        if self._cache is None:
+            self._cache = ShardCache()
+        path = self._cache.path(location, self._stated.get(location, Stated()))
+        indexed = self._versions.get(location)
+        if indexed is not None and (found := self._cache.version(path)) not in (None, indexed):
+            _kept(location).unlink(missing_ok=True)
+            raise FileError(f"{location} has changed since it was indexed ({found} is not {indexed}): start again")
+        return path
+
+
+def _absolute(location: str) -> str:
+    return location if url_in(location) else str(Path(location).absolute())
+
+
+def _kept(location: str) -> Path:
+    name = hashlib.sha256(_absolute(location).encode(errors="surrogateescape")).hexdigest()[:40]
+    return cache_folder() / "indices" / f"{name}.json"
+
+
+def _stat(file: Path) -> list[int]:
+    try:
+        facts = file.stat()
+    except OSError as error:
+        raise FileError(f"cannot read {file}: {error.strerror or error}") from error
+    return [facts.st_size, facts.st_mtime_ns, facts.st_ino]
