@@ -58,7 +58,52 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that has become read-only
+            part.unlink(missing_ok=True)
+
+
+def remove_parts(path: str | Path) -> None:
+    """Remove the temporary files of `written_whole(path)` that processes left behind which were killed meanwhile.
+
+    Call it only where no other process can be writing `path`. What cannot be removed stays.
+
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "last.pt"
+    >>> target.with_name(".last-0a1b2c3d.pt").touch()
+    >>> remove_parts(target)
+    >>> list(target.parent.iterdir())
+    []
+    """
+    path = Path(path)
+    name = re.compile(rf"\.{re.escape(path.stem)}-[0-9a-f]{{8}}{re.escape(path.suffix)}")
+    with suppress(OSError):
+        for part in [found for found in path.parent.iterdir() if name.fullmatch(found.name)]:
+            part.unlink()
+
+
+def keep_also_as(path: str | Path, name: str | Path) -> None:
+    """Give a file a second name, which replaces a file of that name. Both stay what they are when one is replaced.
+
+    A hard link, which takes neither time nor space, or a copy on a file system without links.
+
+    Raises:
+        FileError: it cannot be done.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "a"
+    >>> _ = file.write_text("first")
+    >>> keep_also_as(file, file.with_name("b"))
+    >>> with written_whole(file) as part:
+    ...     _ = part.write_text("second")
+    >>> file.read_text(), file.with_name("b").read_text()
+    ('second', 'first')
+    """
+    with written_whole(name) as part:
+        part.unlink()
+        try:
+            os.link(path, part)
+        except OSError:
+            shutil.copyfile(path, part)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from diracnets.artifacts.earlier import card_of_facts
 from diracnets.artifacts.run_record import RunRecord
 from diracnets.cli import main
 from diracnets.errors import FileError, UsageError
+from diracnets.training.safeguards import Safeguards
 
 FILES = Path(__file__).with_name("files") / "earlier-version.tar.xz"  # written by commit 40de71c
 
@@ -72,7 +74,7 @@ def test_an_earlier_run_is_resumed_evaluated_folded_and_predicts(files, capsys):
     chain, whole = diracnets.load(run / "model.safetensors"), diracnets.load(run / "whole.safetensors")
     for name, tensor in whole.state_dict().items():  # as the run that was not stopped ended then
         torch.testing.assert_close(chain.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
-    assert RunRecord.read(run) == RunRecord()
+    assert RunRecord.read(run) == RunRecord(safeguards=asdict(Safeguards()))
     assert [row["epoch"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())] == [1, 2]
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from diracnets.data import stream
 from diracnets.data.augmentation import Augmentation
 from diracnets.data.decode import to_input
 from diracnets.data.load import load_data
@@ -135,3 +136,27 @@ def test_a_selection_has_the_same_images(workers, split_folder):
     assert pixels.equal(everything[0][[7, 2]])
     assert labels.equal(everything[1][[7, 2]])
     assert chosen.name(0) == data.name(7)
+
+
+class Hanging:
+    """Images of which one never comes."""
+
+    def name(self, index):
+        return f"slow disk/{index}.png"
+
+    def fitted(self, index, size):
+        time.sleep(600 if index == 5 else 0)
+        return np.zeros((8, 8, 3), dtype=np.uint8)
+
+
+@pytest.mark.slow
+def test_an_input_that_stalls_is_an_error_that_names_the_file(monkeypatch):
+    monkeypatch.setattr(stream, "_LOOK_SECONDS", 0.2)
+    images = StreamedImages(Hanging(), torch.zeros(12).long(), size=(3, 8, 8), mean=[0.5] * 3, std=[0.5] * 3, workers=2)
+    images.stall_seconds = 0.5
+    batches = images.batches(1)
+    for _ in range(5):
+        next(batches)
+    with pytest.raises(DataError, match=r"given nothing for \d seconds; they are at slow disk/5\.png\. Look"):
+        next(batches)
+    assert not multiprocessing.active_children()

@@ -31,6 +31,7 @@ from diracnets.training.loop import train
 from diracnets.training.muon import Muon
 from diracnets.training.recipe import Recipe
 from diracnets.training.renamed import RENAMED
+from diracnets.training.safeguards import Safeguards
 from diracnets.training.schedule import factor
 from diracnets.training.settings import DataSettings
 
@@ -95,6 +96,7 @@ def test_a_run_learns_and_leaves_its_files(whole, stripes):
         "metrics.jsonl",
         "last.pt",
         "best.pt",
+        "earlier",
         "curve.png",
         "tensorboard",
     }
@@ -320,7 +322,7 @@ def test_a_start_that_failed_does_not_block_the_folder(stripes, tmp_path, monkey
         raise FileError("cannot write last.pt, is the disk full?")
 
     with monkeypatch.context() as patch:
-        patch.setattr("diracnets.training.run.save_checkpoint", full)
+        patch.setattr("diracnets.training.checkpoints.save_checkpoint", full)
         with pytest.raises(FileError):
             run(RECIPE, tmp_path / "run", stripes)
     recipe = RECIPE.replaced(epochs=1)
@@ -697,3 +699,71 @@ def test_a_run_whose_recipe_an_earlier_version_wrote_is_resumed(whole, stripes, 
     with pytest.warns(FutureWarning, match="earlier version"):
         recipe = Recipe.load(tmp_path / "run" / "recipe.toml")
     assert same_weights(run(recipe, tmp_path / "run", stripes, resume=True).net, whole.net)
+
+
+def test_saving_within_an_epoch_loses_no_more_than_asked_for_and_resumes_bit_by_bit(
+    whole, stripes, tmp_path, monkeypatch
+):
+    class Killed(BaseException):
+        pass
+
+    def kill_in(steps):
+        count = iter(range(1, 10_000))
+
+        def counting(*args, **kwargs):
+            if next(count) == steps:
+                raise Killed
+            return nn.functional.cross_entropy(*args, **kwargs)
+
+        return counting
+
+    with monkeypatch.context() as patch:
+        patch.setattr("diracnets.training.loop.cross_entropy", kill_in(9))  # after 8 steps: 1 epoch and 3 batches
+        with pytest.raises(Killed):
+            run(RECIPE, tmp_path / "run", stripes, safeguards=Safeguards(save_every=2, keep=2))
+    resume = read_checkpoint(tmp_path / "run" / "last.pt").resume
+    assert (resume["epoch"], resume["batch"]) == (2, 3)
+    assert len([*(tmp_path / "run" / "earlier").iterdir()]) == 2
+    content = (tmp_path / "run" / "last.pt").read_bytes()
+    (tmp_path / "run" / "last.pt").unlink()
+    (tmp_path / "run" / "last.pt").write_bytes(content[:-1000])
+    resumed = run(RECIPE, tmp_path / "run", stripes, resume=True)
+    assert same_weights(resumed.net, whole.net)
+    assert metrics(tmp_path / "run") == metrics(whole.run)
+    assert len([*(tmp_path / "run" / "earlier").iterdir()]) == 2  # as the run was begun
+
+
+def test_a_run_can_go_back_to_an_earlier_checkpoint(whole, stripes, tmp_path):
+    first = run(RECIPE, tmp_path / "run", stripes, safeguards=Safeguards(keep=9))
+    back = run(RECIPE, first.run, stripes, resume=True, start="earlier/epoch-0002-batch-000000.pt")
+    assert same_weights(back.net, whole.net)
+    assert metrics(first.run) == metrics(whole.run)
+    with pytest.raises(FileError, match="is a checkpoint to evaluate"):
+        run(RECIPE, first.run, stripes, resume=True, start=first.run / "best.pt")
+
+
+def test_a_damaged_best_checkpoint_is_named_and_replaced(stripes, tmp_path, monkeypatch, capsys):
+    stop_after(monkeypatch, 12)
+    with pytest.raises(Interrupted):
+        run(RECIPE, tmp_path / "run", stripes)
+    best = tmp_path / "run" / "best.pt"
+    best.write_bytes(best.read_bytes()[:-100])
+    train(RECIPE, run=tmp_path / "run", data=stripes, device="cpu", resume=True)
+    assert "best.pt is damaged" in capsys.readouterr().out
+    assert read_checkpoint(best).card.provenance["epoch"] > 2
+
+
+def test_a_run_that_diverges_leaves_a_checkpoint_from_before(stripes, tmp_path, monkeypatch):
+    monkeypatch.setattr("diracnets.training.run.CHECK_STEPS", 1)
+    count = iter(range(10_000))
+
+    def exploding(*args, **kwargs):
+        return nn.functional.cross_entropy(*args, **kwargs) * (1.0 if next(count) < 7 else 50.0)
+
+    monkeypatch.setattr("diracnets.training.loop.cross_entropy", exploding)
+    with pytest.raises(
+        TrainingError, match=r"the run diverges: the loss has been above .* for 8 steps.*last\.pt is from"
+    ):
+        run(RECIPE, tmp_path / "run", stripes, safeguards=Safeguards(save_every=1, diverged_steps=8))
+    resume = read_checkpoint(tmp_path / "run" / "last.pt").resume
+    assert (resume["epoch"], resume["batch"]) == (2, 2)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diracnets.artifacts.card import ModelCard, attach_card
+from diracnets.artifacts.checksum import checksums_written, damage_in
 from diracnets.artifacts.earlier import card_of_facts
 from diracnets.errors import FileError, TrainingError, UsageError, first_line
 from diracnets.files import written_whole
@@ -97,7 +100,7 @@ def check_stored(name: str, tensor: Tensor) -> None:
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, whole or not at all.
+    """Write a checkpoint with checksums of all that it holds, whole or not at all.
 
     Args:
         path: the file; one that is there already stays if the writing fails.
@@ -113,7 +116,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     if checkpoint.resume is not None:
         data["resume"] = dict(checkpoint.resume)
     try:
-        with written_whole(path) as part:
+        with written_whole(path) as part, checksums_written():
             torch.save(data, part)
     except RuntimeError as error:  # what torch's writer makes of a full disk
         raise FileError(f"cannot write {path}, is the disk full? ({first_line(error)})") from error
@@ -167,12 +170,17 @@ def checkpoint_of(path: str | Path, data: Mapping[str, Any]) -> Checkpoint:
 def unpickled(path: str | Path) -> Any:  # noqa: ANN401
     """What `torch.save` wrote to a file, as long as it is tensors, numbers, text and containers of them.
 
+    The checksums of a checkpoint of diracnets are verified. Other files may have been written without true ones.
+
     Raises:
         FileError: the file is damaged, or holds other Python objects: nothing in it has been executed then.
     """
     try:
-        with Path(path).open("rb") as file:  # given a path, torch.load would go by its suffix
-            return torch.load(file, map_location="cpu", weights_only=True)
+        with Path(path).open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what a damaged pickle looks like
+            # Given a path, torch.load would go by its suffix.
+            data = torch.load(file, map_location="cpu", weights_only=True)
+            damage = damage_in(file) if is_checkpoint(data) else None
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|global|class) [`'\"]?([\w.]+\.[\w.]+)", str(error))
         what = f"the Python object {found[1]}" if found else "something else than tensors, numbers and text"
@@ -181,9 +189,14 @@ def unpickled(path: str | Path) -> Any:  # noqa: ANN401
             "ask for a model file (.safetensors), or for a state dict of a network of diracnets"
         ) from error
     except OSError as error:
+        if error.errno == errno.EINVAL:  # it seeks for what lies before the beginning of a file that was cut off
+            raise FileError(f"{path} is damaged: a part of it is missing") from error
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # a damaged archive or pickle raises almost anything
         raise FileError(f"{path} is damaged, or not a file that torch.save wrote: {first_line(error)}") from error
+    if damage is not None:
+        raise FileError(f"{path} is damaged: {damage}")
+    return data
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

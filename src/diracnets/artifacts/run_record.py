@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from diracnets.errors import FileError
@@ -23,12 +24,14 @@ class RunRecord:
         teacher: the name or absolute path of the network that it learns from, None where there is none, or where it
             came from no file.
         teacher_fingerprint: of that network's weights, so that a run goes on with the same.
+        safeguards: how it is guarded, see `diracnets.training.safeguards`; empty for a run of an earlier version.
     """
 
     data_dir: str | None = None
     start: str | None = None
     teacher: str | None = None
     teacher_fingerprint: str | None = None
+    safeguards: Mapping[str, int] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write it to a run folder.
@@ -47,7 +50,7 @@ class RunRecord:
             FileError: the file is damaged.
 
         >>> RunRecord.read(Path("no such folder"))
-        RunRecord(data_dir=None, start=None, teacher=None, teacher_fingerprint=None)
+        RunRecord(data_dir=None, start=None, teacher=None, teacher_fingerprint=None, safeguards={})
         """
         earlier = not (folder / NAME).exists()
         path = folder / (_EARLIER if earlier else NAME)
@@ -56,9 +59,11 @@ class RunRecord:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             data = data[-1] if earlier and data else data or {}
-            values = {key: data.get(key) for key in (field.name for field in fields(cls))}
+            texts = [item.name for item in fields(cls) if item.name != "safeguards"]
+            values = {key: data.get(key) for key in texts}
+            safeguards = dict(data.get("safeguards", {}))
         except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
             raise FileError(f"{path} is damaged: it does not say how the run was begun ({error})") from error
         if wrong := [key for key, value in values.items() if not isinstance(value, str | None)]:
             raise FileError(f"{path} is damaged: its {wrong[0]} is not text")
-        return cls(**values)
+        return cls(**values, safeguards=safeguards)

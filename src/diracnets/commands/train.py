@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, arg
 
+from diracnets.artifacts.run_record import RunRecord
 from diracnets.commands.help import texts
 from diracnets.errors import UsageError
 from diracnets.training.recipe import GROUPS, Recipe, recipe_names
 from diracnets.training.renamed import RENAMED, renamed_words
+from diracnets.training.safeguards import Safeguards
 from diracnets.training.tables import short_names
 
 _USUAL = {
@@ -45,7 +47,8 @@ class Train:
     'train-{000000..000146}.tar', or URLs."""
     start: Annotated[Path | None, arg(name="from", metavar="FILE", help_behavior_hint="")] = None
     """Start from trained weights: a checkpoint, a model file, a run folder (its best checkpoint), or the name of a
-    trained network. If the classes differ, the classifier is replaced by a new one."""
+    trained network. If the classes differ, the classifier is replaced by a new one. With --resume: the checkpoint of
+    the run to go back to."""
     teacher: Annotated[str | None, arg(metavar="NAME|FILE", help_behavior_hint="")] = None
     """Learn from the answers of a trained network too (knowledge distillation): the name of a trained network, a run
     folder, checkpoint, model file, TorchScript file or exported program (.pt2) for the same classes."""
@@ -55,6 +58,14 @@ class Train:
     """cpu, cuda, cuda:1, mps, or auto for the best available."""
     workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
     """Worker processes that decode images from a folder or shards; by default one per core, at most 4."""
+    save_every: Annotated[int | None, arg(metavar="STEPS", help_behavior_hint="")] = None
+    """Save after every this many steps too, not only after each epoch. 0, the default: after epochs only."""
+    keep: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """Earlier checkpoints to keep, besides the last and the best one; by default 1."""
+    stall_seconds: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """Stop if worker processes give no batch of images for this long; by default 600 seconds. 0: wait for ever."""
+    diverged_steps: Annotated[int | None, arg(metavar="STEPS", help_behavior_hint="")] = None
+    """Stop if the training loss stays above 3 times that of guessing for this many steps; by default 200. 0: go on."""
     quiet: FlagCreatePairsOff[bool] = False
     """Print nothing but errors."""
 
@@ -67,6 +78,18 @@ class Train:
         """
         groups = [getattr(self, group) for group in GROUPS if hasattr(self, group)]
         return Recipe().replaced(**{item.name: getattr(group, item.name) for group in groups for item in fields(group)})
+
+    @property
+    def safeguards(self) -> Safeguards:
+        """Those of the flags; of a resumed run, what is not given is as it was.
+
+        Raises:
+            UsageError: a number that makes no sense.
+            FileError: the record of the run to resume is damaged.
+        """
+        begun = RunRecord.read(self.run).safeguards if self.resume and self.run is not None else {}
+        given = {item.name: getattr(self, item.name) for item in fields(Safeguards)}
+        return replace(Safeguards.of(begun), **{name: value for name, value in given.items() if value is not None})
 
     @classmethod
     def form(cls, options: Sequence[str]) -> tuple[type[Train], list[str]]:
@@ -126,6 +149,7 @@ class Train:
             teacher=self.teacher,
             inherit=self.inherit,
             workers=self.workers,
+            safeguards=self.safeguards,
             quiet=self.quiet,
         )
 

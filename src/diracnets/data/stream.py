@@ -7,10 +7,12 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.sharedctypes import RawArray
 from types import FrameType
 from typing import Any, Protocol
 
@@ -18,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from diracnets.data.augment import Normalizer, Size, augmented, check
 from diracnets.data.augmentation import Augmentation
@@ -27,7 +29,11 @@ from diracnets.data.images import Batch, schedule
 from diracnets.data.parts import DRAWS
 from diracnets.data.random import Stream, draw, fraction
 from diracnets.data.share import WHOLE, Share
-from diracnets.errors import DataError, DiracNetsError, UsageError
+from diracnets.errors import DataError, DiracNetsError, UsageError, some_of
+
+STALL_SECONDS = 600.0  # a cold network disk takes some, and nobody wants to wait for one that is gone
+_LOOK_SECONDS = 5.0  # from one look to the next at whether workers are alive, as torch has it
+_NOWHERE = -1
 
 
 class Source(Protocol):
@@ -94,6 +100,8 @@ class StreamedImages:
         self._device = torch.device(device)
         self._home = self._device if self._device.type in ("cpu", "cuda") else torch.device("cpu")
         self._normalize = Normalizer(size, mean, std, self._home)
+        self.stall_seconds = STALL_SECONDS
+        """After which worker processes that give nothing are ended; 0: never."""
         self._workers = default_workers() if workers is None else workers
         if self._workers < 0:
             raise UsageError(f"the number of workers must be 0 or more, not {workers}")
@@ -112,7 +120,7 @@ class StreamedImages:
     def select(self, numbers: Sequence[int]) -> StreamedImages:
         """See `Images.select`."""
         chosen = torch.as_tensor(numbers, dtype=torch.int64)
-        return StreamedImages(
+        some = StreamedImages(
             self._source.select(numbers),
             self.labels[chosen],
             size=self._size,
@@ -122,6 +130,8 @@ class StreamedImages:
             workers=self._workers,
             groups=None if self._groups is None else self._groups[chosen],
         )
+        some.stall_seconds = self.stall_seconds
+        return some
 
     def batches(
         self,
@@ -156,7 +166,8 @@ class StreamedImages:
     ) -> Iterator[Batch]:
         # Tensors in requests would travel through shared memory, one file descriptor each; lists do not.
         requests = [_Request(samples.tolist(), part) for samples in plan]
-        with _answers(_Decoder(self._source, self._size), requests, self._workers, self._home) as answers:
+        decoder = _Decoder(self._source, self._size, min(self._workers, len(requests)))
+        with _answers(decoder, requests, self._home, self.stall_seconds) as answers:
             for samples, answer in zip(plan, answers, strict=True):
                 if isinstance(answer, DiracNetsError):
                     raise answer
@@ -183,11 +194,19 @@ class _Request:
 
 
 class _Decoder(Dataset[Tensor | DiracNetsError]):
-    """A worker's job: a batch of pixels for a request, or the error, which would lose its class if it were raised."""
+    """A worker's job: a batch of pixels for a request, or the error, which would lose its class if it were raised.
 
-    def __init__(self, source: Source, size: Size) -> None:
+    Args:
+        source: gives the images.
+        size: [C, H, W] of the pixels.
+        workers: processes that share the job.
+    """
+
+    def __init__(self, source: Source, size: Size, workers: int) -> None:
         self._source = source
         self._size = size
+        self.workers = workers
+        self._at = RawArray("q", [_NOWHERE] * max(workers, 1))  # the image that each worker is at, for all to see
 
     def __getitem__(self, request: _Request) -> Tensor | DiracNetsError:
         if not request.samples:  # of a batch that is too small for all shares
@@ -200,32 +219,46 @@ class _Decoder(Dataset[Tensor | DiracNetsError]):
             return error
 
     def _pixels(self, request: _Request) -> list[Pixels]:
-        part = request.part
+        part, samples = request.part, self._noted(request.samples)
         if part is None:
-            return [self._source.fitted(sample, self._size) for sample in request.samples]
+            return [self._source.fitted(sample, self._size) for sample in samples]
         bits = draw(part.seed, part.epoch, torch.tensor(request.samples), Stream.RESIZED, DRAWS)
         draws = fraction(bits).T.tolist()  # [B, 40]
         return [
             self._source.random_part(sample, self._size, part.min_scale, numbers)
-            for sample, numbers in zip(request.samples, draws, strict=True)
+            for sample, numbers in zip(samples, draws, strict=True)
         ]
+
+    def _noted(self, samples: list[int]) -> Iterator[int]:
+        """The samples; at which one this worker is can be seen in the other processes."""
+        worker = get_worker_info()
+        place = 0 if worker is None else worker.id
+        for sample in samples:
+            self._at[place] = sample
+            yield sample
+        self._at[place] = _NOWHERE
+
+    def at(self) -> list[str]:
+        """The names of the images that workers are at."""
+        return [self._source.name(sample) for sample in self._at if sample != _NOWHERE]
 
 
 @contextmanager
 def _answers(
-    decoder: _Decoder, requests: list[_Request], workers: int, device: torch.device
+    decoder: _Decoder, requests: list[_Request], device: torch.device, stall_seconds: float
 ) -> Iterator[Iterator[Tensor | DiracNetsError]]:
     """The decoder's answers, in order; when the block ends, however it does, no worker is left."""
     loader = DataLoader(
         decoder,
         batch_size=None,
         sampler=requests,
-        num_workers=min(workers, len(requests)),
+        num_workers=decoder.workers,
+        timeout=_LOOK_SECONDS if decoder.workers else 0,
         collate_fn=_as_it_is,
         worker_init_fn=_leave_signals_to_the_parent,
         generator=torch.Generator(),  # or each pass would draw from the global one
         pin_memory=device.type == "cuda",
-        multiprocessing_context="fork" if workers and requests and sys.platform == "linux" else None,
+        multiprocessing_context="fork" if decoder.workers and sys.platform == "linux" else None,
     )
     iterator = None
     try:
@@ -237,9 +270,9 @@ def _answers(
                 iterator = iter(loader)
                 _running.append(iterator)
         with _deaths_found_by_waiting():
-            yield iterator
+            yield _until_stalled(iterator, decoder, stall_seconds)
     except (RuntimeError, EOFError, OSError) as error:  # how a death shows depends on what the process was doing
-        if not loader.num_workers or (isinstance(error, RuntimeError) and "worker" not in str(error)):
+        if not decoder.workers or (isinstance(error, RuntimeError) and "worker" not in str(error)):
             raise
         raise DataError(
             "a process that decodes images died, most likely for lack of (shared) memory: "
@@ -255,6 +288,32 @@ def _answers(
             _running.remove(iterator)
 
 
+def _until_stalled(
+    iterator: Iterator[Tensor | DiracNetsError], decoder: _Decoder, limit: float
+) -> Iterator[Tensor | DiracNetsError]:
+    """The answers; raises `DataError` where one does not come for `limit` seconds."""
+    waiting_since = time.monotonic()
+    while True:
+        try:
+            answer = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "timed out" not in str(error):
+                raise
+            waited = time.monotonic() - waiting_since
+            if not limit or waited < limit:
+                continue
+            at = decoder.at()
+            where = f"; they are at {some_of(at)}" if at else ""
+            raise DataError(
+                f"the input has stalled: the processes that decode images have given nothing for {waited:.0f} seconds"
+                f"{where}. Look at the disk or network that holds the images, or allow more with --stall-seconds"
+            ) from None
+        yield answer
+        waiting_since = time.monotonic()
+
+
 def _as_it_is(answer: Any) -> Any:  # noqa: ANN401
     return answer
 
@@ -266,7 +325,7 @@ def _kill_workers(iterator: Any) -> None:  # noqa: ANN401
     for worker in getattr(iterator, "_workers", ()):
         if worker.is_alive():
             worker.kill()
-            worker.join()
+            worker.join(_LOOK_SECONDS)  # one that waits for a disk that does not answer cannot be ended
 
 
 @atexit.register

@@ -11,10 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from diracnets.artifacts.checkpoint import Checkpoint, read_checkpoint
-from diracnets.artifacts.network_file import BEST
+from diracnets.artifacts import run_record
+from diracnets.artifacts.checkpoint import Checkpoint
 from diracnets.errors import FileError, MissingExtraError, UsageError
-from diracnets.files import append_json, written_whole
+from diracnets.files import append_json, remove_parts, written_whole
+from diracnets.training.checkpoints import Checkpoints
 from diracnets.training.plots import draw_curve
 from diracnets.training.recipe import Recipe
 
@@ -46,15 +47,17 @@ class RunFolder:
         self.environment = self.path / "environment.json"
         self.metrics = self.path / "metrics.jsonl"
         self.scales = self.path / "scales.jsonl"
-        self.last = self.path / "last.pt"
-        self.best = self.path / BEST
+        self.checkpoints = Checkpoints(self.path)
+        self.last, self.best = self.checkpoints.last, self.checkpoints.best
         self.curve = self.path / "curve.png"
         self.events = self.path / "tensorboard"
         self.model = self.path / "model.safetensors"
+        self.damaged: list[str] = []
+        """What is wrong with the checkpoints that were too damaged to be resumed from."""
 
     def check_unused(self) -> None:
         """Raise `UsageError` where the folder already holds a run."""
-        if self.last.exists():  # without it a start failed, of which nothing is worth keeping
+        if self.checkpoints.exist():  # without it a start failed, of which nothing is worth keeping
             raise UsageError(f"{self.path} already holds a run: resume it, or choose another folder")
 
     @contextmanager
@@ -79,6 +82,7 @@ class RunFolder:
             folder = os.open(self.path, os.O_RDONLY)
             try:
                 self._lock(folder)
+                self._remove_parts()
                 yield
             finally:
                 os.close(folder)  # and the lock with it
@@ -103,19 +107,31 @@ class RunFolder:
             except OSError:  # of a file system without locks
                 return
 
-    def read_last(self, recipe: Recipe) -> Checkpoint:
-        """The last checkpoint, if it is of a run by this recipe.
+    def _remove_parts(self) -> None:
+        """Remove what processes left behind that were killed while they wrote to the folder, which is locked."""
+        self.checkpoints.remove_parts()
+        for file in (self.recipe, self.environment, self.metrics, self.scales, self.curve, self.model):
+            remove_parts(file)
+        remove_parts(self.path / run_record.NAME)
+
+    def read_last(self, recipe: Recipe, chosen: str | Path | None = None) -> Checkpoint:
+        """The newest whole checkpoint, if it is of a run by this recipe.
+
+        Args:
+            recipe: of the run.
+            chosen: the checkpoint to go back to instead, in the folder or anywhere; a damaged one is refused.
 
         Raises:
             UsageError: there is no checkpoint, or its run has another recipe; the message names each difference.
-            FileError: the checkpoint is damaged.
+            FileError: all checkpoints are damaged.
         """
-        if not self.last.exists():
-            raise UsageError(f"there is no run to resume in {self.path}: it holds no {self.last.name}")
-        checkpoint = read_checkpoint(self.last)
-        if checkpoint.card.recipe is None or checkpoint.resume is None:
-            raise FileError(f"{self.last} is a checkpoint to evaluate, without what a run needs to be resumed")
-        differences = Recipe.from_table(dict(checkpoint.card.recipe), str(self.last), warn=False).differences(recipe)
+        if chosen is None:
+            checkpoint, self.damaged = self.checkpoints.read()
+        else:
+            inside = self.path / chosen
+            checkpoint = self.checkpoints.read_one(inside if inside.exists() else Path(chosen))
+        table = dict(checkpoint.card.recipe or {})
+        differences = Recipe.from_table(table, str(self.last), warn=False).differences(recipe)
         if differences:
             raise UsageError(
                 f"the run in {self.path} has another recipe ({'; '.join(differences)}): resume it with its own, "

@@ -20,6 +20,7 @@ from diracnets.data.dataset import DATASET
 from diracnets.data.images import ImageData
 from diracnets.data.items import MapStyle
 from diracnets.data.load import load_data
+from diracnets.data.stream import StreamedImages
 from diracnets.errors import UsageError
 from diracnets.runtime.device import choose_device, memory_format, repeatable, synchronize
 from diracnets.runtime.precision import Precision, choose_precision
@@ -35,12 +36,12 @@ from diracnets.training.interruption import Interruption, command_to_resume
 from diracnets.training.recipe import Recipe
 from diracnets.training.reporter import Events, Reporter
 from diracnets.training.run import Run, Trained, steps_per_epoch
+from diracnets.training.safeguards import Safeguards
 from diracnets.training.schedule import factor, momentum_restarts
 from diracnets.training.start import network_to_resume, start_name, starting_network
 from diracnets.training.state import State
 from diracnets.training.teacher import check_teacher, distillation, load_teacher
-
-CHECK_STEPS = 20  # from one look at the loss to the next; a look waits for the device
+from diracnets.training.watchdog import LossWatch
 
 
 def train(
@@ -55,6 +56,7 @@ def train(
     start: nn.Module | str | Path | None = None,
     teacher: nn.Module | str | Path | None = None,
     inherit: bool = False,
+    safeguards: Safeguards | None = None,
     quiet: bool = False,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> Trained:
@@ -75,11 +77,13 @@ def train(
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         workers: processes that decode images of a folder; by default one a core, at most 4.
         resume: go on from the run's last checkpoint: of the last epoch, unless writing it takes so long that some are
-            left out.
-        start: trained weights to begin with, see `starting_network`.
+            left out. One that is damaged is passed over, and the one before it taken.
+        start: trained weights to begin with, see `starting_network`. With `resume`, the checkpoint of the run to go
+            back to; when the run is saved next, those after it go.
         teacher: a trained network to learn from besides the labels, see `load_teacher`; when resuming, by default the
             one of before, unless that was a module.
         inherit: begin with the teacher's filters where the shapes allow, see `Teacher.pass_on`.
+        safeguards: how often to save, what to keep, and when to stop; when resuming, by default those of before.
         quiet: show nothing.
         on_epoch: called with each epoch's row of `metrics.jsonl`.
 
@@ -104,9 +108,9 @@ def train(
         raise UsageError("to resume a run, give its folder")
     optimization = recipe.optimization
     folder = RunFolder(new_folder(recipe) if run is None else run)
-    if resume and start is not None:
-        raise UsageError("a resumed run goes on from its own weights; give no others to start from")
-    if isinstance(start, str | Path):
+    if resume and isinstance(start, nn.Module):
+        raise UsageError("a resumed run goes on from its own weights: give one of its checkpoints, or none")
+    if not resume and isinstance(start, str | Path):
         start = network_file(start)
     if inherit and start is not None:
         raise UsageError("a run begins with the teacher's filters (inherit) or other weights (start), not both")
@@ -117,9 +121,10 @@ def train(
             held.enter_context(folder.held())
         if not resume:
             folder.check_unused()
-        saved = folder.read_last(recipe) if resume else None
+        saved = folder.read_last(recipe, start) if resume and not isinstance(start, nn.Module) else None
         resumed = {} if saved is None or saved.resume is None else dict(saved.resume)
         record = RunRecord.read(folder.path) if resume else RunRecord(start=start_name(start))
+        safeguards = safeguards or Safeguards.of(record.safeguards)
         if resume and isinstance(data, str) and data_dir is None:
             data_dir = record.data_dir
         if resume and teacher is None:
@@ -132,6 +137,9 @@ def train(
             data = data.selecting_on(recipe.data.select_on)
         if recipe.data.num_train is not None:
             data = data.with_fewer(recipe.data.num_train)
+        for images in (data.train, data.val, data.test):
+            if isinstance(images, StreamedImages):
+                images.stall_seconds = safeguards.stall_seconds
         if not there:  # not before: within a folder of images, an empty one would be taken for a class
             held.enter_context(folder.held())
             folder.check_unused()
@@ -164,8 +172,21 @@ def train(
             Reporter(optimization.epochs, steps, quiet=quiet) as reporter,
             closing(Events(folder.events, state.epoch - 1)) as events,
         ):
+            watch = LossWatch(len(data.classes), safeguards.diverged_steps, state, steps, resumed.get("watch"))
             running = Run(
-                recipe, data, data_dir, folder, state, record.start, guide, steps, reporter, interruption, command
+                recipe,
+                data,
+                data_dir,
+                folder,
+                state,
+                record.start,
+                guide,
+                steps,
+                reporter,
+                interruption,
+                command,
+                safeguards,
+                watch,
             )
             running.begin(resumed=saved is not None)
             forward = torch.compile(net) if recipe.runtime.compile else net
@@ -241,7 +262,5 @@ def train_epoch(run: Run, forward: Callable[[Tensor], Tensor]) -> None:
         if state.batch + 1 == steps:
             synchronize(state.device)
         state.add(loss, logits, labels, seconds=time.perf_counter() - begun)
-        if state.batch % CHECK_STEPS == 0 or state.batch == steps:
-            run.check_finite()
-        run.stop_if_asked()  # before anything is written to a terminal that may have gone
+        run.after_step()  # before anything is written to a terminal that may have gone
         run.reporter.step(state.epoch, state.batch, state.seen / state.seconds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch.optim.swa_utils import update_bn
 
 from diracnets.artifacts.card import ModelCard, attach_card
 from diracnets.artifacts.chain import write_model_file
-from diracnets.artifacts.checkpoint import Checkpoint, save_checkpoint
+from diracnets.artifacts.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from diracnets.artifacts.run_record import RunRecord
 from diracnets.data.images import Batch, ImageData
 from diracnets.errors import DataError, FileError, TrainingError
@@ -29,11 +29,14 @@ from diracnets.training.folder import RunFolder
 from diracnets.training.interruption import Interrupted, Interruption
 from diracnets.training.recipe import Recipe
 from diracnets.training.reporter import Reporter
+from diracnets.training.safeguards import Safeguards
 from diracnets.training.scales import record_scales
 from diracnets.training.schedule import learning_rate
 from diracnets.training.state import State
 from diracnets.training.teacher import Teacher
+from diracnets.training.watchdog import LossWatch
 
+CHECK_STEPS = 20  # from one look at the loss to the next; a look waits for the device
 STATISTICS_BATCHES = 50  # from which BatchNorm statistics are recalibrated
 DRAW_SECONDS = 30.0  # between two drawings of the curve
 LONG_SAVE = 1.0  # seconds; a checkpoint that takes longer is not written after every epoch,
@@ -79,6 +82,10 @@ class Run:
     interruption: Interruption
     command: str
     """What resumes the run."""
+    safeguards: Safeguards
+    """When it is saved, and when it is stopped."""
+    watch: LossWatch
+    """Over its loss."""
     drawn: float = field(default_factory=time.monotonic)
     """When the curve was last drawn."""
     saved: float = field(default_factory=time.monotonic)
@@ -92,11 +99,14 @@ class Run:
         data_dir = None if self.data_dir is None else absolute_place(self.data_dir)
         teacher = None if self.teacher is None else self.teacher.where
         fingerprint = None if self.teacher is None else self.teacher.fingerprint()
-        RunRecord(data_dir, self.start, teacher, fingerprint).save(self.folder.path)
+        RunRecord(data_dir, self.start, teacher, fingerprint, asdict(self.safeguards)).save(self.folder.path)
         if not resumed:
             recipe.save(self.folder.recipe)
             self.save()
             record_scales(self.folder.scales, state.net, 0)
+        for damage in self.folder.damaged:
+            say(f"{damage}; an earlier checkpoint is resumed instead")
+        self.check_best()
         self.folder.rewrite_metrics(state.history)
         record_environment(self.folder.environment, state.device, self.data_dir, state.precision, self.start)
         images = f"{len(self.data.train):,} images to train on, {validated_on(self.data)} to validate on"
@@ -133,7 +143,8 @@ class Run:
                     row["seconds"] += (time.perf_counter() - begun) * last  # a part of training, where they are kept
                 evaluation = evaluate(state.evaluated, self.data.val, on_batch=partial(self.evaluating, count=count))
             except TrainingError as error:  # it has diverged, and what was saved last has not
-                raise TrainingError(f"{error}: {self.advice()}") from error
+                self.folder.checkpoints.go_back(self.watch.good)
+                raise TrainingError(f"{error}; {self.advice()}") from error
             except Exception:  # an image that cannot be read, say, must not cost the epoch
                 self.save()
                 raise
@@ -154,6 +165,29 @@ class Run:
             if (why_not := self.folder.draw(state.history)) and last:
                 self.reporter.say(why_not)
         return row
+
+    def check_best(self) -> None:
+        """Where the best checkpoint is damaged, say so, and let the next network that is evaluated take its place."""
+        try:
+            if self.folder.best.exists():
+                read_checkpoint(self.folder.best)
+        except FileError as error:
+            self.state.best = -1.0
+            self.reporter.say(f"{error}; the network that is evaluated next takes its place")
+
+    def after_step(self) -> None:
+        """Look at the loss now and then, save when it is time to, and stop if a signal came.
+
+        Raises:
+            TrainingError: the run diverges; what is left to resume is from before.
+            Interrupted: a signal came, and the run is saved.
+        """
+        state, every = self.state, self.safeguards.save_every
+        if state.batch % CHECK_STEPS == 0 or state.batch == self.steps or (state.epoch, state.batch) == (1, 1):
+            self.stop_if(self.watch.look())
+        if every and state.batch < self.steps and ((state.epoch - 1) * self.steps + state.batch) % every == 0:
+            self.save()
+        self.stop_if_asked()
 
     def saving(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches; if one of them cannot be had, the steps before it are saved first."""
@@ -221,22 +255,24 @@ class Run:
         return Checkpoint(self.card(net), net.state_dict(), resume)
 
     def save(self) -> None:
-        """Write the checkpoint to resume from."""
+        """Write the checkpoint to resume from, unless the loss shows that it would be of a network that is lost."""
+        self.check_finite()
         begun = time.monotonic()
-        save_checkpoint(self.folder.last, self.checkpoint(self.state.to_data()))
+        checkpoint = self.checkpoint({**self.state.to_data(), "watch": self.watch.to_data()})
+        self.folder.checkpoints.write(checkpoint, keep=self.safeguards.keep, safe=self.watch.good)
         self.saved = time.monotonic()
         self.save_seconds = self.saved - begun
 
     def save_is_due(self) -> bool:
         """Whether to write a checkpoint now: a large network on a fast device would wait for the disk."""
         waited = time.monotonic() - self.saved
-        return self.save_seconds <= LONG_SAVE or waited >= self.save_seconds / SAVE_SHARE
+        rarely = self.save_seconds > LONG_SAVE and not self.safeguards.save_every
+        return not rarely or waited >= self.save_seconds / SAVE_SHARE
 
     def stop_if_asked(self) -> None:
         """Save and raise `Interrupted` if a signal came."""
         if self.interruption.signal is None:
             return
-        self.check_finite()
         self.save()
         state = self.state
         raise Interrupted(
@@ -249,15 +285,26 @@ class Run:
         """Raise `TrainingError` if a loss of this epoch was infinite or NaN."""
         state = self.state
         if not state.loss_sum.isfinite():
-            raise TrainingError(
-                f"the loss became infinite or NaN in epoch {state.epoch}, by batch {state.batch}: {self.advice()}"
-            )
+            self.stop_if(f"the loss became infinite or NaN in epoch {state.epoch}, by batch {state.batch}")
+
+    def stop_if(self, wrong: str | None) -> None:
+        """Stop a run that diverges, with a checkpoint from before as the last one.
+
+        Args:
+            wrong: what is wrong; None if nothing is.
+
+        Raises:
+            TrainingError: something is.
+        """
+        if wrong is not None:
+            self.folder.checkpoints.go_back(self.watch.good)
+            raise TrainingError(f"{wrong}; {self.advice()}")
 
     def advice(self) -> str:
         """What to try after a run diverged."""
         return (
             f"try a lower learning rate (lr is {self.recipe.optimization.lr}), a longer warmup, clip_grad = 1, or "
-            f"float32 (it was {self.state.precision.name}); the last good checkpoint is {self.folder.last}"
+            f"float32 (it was {self.state.precision.name}); {self.folder.last} is from before, and can be started from"
         )
 
 
