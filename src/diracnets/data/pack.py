@@ -15,12 +15,13 @@ from diracnets.data.decode import SUFFIXES, opened, suffix_of
 from diracnets.data.folder import Listing, find_images
 from diracnets.data.progress import Report
 from diracnets.data.random import order
+from diracnets.data.shard_index import index_shard
+from diracnets.data.shard_where import LIST
 from diracnets.data.tree import composed
 from diracnets.download import hash_of
 from diracnets.errors import FileError, MissingExtraError, UsageError, some_of
 from diracnets.files import written_folder
 
-LIST = "_info.json"  # the name by which timm looks for it
 FORMAT = "diracnets-shards-1"
 _BLOCK = 512  # of a tar file: each member has one for its header, and fills whole ones
 _RECORD = 10_240  # a tar file fills whole ones of these
@@ -72,7 +73,8 @@ def pack(
 
     A sample is three members with one key, its number: the image, its bytes as they are; `cls`, its label as digits;
     and `json`, with `filename`, `label` and `class`. Images are packed in random order, so that each shard has some of
-    most classes. The same folder and seed give the same bytes. `out` appears when all is written.
+    most classes. Beside each shard lies an index of it, for use from a server. The same folder and seed give the same
+    bytes. `out` appears when all is written.
 
     Args:
         folder: read as `diracnets.data.folder.find_images` does, which also says what is held out.
@@ -98,7 +100,7 @@ def pack(
     >>> pack(root / "pets", root / "shards").classes
     ('cat', 'dog')
     >>> sorted(file.name for file in (root / "shards").iterdir())
-    ['_info.json', 'train-000000.tar', 'val-000000.tar']
+    ['_info.json', 'train-000000.index.json', 'train-000000.tar', 'val-000000.index.json', 'val-000000.tar']
     """
     if shard_images < 1 or shard_bytes < _RECORD:
         raise UsageError(
@@ -126,7 +128,7 @@ def pack(
                         done += 1
                         if report is not None:
                             report(done, total)
-                shards.append({"file": file.name, "images": len(part), "bytes": stream.size, "sha256": stream.sha256})
+                shards.append(_described(file, len(part), stream))
             splits[name] = _split(name, shards, listing, classes)
         (made / LIST).write_text(json.dumps({"format": FORMAT, "classes": classes, "splits": splits}, indent=1) + "\n")
     parts = tuple(
@@ -203,7 +205,7 @@ def refuse_existing(out: Path, *, force: bool) -> None:
         raise UsageError(f"{out} is there already: choose another folder, or replace the shards in it with --force")
     try:
         splits = read_list(out)["splits"].values()
-        known = {LIST, *(str(shard["file"]) for split in splits for shard in split["shards"])}
+        known = {LIST, *(str(shard[key]) for split in splits for shard in split["shards"] for key in ("file", "index"))}
     except (FileError, KeyError, TypeError, AttributeError):
         known = set()
     if others := sorted(names - known):
@@ -290,6 +292,19 @@ def _split(name: str, shards: list[dict[str, Any]], listing: Listing, classes: S
         "class_counts": counts,
         "shards": shards,
     }
+
+
+def _described(file: Path, images: int, written: _Hashing) -> dict[str, Any]:
+    """What the list says of a shard, whose index is written beside it: without it, who has the shard on a server would
+    have to download all of it to know what is in it."""
+    with file.open("rb") as shard:
+        index = index_shard(shard)
+    if len(index.names) != images or index.bad or index.cut:
+        raise FileError(f"{file.name} was written wrongly ({len(index.names)} of {images} images): pack again")
+    beside = file.with_suffix(".index.json")
+    beside.write_text(index.to_json(), encoding="utf-8")
+    facts = {"file": file.name, "images": images, "bytes": written.size, "sha256": written.sha256}
+    return {**facts, "index": beside.name}
 
 
 class _Hashing:
