@@ -9,7 +9,7 @@ from torch import nn
 from diracnets import Init, create_model, fold, list_models
 from diracnets.errors import UsageError
 from diracnets.models import diracnet
-from diracnets.models.build import on_meta
+from diracnets.models.build import on_meta, size_of
 from diracnets.models.names import parse
 from diracnets.nn.dirac import DiracConv2d
 
@@ -246,3 +246,15 @@ def test_repvgg_averages_too():
 def test_pooling_that_there_is_not_is_refused(name, pool, message):
     with pytest.raises(UsageError, match=message):
         create_model(name, pool=pool)
+
+
+def test_parameters_of_deep_networks_are_counted_on_shallow_ones():
+    for name in [
+        *list_models("*-52-1"),
+        *list_models("*-100-1"),
+        *list_models("*resnet-*"),
+        "repvgg-28-1",
+        "dirac-wrn-40-4",
+    ]:
+        if "1001" not in name:
+            assert size_of(name).parameters == sum(each.numel() for each in on_meta({"name": name}).parameters()), name

@@ -28,16 +28,16 @@ class Models:
         if self.trained:
             self._show_trained()
             return
-        from diracnets.models.build import list_models, on_meta
+        from diracnets.models.build import list_models, size_of
 
         names = list_models(self.pattern)
         if not names:
             raise UsageError(f"no listed network matches {self.pattern!r}; `diracnets models` lists them all")
-        rows = []
-        for name in names:
-            net = on_meta({"name": name})
-            size = "x".join(map(str, net.input_size))
-            rows.append([name, sum(weight.numel() for weight in net.parameters()), size, net.num_classes])
+        sizes = {name: size_of(name) for name in names}
+        rows = [
+            [name, size.parameters, "x".join(map(str, size.input_size)), size.num_classes]
+            for name, size in sizes.items()
+        ]
         stdout().print(table(["name", "parameters", "input", "classes"], rows))
 
     def _show_trained(self) -> None:

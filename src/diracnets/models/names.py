@@ -107,6 +107,25 @@ def parse(name: str) -> Name:
     return Name(family, dirac, depth, factor, imagenet, blocks)
 
 
+def shallow_kin(name: str) -> tuple[str, str, int]:
+    """The two shallowest networks that differ from this one in depth alone, and how many steps it is from the first.
+
+    For those that exist in a few depths only, the network itself, twice, and 0.
+
+    Raises:
+        UsageError: no network has this name.
+
+    >>> shallow_kin("wrn-40-4"), shallow_kin("vgg-16")
+    (('wrn-10-4', 'wrn-16-4', 5), ('vgg-16', 'vgg-16', 0))
+    """
+    parsed = parse(name)
+    if parsed.imagenet or parsed.family in ("sprint", "vgg"):
+        return name, name, 0
+    least, layers = _depths(parsed.family, parsed.depth)
+    first, second = (name.replace(f"-{parsed.depth}", f"-{depth}", 1) for depth in (least, least + layers))
+    return first, second, (parsed.depth - least) // layers
+
+
 def is_name(name: str) -> bool:
     """Whether some network has this name.
 
@@ -127,12 +146,8 @@ def _check_most(name: str, what: str, number: str, most: int) -> None:
 
 def _cifar_blocks(name: str, family: Family, prefix: str, depth: int) -> int:
     """The blocks of a network of three groups, whose depth has to be one that such networks have."""
-    if family != "resnet":
-        rest, layers, least = 4, 6, 10
-    elif depth < _LEAST_BOTTLENECK:
-        rest, layers, least = 2, 6, 8
-    else:
-        rest, layers, least = 2, 9, _LEAST_BOTTLENECK
+    rest = 2 if family == "resnet" else 4
+    least, layers = _depths(family, depth)
     if depth < least or depth % layers != rest:
         nearest = max(least, layers * round((depth - rest) / layers) + rest)
         examples = ", ".join(str(least + index * layers) for index in range(4))
@@ -143,6 +158,13 @@ def _cifar_blocks(name: str, family: Family, prefix: str, depth: int) -> int:
         )
     n = (depth - rest) // layers
     return 6 * n if family in ("plain", "repvgg") else 3 * n
+
+
+def _depths(family: Family, depth: int) -> tuple[int, int]:
+    """The least depth of the networks of three groups of this kind, and the step to the next."""
+    if family != "resnet":
+        return 10, 6
+    return (8, 6) if depth < _LEAST_BOTTLENECK else (_LEAST_BOTTLENECK, 9)
 
 
 def _unknown(name: str) -> UsageError:

@@ -41,10 +41,11 @@ def sprint(depth: int, widths: Sequence[int], init: Initializer, spec: Spec) -> 
     init = replace(init, scale=1.0)
     stem_width, *blocks = widths
     conv = stem_conv(spec.input_size[0], stem_width, size=2, padding=0)
-    patterns = cosine_patterns(spec.input_size[0], size=2).to(conv.weight)
-    signed = torch.stack([patterns, -patterns], dim=1).flatten(0, 1)[:stem_width]
-    with torch.no_grad():
-        conv.weight[: len(signed)] = signed  # a wider stem keeps what was drawn for the others
+    if not conv.weight.is_meta:
+        patterns = cosine_patterns(spec.input_size[0], size=2).to(conv.weight)
+        signed = torch.stack([patterns, -patterns], dim=1).flatten(0, 1)[:stem_width]
+        with torch.no_grad():
+            conv.weight[: len(signed)] = signed  # a wider stem keeps what was drawn for the others
     stem = nn.Sequential(OrderedDict(conv=conv, bn=init.norm(stem_width)))
     taken = iter(blocks)
     groups = [[next(taken) for _ in range(count)] for count in DEPTHS]
