@@ -9,6 +9,14 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Nothing is kept in, or taken from, the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIRACNETS_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture
 def bare_runs(request, monkeypatch):
     """Runs draw no curve and write nothing for TensorBoard, which takes longer than training a tiny network.

@@ -20,7 +20,7 @@ from diracnets.errors import DiracNetsError, UsageError, did_you_mean, printable
 
 COMMANDS = {  # in the order in which a user meets them
     "demo": ("Demo", "train, fold and classify handwritten digits, in about a minute"),
-    "data": ("Data", "pack a folder of images into shards, and check them"),
+    "data": ("Data", "check images before training, pack them into shards"),
     "train": ("Train", "train a network and fold it; --resume continues a run"),
     "distill": ("Distill", "train a chain under a trained network, fold it, and compare the two"),
     "eval": ("Evaluate", "accuracy, loss, results by class and most confident errors of a trained network"),

@@ -224,8 +224,8 @@ def locked(path: str | Path) -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """The folder for what can be made or downloaded again: `$DIRACNETS_CACHE`, or else `~/.cache/diracnets`."""
-    if given := os.environ.get("DIRACNETS_CACHE"):
+    """The folder for what can be made or downloaded again: `$DIRACNETS_HOME`, or else `~/.cache/diracnets`."""
+    if given := os.environ.get("DIRACNETS_HOME"):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diracnets"
 

@@ -20,7 +20,7 @@ wds = pytest.importorskip("webdataset", reason='needs pip install "diracnets[sha
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DIRACNETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DIRACNETS_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -211,7 +211,7 @@ def test_samples_that_cannot_be_used_are_left_out_and_named(tmp_path):
     shard(tmp_path / "a.tar", *numbered(0, 40), *bad_samples())
     with pytest.raises(DataError, match=r"8 of 48 samples \(16.67%\) cannot be used, and 0.00%.*nolabel: no label"):
         load(tmp_path)
-    data = load(tmp_path, skip_bad=0.2)
+    data = load(tmp_path, skip_unreadable=0.2)
     assert len(data.train) + len(data.val) == 40
     [note] = [line for line in data.notes if "left out" in line]
     assert all(sample["__key__"] in note for sample in bad_samples())
@@ -224,7 +224,7 @@ def test_a_shard_that_is_cut_off(tmp_path):
     (tmp_path / "train-0.tar").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="is cut off: its"):
         load(tmp_path)
-    assert 15 < len(load(tmp_path, skip_bad=0.1).train) < 20
+    assert 15 < len(load(tmp_path, skip_unreadable=0.1).train) < 20
     (tmp_path / "train-0.tar").write_bytes(b"\x1f\x8b" + whole)
     with pytest.raises(DataError, match=r"train-0.tar is compressed"):
         load(tmp_path)
@@ -258,7 +258,7 @@ def test_a_shard_that_changes_meanwhile_is_an_error(twelve):
 
 def test_a_cache_that_cannot_be_written_changes_nothing(twelve, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("DIRACNETS_CACHE", str(tmp_path / "file"))
+    monkeypatch.setenv("DIRACNETS_HOME", str(tmp_path / "file"))
     assert len(load(twelve).train) == 120
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from diracnets.artifacts.card import ModelCard
 from diracnets.download import Checksum, download
 from diracnets.errors import FileError, UsageError, did_you_mean
+from diracnets.files import cache_folder
 
 FOLDER = Path(__file__).with_name("weights")  # NAME.json for each, and NAME.safetensors for those without a url
 
@@ -144,9 +144,3 @@ def choose_weights(model: str, pretrained: str | bool, num_classes: int | None) 
         f"no weights of {model} have {num_classes} classes; there are {there_are}: "
         "take these without num_classes, then reset_classifier"
     )
-
-
-def cache_folder() -> Path:
-    """Where downloaded weights are kept: $DIRACNETS_HOME, or ~/.cache/diracnets."""
-    home = os.environ.get("DIRACNETS_HOME")
-    return Path(home) if home else Path.home() / ".cache" / "diracnets"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
 
 from diracnets.commands.output import note, stdout
 from diracnets.data.progress import progress
-from diracnets.errors import FileError
+from diracnets.errors import DataError, FileError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +77,62 @@ class Verify:
         stdout().print(f"all shards of {self.folder} are there and unchanged", soft_wrap=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Look through images before anything is trained on them: decode each, and compare the bytes of all.
+
+    Errors, with exit code 1: images that cannot be decoded; files of a kind that is not read; empty classes, or classes
+    that are not in both train and val; the same file under two labels, or both in train and val. Warnings: the same
+    file twice in a class, a name that says another format than the content, tiny images."""
+
+    folder: Positional[Path]
+    """The folder of images: train/<class>/* and val/<class>/*, or <class>/*."""
+    smallest: int = 16
+    """Pixels; images with a shorter side are named as tiny."""
+    workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """Processes that decode; by default one per core, at most 4."""
+    json: FlagCreatePairsOff[bool] = False
+    """Print everything as JSON."""
+
+    def run(self) -> None:
+        """Check, and print all that was found.
+
+        Raises:
+            DataError: something is wrong.
+        """
+        from diracnets.data.check import ERRORS, WARNINGS, check
+
+        with progress("checking images") as report:
+            checked = check(self.folder, smallest=self.smallest, workers=self.workers, report=report)
+        out = stdout()
+        if self.json:
+            out.print(dumps(checked.to_data(), indent=2), soft_wrap=True)
+        else:
+            for line in checked.notes:
+                note(line)
+            for kind, title in {**ERRORS, **WARNINGS}.items():
+                found = [each for each in checked.findings if each.kind == kind]
+                if found:
+                    out.print(f"{'error' if kind in ERRORS else 'warning'}: {title} ({len(found):,})", soft_wrap=True)
+                for each in found:
+                    told = f"{': ' * bool(each.text)}{each.text}"
+                    out.print(f"  {', '.join(each.files)}{told}", soft_wrap=True)
+            out.print(f"looked at {checked.images:,} images in {len(checked.counts):,} classes", soft_wrap=True)
+        if checked.wrong:
+            count = sum(each.error for each in checked.findings)
+            raise DataError(
+                f"{count:,} error{'s' * (count > 1)} in {self.folder}, see above: mend them before training"
+            )
+
+
 @dataclass(frozen=True)
 class Data:
     """Prepare a set of images for training, and check it."""
 
     data: Annotated[
-        Annotated[Pack, subcommand("pack")] | Annotated[Verify, subcommand("verify")],
+        Annotated[Check, subcommand("check")]
+        | Annotated[Pack, subcommand("pack")]
+        | Annotated[Verify, subcommand("verify")],
         arg(name=""),
     ]
 

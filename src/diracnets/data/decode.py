@@ -131,7 +131,12 @@ def suffix_of(image: Image.Image) -> str:
     >>> suffix_of(Image.open(buffer))
     '.jpg'
     """
-    return _SUFFIXES[str(image.format)][0]
+    return suffixes_of(image)[0]
+
+
+def suffixes_of(image: Image.Image) -> tuple[str, ...]:
+    """All extensions that suit the file that an image was read from, the usual one first."""
+    return _SUFFIXES["JPEG" if image.format == "MPO" else str(image.format)]  # of phones: a JPEG with another behind
 
 
 def check_whole(path: str | Path) -> None:
@@ -141,11 +146,19 @@ def check_whole(path: str | Path) -> None:
         DataError, FileError: as `opened`; or it is cut off.
     """
     with opened(path) as image:
-        end = _ENDS.get(str(image.format))
-        with Path(path).open("rb") as file:
-            file.seek(-min(64, file.seek(0, io.SEEK_END)), io.SEEK_END)
-            if end is None or end not in file.read():
-                image.load()
+        if not _ends_well(str(image.format), Path(path)):
+            image.load()
+
+
+def _ends_well(kind: str, path: Path) -> bool:
+    """Whether a file shows that it is all there, by its end or the length at its start."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        size = file.seek(0, io.SEEK_END)
+        if kind == "WEBP":
+            return int.from_bytes(start[4:], "little") + 8 <= size
+        file.seek(-min(64, size), io.SEEK_END)
+        return kind in _ENDS and _ENDS[kind] in file.read()
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,14 +12,16 @@ import numpy as np
 from PIL import Image
 
 from diracnets.data.augment import Size
-from diracnets.data.decode import ADVICE, SUFFIXES, Pixels, check_whole, fitted, opened, random_part
+from diracnets.data.decode import ADVICE, SUFFIXES, Pixels, fitted, opened, random_part
 from diracnets.data.layout import expected, recognize, refuse_inverted
+from diracnets.data.progress import Report
+from diracnets.data.readable import unreadable
 from diracnets.data.split import HELD_OUT, hold_out
 from diracnets.data.tree import NOT_READ, Account, Tree, composed, search
-from diracnets.errors import DataError, FileError, printable, some_of
+from diracnets.errors import DataError, printable, some_of
 
 _CHECKED = 20_000  # of larger sets, files are only listed before training: reading each would take minutes
-_NAMED = 10  # bad files, of all that there are
+_NAMED = 50  # bad files, of all that there are
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ class FolderSource:
         return FolderSource([Path(self.name(index)) for index in indices])
 
 
-def find_images(root: str | Path) -> tuple[Listing, Listing]:
+def find_images(
+    root: str | Path, *, skip: float = 0.0, workers: int = 0, report: Report | None = None
+) -> tuple[Listing, Listing]:
     """The images to train on, and those held out.
 
     `root` holds `train/<class>/*` and `val/<class>/*`, by these names or others that are usual, in any case (training,
@@ -85,8 +89,16 @@ def find_images(root: str | Path) -> tuple[Listing, Listing]:
     folder. What is left out (hidden files, run folders, other extensions, ...), and what could be seen otherwise, is
     said in the listings' `notes`.
 
-    Of sets of up to 20,000 images every file is checked, and all bad ones are named at once: whether it is an image,
-    and whole. Other damage shows when the image is decoded.
+    Of sets of up to 20,000 images every file is looked at, and all bad ones are named at once: whether it is an image,
+    and whole. Other damage shows when the image is decoded. What was found good is remembered, see
+    `diracnets.data.readable.unreadable`.
+
+    Args:
+        root: the folder.
+        skip: the largest part of the images that may be left out as they cannot be read, 0 to 1; the notes name them.
+            Other than 0, every image is decoded, of sets of any size. The images that are held out are chosen before.
+        workers: processes that look at the files.
+        report: is told how many are looked at, and of how many.
 
     Raises:
         FileError: `root` is not there or may not be read.
@@ -99,14 +111,28 @@ def find_images(root: str | Path) -> tuple[Listing, Listing]:
     train = _listed(layout.train, account)
     if layout.val is None:
         account.say(f"to validate: {HELD_OUT}")
-        _check_files(train.files)
         train, val = _split(train, layout.train.path)
     else:
         val = _listed(layout.val, account)
         names = f"{account.name(layout.train.path)}/", f"{account.name(layout.val.path)}/"
         account.say(f"to train on: {names[0]}; to validate: {names[1]}")
         _check_same_classes(train, val, names, root)
-        _check_files(train.files + val.files)
+    files = sorted(train.files + val.files)
+    if skip:
+        wrong = unreadable(files, root, "decoded", workers=workers, report=report)
+        if len(wrong) > skip * len(files):
+            _refuse_unreadable(wrong, len(files), f"allow more than {skip:.2%}")
+        if wrong:
+            account.say(f"left out as unreadable, {len(wrong):,} of {len(files):,} images: {_told(wrong)}")
+        train, val = _without(train, wrong), _without(val, wrong)
+    elif len(files) <= _CHECKED:
+        wrong = unreadable(files, root, "whole", workers=workers, report=report)
+        _refuse_unreadable(wrong, len(files), "leave them out")
+    else:
+        account.say(
+            f"as there are more than {_CHECKED:,} images, it was not checked whether each can be read: "
+            "`diracnets data check` does, or --skip-unreadable"
+        )
     notes = account.notes()
     return replace(train, notes=notes), replace(val, notes=notes)
 
@@ -168,17 +194,28 @@ def _check_same_classes(train: Listing, val: Listing, names: tuple[str, str], ro
     )
 
 
-def _check_files(files: list[Path]) -> None:
+def _without(listing: Listing, wrong: Mapping[Path, str]) -> Listing:
+    kept = [number for number, file in enumerate(listing.files) if file not in wrong]
+    labels = [listing.labels[number] for number in kept]
+    if empty := sorted(set(listing.labels) - set(labels)):
+        raise DataError(f"no image can be read of class {some_of(listing.classes[each] for each in empty)}")
+    return replace(listing, files=[listing.files[number] for number in kept], labels=labels)
+
+
+def _refuse_unreadable(wrong: Mapping[Path, str], count: int, otherwise: str) -> None:
     """Name all files that cannot be read."""
-    wrong: list[DataError | FileError] = []
-    for file in files if len(files) <= _CHECKED else []:
-        try:
-            check_whole(file)
-        except (DataError, FileError) as error:
-            wrong.append(error)
     if len(wrong) == 1:
-        raise wrong[0]
+        raise DataError(f"{_told(wrong)}{ADVICE}, or {otherwise.replace('them', 'it')} with --skip-unreadable")
     if wrong:
-        each = "; ".join(str(error).removesuffix(ADVICE) for error in wrong[:_NAMED])
-        more = f"; and {len(wrong) - _NAMED} more" * (len(wrong) > _NAMED)
-        raise DataError(f"{len(wrong)} of {len(files)} images cannot be read: {each}{more}: replace or remove them")
+        raise DataError(
+            f"{len(wrong)} of {count} images cannot be read:\n{_told(wrong, chr(10))}\n"
+            f"replace or remove them, or {otherwise} with --skip-unreadable"
+        )
+
+
+def _told(wrong: Mapping[Path, str], between: str = "; ") -> str:
+    """What is wrong with the first files."""
+    told = [why.removesuffix(ADVICE) for why in list(wrong.values())[:_NAMED]]
+    if len(wrong) > _NAMED:
+        told.append(f"and {len(wrong) - _NAMED} more, which `diracnets data check` names")
+    return between.join(told)

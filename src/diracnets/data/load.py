@@ -15,7 +15,7 @@ from diracnets.data.items import MapStyle
 from diracnets.data.progress import progress
 from diracnets.data.shard_where import FORMS
 from diracnets.data.shards import ShardSet, find_samples
-from diracnets.data.stream import StreamedImages
+from diracnets.data.stream import StreamedImages, default_workers
 from diracnets.errors import UsageError, did_you_mean
 from diracnets.files import url_in
 
@@ -46,7 +46,7 @@ def load_data(
     device: torch.device | str = "cpu",
     workers: int | None = None,
     download: bool = True,
-    skip_bad: float = 0.0,
+    skip_unreadable: float = 0.0,
 ) -> ImageData:
     """Images to train on and images held out, ready to be batched.
 
@@ -62,11 +62,13 @@ def load_data(
         workers: processes that decode the images of a folder, of shards or of a large Dataset; None takes one a
             processor, at most 4. Images in memory need none.
         download: whether CIFAR may be downloaded.
-        skip_bad: for shards, the largest part of the samples that may be left out because they cannot be used, 0 to 1.
+        skip_unreadable: the largest part of the images of a folder or of shards that may be left out as they cannot be
+            read, 0 to 1; the notes name them. Other than 0, every image of a folder is decoded first, once: see
+            `diracnets.data.folder.find_images`.
 
     Raises:
         UsageError: an unknown name, an impossible size or number of workers, a folder without `data_dir`, a URL as
-            `data_dir`.
+            `data_dir`, `skip_unreadable` for other data.
         DataError, FileError: the data is not there or cannot be used; the message names what is wrong.
         MissingExtraError: digits without scikit-learn.
 
@@ -81,12 +83,12 @@ def load_data(
         raise UsageError(f"the image size must be at least 1 pixel, not {image_size}")
     if workers is not None and workers < 0:
         raise UsageError(f"the number of workers must be 0 or more, not {workers}")
-    if not 0 <= skip_bad < 1:
-        raise UsageError(f"skip_bad must be a part of the samples, from 0 to less than 1, not {skip_bad}")
-    if skip_bad and data != "shards":
-        raise UsageError("skip_bad is for shards: of other data no image is left out")
+    if not 0 <= skip_unreadable < 1:
+        raise UsageError(f"skip_unreadable must be a part of the images, 0 to less than 1, not {skip_unreadable}")
+    if skip_unreadable and data not in ("folder", "shards"):
+        raise UsageError("skip_unreadable is for folders and shards: of other data no image is left out")
     if data == "shards":
-        return _load_shards(data_dir, image_size or _FOLDER_SIZE, device, workers, skip_bad)
+        return _load_shards(data_dir, image_size or _FOLDER_SIZE, device, workers, skip_unreadable)
     if data_dir is not None and (url := url_in(data_dir)) and not Path(data_dir).exists():
         raise UsageError(f"{url} is a URL, which is not fetched: download it first, and give the folder")
     if not isinstance(data, str):
@@ -95,7 +97,7 @@ def load_data(
         hint = did_you_mean(data, data_names())
         raise UsageError(f"there is no data named {data!r}, only {', '.join(data_names())}{hint and '; ' + hint}")
     if data == "folder":
-        return _load_folder(data_dir, image_size or _FOLDER_SIZE, device, workers)
+        return _load_folder(data_dir, image_size or _FOLDER_SIZE, device, workers, skip_unreadable)
     side = 8 if data == "digits" else 32
     if image_size not in (None, side):
         raise UsageError(f"the images of {data} have {side} pixels, not {image_size}: leave the image size out")
@@ -106,7 +108,7 @@ def load_data(
 
 
 def _load_folder(
-    data_dir: str | Path | None, image_size: int, device: torch.device | str, workers: int | None
+    data_dir: str | Path | None, image_size: int, device: torch.device | str, workers: int | None, skip: float
 ) -> ImageData:
     if data_dir is None:
         raise UsageError("data 'folder' needs to know which one: give data_dir")
@@ -119,7 +121,9 @@ def _load_folder(
             source, labels, size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, device=device, workers=workers
         )
 
-    train, val = find_images(data_dir)
+    looking = default_workers() if workers is None else workers
+    with progress("checking images") as report:
+        train, val = find_images(data_dir, skip=skip, workers=looking, report=report)
     facts = ("folder", train.classes, size, IMAGENET_MEAN, IMAGENET_STD)
     return ImageData(*facts, images(train), images(val), train.notes)
 

@@ -175,7 +175,7 @@ def _skipped(where: Where, parts: list[list[str]], indices: list[list[ShardIndex
     if lost > skip * (lost + good):
         raise DataError(
             f"{share} cannot be used, and {skip:.2%} may be left out: {named}: "
-            "mend the shards, or allow more (--skip-bad)"
+            "mend the shards, or allow more (--skip-unreadable)"
         )
     return [*notes, f"{share} are left out: {named}"]
 

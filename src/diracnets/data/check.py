@@ -1,0 +1,305 @@
+"""Images looked through before anything is trained on them: every one is decoded, and all that is wrong is listed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from diracnets.data.decode import SUFFIXES, decoded, opened, suffixes_of
+from diracnets.data.layout import recognize, refuse_inverted
+from diracnets.data.processes import spread
+from diracnets.data.progress import Report
+from diracnets.data.readable import remember_decoded
+from diracnets.data.split import HELD_OUT, hold_out
+from diracnets.data.stream import default_workers
+from diracnets.data.tree import NOT_READ, OTHER_NAME, Account, composed, search
+from diracnets.errors import DataError, FileError
+
+ERRORS = {
+    "unreadable": "cannot be decoded",
+    "not read": "of a kind that is not read, or an image whose name does not say so",
+    "empty class": "class folders without an image",
+    "other classes": "classes of the training or the validation images alone",
+    "two labels": "the same file under more than one label",
+    "in train and val": "the same file among the images to train on and those held out",
+}
+WARNINGS = {
+    "duplicate": "the same file more than once in a class",
+    "suffix": "images whose name says another format than their content",
+    "tiny": "images with a side of few pixels",
+}
+_PIECE = 16  # images that a process is handed
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, or may be.
+
+    Attributes:
+        kind: a key of `ERRORS` or `WARNINGS`.
+        files: what it is about: files below the folder, or classes.
+        text: what to say about it, beyond the names; may be empty.
+    """
+
+    kind: str
+    files: tuple[str, ...]
+    text: str = ""
+
+    @property
+    def error(self) -> bool:
+        """Whether it must be mended, or is only to be known."""
+        return self.kind in ERRORS
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check has found.
+
+    Attributes:
+        folder: that was checked.
+        counts: images by class and part ("train", "val"), those that cannot be read included.
+        findings: all that there are, errors first.
+        notes: what was left out, and how the images are split.
+    """
+
+    folder: Path
+    counts: dict[str, dict[str, int]]
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> int:
+        """How many there are."""
+        return sum(sum(parts.values()) for parts in self.counts.values())
+
+    @property
+    def wrong(self) -> bool:
+        """Whether anything must be mended."""
+        return any(each.error for each in self.findings)
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "folder": str(self.folder),
+            "images": self.images,
+            "classes": self.counts,
+            "findings": [
+                {"kind": each.kind, "error": each.error, "files": list(each.files), "text": each.text}
+                for each in self.findings
+            ],
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of a set, before it is looked at.
+
+    Attributes:
+        name: below the folder, or within its shard.
+        label: name of its class.
+        part: "train" or "val".
+        place: where its bytes are: a file, or a file with the offset and size of the image in it.
+    """
+
+    name: str
+    label: str
+    part: str
+    place: Path | tuple[Path, int, int]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an image is.
+
+    Attributes:
+        digest: of its bytes.
+        why: it cannot be read, or None.
+        suffixes: of its format.
+        size: width and height in pixels.
+    """
+
+    digest: bytes
+    why: str | None
+    suffixes: tuple[str, ...] = ()
+    size: tuple[int, int] = (0, 0)
+
+
+@dataclass
+class _Found:
+    """A set of images to look at, and what its layout shows already."""
+
+    pictures: list[Picture] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def check(
+    folder: str | Path, *, smallest: int = 16, workers: int | None = None, report: Report | None = None
+) -> Checked:
+    """Look through a folder of images, or of shards: decode every image, and compare the bytes of all.
+
+    Errors are images that cannot be decoded; files that no reader takes; empty classes, and classes that only the
+    images to train on or those held out have; the same bytes under two labels, or both to train on and held out.
+    Warnings are the same bytes twice in a class, names that say another format, and tiny images. Copies that were
+    saved anew have other bytes and are not found. Files that could be decoded are remembered, so that training does not
+    look at them again.
+
+    Args:
+        folder: as `find_images` reads it, or shards of `diracnets data pack`.
+        smallest: pixels; images with a shorter side are tiny.
+        workers: processes that decode; None takes one a processor, at most 4, and 0 or 1 decodes in this one.
+        report: is told how many images are looked at, and of how many.
+
+    Raises:
+        FileError: the folder is not there or may not be read.
+        DataError: it has no layout of image folders.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> root = Path(tempfile.mkdtemp())
+    >>> for name, colour in (("cat/a.png", "red"), ("cat/b.png", "blue"), ("dog/c.png", "red"), ("dog/d.png", "tan")):
+    ...     (root / name).parent.mkdir(exist_ok=True)
+    ...     Image.new("RGB", (32, 32), colour).save(root / name)
+    >>> [(finding.kind, finding.files) for finding in check(root).findings]
+    [('two labels', ('cat/a.png', 'dog/c.png'))]
+    """
+    folder = Path(folder)
+    found = _folder(folder)
+    pictures = found.pictures
+    pieces = [pictures[first : first + _PIECE] for first in range(0, len(pictures), _PIECE)]
+    facts: list[Facts] = []
+    for piece in spread(_look_at, pieces, default_workers() if workers is None else workers, at_once=1):
+        facts += piece
+        if report is not None:
+            report(len(facts), len(pictures))
+    good = (picture.place for picture, fact in zip(pictures, facts, strict=True) if fact.why is None)
+    remember_decoded([place for place in good if isinstance(place, Path)], folder)
+    findings = [*found.findings, *_of_images(pictures, facts, smallest), *_same(pictures, facts)]
+    kinds = [*ERRORS, *WARNINGS]
+    findings.sort(key=lambda finding: kinds.index(finding.kind))
+    counts: dict[str, dict[str, int]] = {}
+    for picture in pictures:
+        parts = counts.setdefault(picture.label, {"train": 0, "val": 0})
+        parts[picture.part] += 1
+    return Checked(folder, counts, tuple(findings), tuple(found.notes))
+
+
+def _folder(root: Path) -> _Found:
+    """The images of a folder, and what its folders show."""
+    account = Account(root)
+    layout = recognize(search(root, account), account)
+    found = _Found()
+    names: dict[str, set[str]] = {}
+    for part, base in (("train", layout.train), ("val", layout.val)):
+        if base is None:
+            continue
+        refuse_inverted(base.folders)
+        names[part] = {folder.name for folder in base.folders}
+        for folder in base.folders:
+            files = sorted(folder.all())
+            if not files:
+                found.findings.append(Finding("empty class", (account.name(folder.path),)))
+            found.pictures += [Picture(account.name(file), folder.name, part, file) for file in files]
+    if layout.val is None:
+        found.pictures = _with_split(found.pictures, layout.train.path)
+        account.say(f"to validate: {HELD_OUT}")
+    for part, other in (("train", "val"), ("val", "train")):
+        if len(names) == 2 and (alone := sorted(names[part] - names[other])):
+            found.findings.append(Finding("other classes", tuple(alone), f"in {part} alone"))
+    if len(set().union(*names.values())) < 2:
+        found.findings.append(Finding("other classes", tuple(names["train"]), "the only class: two are needed"))
+    for what in (NOT_READ, OTHER_NAME):
+        if paths := account.below(root, what):
+            found.findings.append(Finding("not read", tuple(paths), what))
+    found.notes = list(account.notes())
+    return found
+
+
+def _with_split(pictures: list[Picture], base: Path) -> list[Picture]:
+    """Images with the part that training would put them into."""
+    classes = sorted({picture.label for picture in pictures})
+    labels = [classes.index(picture.label) for picture in pictures]
+    keys = [composed(Path(str(picture.place)).relative_to(base).as_posix()) for picture in pictures]
+    try:
+        _, held_out = hold_out(labels, keys, classes)
+    except DataError:  # a class of one image, which training refuses
+        return pictures
+    chosen = set(held_out)
+    parts = ("val" if number in chosen else "train" for number in range(len(pictures)))
+    return [replace(each, part=part) for each, part in zip(pictures, parts, strict=True)]
+
+
+def _look_at(pictures: Sequence[Picture]) -> list[Facts]:
+    return [_facts(picture) for picture in pictures]
+
+
+def _facts(picture: Picture) -> Facts:
+    """Decode an image as training does."""
+    place, digest = picture.place, b""
+    try:
+        if isinstance(place, Path):
+            digest = _digest(place)
+            source: Path | BinaryIO = place
+        else:
+            content = _part(*place)
+            digest = hashlib.blake2b(content, digest_size=16).digest()
+            source = io.BytesIO(content)
+        with opened(source, str(place) if isinstance(place, Path) else picture.name) as image:
+            suffixes = suffixes_of(image)
+            size = decoded(image, 3).size
+    except (DataError, FileError) as error:
+        return Facts(digest, str(error))
+    return Facts(digest, None, suffixes, size)
+
+
+def _digest(file: Path) -> bytes:
+    try:
+        with file.open("rb") as opened_file:
+            return hashlib.file_digest(opened_file, lambda: hashlib.blake2b(digest_size=16)).digest()
+    except OSError as error:
+        raise FileError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def _part(file: Path, offset: int, size: int) -> bytes:
+    try:
+        with file.open("rb") as opened_file:
+            opened_file.seek(offset)
+            return opened_file.read(size)
+    except OSError as error:
+        raise FileError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def _of_images(pictures: Sequence[Picture], facts: Sequence[Facts], smallest: int) -> Iterator[Finding]:
+    """What is wrong with single images."""
+    for picture, fact in zip(pictures, facts, strict=True):
+        suffix = PurePosixPath(picture.name).suffix.lower()
+        if fact.why is not None:
+            yield Finding("unreadable", (picture.name,), fact.why)
+            continue
+        if suffix in SUFFIXES and suffix not in fact.suffixes:
+            yield Finding("suffix", (picture.name,), f"the content is that of a {fact.suffixes[0]} file")
+        if min(fact.size) < smallest:
+            yield Finding("tiny", (picture.name,), f"{fact.size[0]}x{fact.size[1]} pixels")
+
+
+def _same(pictures: Sequence[Picture], facts: Sequence[Facts]) -> Iterator[Finding]:
+    """Images with the same bytes."""
+    groups: dict[bytes, list[Picture]] = defaultdict(list)
+    for picture, fact in zip(pictures, facts, strict=True):
+        if fact.why is None:
+            groups[fact.digest].append(picture)
+    for group in groups.values():
+        names = tuple(picture.name for picture in group)
+        labels, parts = sorted({each.label for each in group}), {each.part for each in group}
+        if len(labels) > 1:
+            yield Finding("two labels", names, "labels: " + ", ".join(labels))
+        elif len(parts) > 1:
+            yield Finding("in train and val", names, ", ".join(f"{each.name} in {each.part}" for each in group))
+        elif len(group) > 1:
+            yield Finding("duplicate", names)
