@@ -199,13 +199,17 @@ def written_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]
 
 
 @contextmanager
-def locked(path: str | Path) -> Iterator[None]:
-    """Keep other processes out of the same block meanwhile; they wait. A process that dies lets go.
+def locked(path: str | Path, *, wait: bool = True) -> Iterator[bool]:
+    """Keep other processes out of the same block meanwhile. A process that dies lets go.
 
     On systems and file systems that have no locks, nobody is kept out.
 
     Args:
         path: an empty file to lock, which is made and stays.
+        wait: for a process that is in the block.
+
+    Yields:
+        Whether other processes are kept out; always, with `wait`.
 
     Raises:
         FileError: it cannot be made.
@@ -215,10 +219,15 @@ def locked(path: str | Path) -> Iterator[None]:
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error
     try:
+        alone = True
         if fcntl is not None:
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                alone = False
+            except OSError:  # of a file system without locks
+                pass
+        yield alone
     finally:
         os.close(file)
 

@@ -78,7 +78,7 @@ def server():
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DIRACNETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DIRACNETS_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("diracnets.download._PAUSE", 0.01)
     return tmp_path / "cache"
 
@@ -206,22 +206,23 @@ def test_a_shard_that_changes_on_the_server_is_not_mixed_up(packed, server, cach
 def _bring(folder, url, limit, numbers, out):
     cache = ShardCache(folder, limit)
     for number in numbers:
-        out.put(cache.path(f"{url}/{number}.tar", Stated()).name[-5:])
+        with cache.open(f"{url}/{number}.tar", Stated()) as file:
+            out.put(file.read() == OLD)
 
 
 def test_copies_are_bounded_and_shared_by_processes(server, tmp_path):
     for number in range(6):
         server.files[f"{number}.tar"] = OLD
-    names = multiprocessing.get_context("fork").Queue()
+    read = multiprocessing.get_context("fork").Queue()
     tasks = [
         multiprocessing.get_context("fork").Process(
-            target=_bring, args=(tmp_path, server.url, 3 * len(OLD), range(6), names)
+            target=_bring, args=(tmp_path, server.url, 3 * len(OLD), range(6), read)
         )
         for _ in range(3)
     ]
     for task in tasks:
         task.start()
-    assert len([names.get(timeout=60) for _ in range(18)]) == 18
+    assert all(read.get(timeout=60) for _ in range(18))
     for task in tasks:
         task.join()
     copies = list(tmp_path.glob("*.tar"))
@@ -229,8 +230,8 @@ def test_copies_are_bounded_and_shared_by_processes(server, tmp_path):
     assert all(file.read_bytes() == OLD for file in copies)
     assert not list(tmp_path.glob("*.part"))
     cache = ShardCache(tmp_path, len(OLD))
-    assert cache.path(f"{server.url}/0.tar", Stated()).read_bytes() == OLD
-    cache.path(f"{server.url}/1.tar", Stated())
+    for number in (0, 1):
+        cache.open(f"{server.url}/{number}.tar", Stated()).close()
     assert [file.name[-5:] for file in tmp_path.glob("*.tar")] == ["1.tar"]
 
 
@@ -247,7 +248,9 @@ def test_a_small_cache_brings_shards_again(packed, server, monkeypatch):
 def test_a_download_that_was_killed_is_not_taken_for_whole(server, tmp_path):
     server.files["0.tar"] = OLD
     cache = ShardCache(tmp_path, 10**9)
-    file = cache.path(f"{server.url}/0.tar", Stated())
+    cache.open(f"{server.url}/0.tar", Stated()).close()
+    [file] = tmp_path.glob("*.tar")
     os.truncate(file, 1000)
     file.with_name(file.name + ".part").write_bytes(NEW[:2000])
-    assert ShardCache(tmp_path, 10**9).path(f"{server.url}/0.tar", Stated()).read_bytes() == OLD
+    with ShardCache(tmp_path, 10**9).open(f"{server.url}/0.tar", Stated()) as copy:
+        assert copy.read() == OLD

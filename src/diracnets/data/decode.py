@@ -139,20 +139,25 @@ def suffixes_of(image: Image.Image) -> tuple[str, ...]:
     return _SUFFIXES["JPEG" if image.format == "MPO" else str(image.format)]  # of phones: a JPEG with another behind
 
 
-def check_whole(path: str | Path) -> None:
+def check_whole(source: str | Path | bytes, name: str | None = None, *, decode: bool = False) -> None:
     """Read an image's header, and decode it where its end does not show that it is all there.
+
+    Args:
+        source: a file, or its bytes.
+        name: what to call it in errors; by default its path.
+        decode: decode it in any case.
 
     Raises:
         DataError, FileError: as `opened`; or it is cut off.
     """
-    with opened(path) as image:
-        if not _ends_well(str(image.format), Path(path)):
+    with opened(io.BytesIO(source) if isinstance(source, bytes) else source, name) as image:
+        if decode or not _ends_well(str(image.format), source):
             image.load()
 
 
-def _ends_well(kind: str, path: Path) -> bool:
+def _ends_well(kind: str, source: str | Path | bytes) -> bool:
     """Whether a file shows that it is all there, by its end or the length at its start."""
-    with path.open("rb") as file:
+    with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
         start = file.read(8)
         size = file.seek(0, io.SEEK_END)
         if kind == "WEBP":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -28,6 +28,10 @@ class Images(Protocol):
     @property
     def labels(self) -> Tensor:
         """int64 [N], on the CPU."""
+
+    @property
+    def skipped(self) -> Mapping[int, str]:
+        """Numbers of the images that turned out to be unreadable while training, and why; others stood in for them."""
 
     def __len__(self) -> int: ...
 

@@ -145,6 +145,7 @@ def _load_shards(
             device=device,
             workers=workers,
             groups=torch.from_numpy(each.source.shards).long(),
+            spare=each.spare,
         )
 
     with progress("looking into shards") as report:

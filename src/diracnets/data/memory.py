@@ -51,6 +51,7 @@ class MemoryImages:
         numbers: Sequence[int] | None = None,
     ) -> None:
         self.labels = labels
+        self.skipped: dict[int, str] = {}  # none is
         self._device = torch.device(device)
         # Elsewhere (MPS) overlapping strided views are copied out, which is slower than augmenting on the CPU.
         self._home = self._device if self._device.type in ("cpu", "cuda") else torch.device("cpu")

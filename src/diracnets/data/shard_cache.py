@@ -9,6 +9,7 @@ import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from diracnets.data.shard_where import Stated
@@ -51,8 +52,8 @@ class ShardCache:
         self.limit = cache_limit() if limit is None else limit
         self._touched: dict[str, float] = {}
 
-    def path(self, url: str, stated: Stated) -> Path:
-        """The copy of a shard, which is downloaded where there is none. It may be gone again when it is opened.
+    def open(self, url: str, stated: Stated) -> BinaryIO:
+        """The copy of a shard, opened; it is downloaded where there is none.
 
         Args:
             url: of the shard.
@@ -63,24 +64,24 @@ class ShardCache:
         """
         file = self.folder / f"{hashlib.sha256(url.encode()).hexdigest()[:20]}-{Path(urlsplit(url).path).name[-60:]}"
         now = time.monotonic()
-        if now - self._touched.get(url, -_TOUCHED_EVERY) < _TOUCHED_EVERY and file.exists():
-            return file
+        if now - self._touched.get(url, -_TOUCHED_EVERY) < _TOUCHED_EVERY:
+            with suppress(FileNotFoundError):
+                return file.open("rb")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileError(f"cannot write {self.folder}: {error.strerror or error}") from error
-        with locked(file.with_suffix(".lock")):
-            if not self._is_copy(file, stated):
-                self._make_room(stated.size or 0, keep=file)
-                checksum = Checksum("sha256", stated.sha256) if stated.sha256 else None
-                found = fetch(url, file, size=stated.size, checksum=checksum)
-                with written_whole(_about(file)) as part:
-                    part.write_text(json.dumps({"url": url, "version": found, "bytes": file.stat().st_size}))
-                self._make_room(0, keep=file)
-            with suppress(OSError):
+            with locked(_lock(file)):  # in which no other process brings or removes it
+                if not self._is_copy(file, stated):
+                    self._make_room(stated.size or 0, keep=file)
+                    checksum = Checksum("sha256", stated.sha256) if stated.sha256 else None
+                    found = fetch(url, file, size=stated.size, checksum=checksum)
+                    with written_whole(_about(file)) as part:
+                        part.write_text(json.dumps({"url": url, "version": found, "bytes": file.stat().st_size}))
+                    self._make_room(0, keep=file)
                 os.utime(file)
-        self._touched[url] = now
-        return file
+                self._touched[url] = now
+                return file.open("rb")
+        except OSError as error:
+            raise FileError(f"cannot keep a copy of {url} in {self.folder}: {error.strerror or error}") from error
 
     def version(self, file: Path) -> str | None:
         """What the server called the shard that a copy is of."""
@@ -110,11 +111,16 @@ class ShardCache:
             if used <= self.limit and size <= free:
                 return
             if file != keep:
-                with suppress(OSError):
-                    file.unlink()
-                    _about(file).unlink()
-                used, free = used - copy, free + copy
+                with locked(_lock(file), wait=False) as alone, suppress(OSError):
+                    if alone:
+                        file.unlink()
+                        _about(file).unlink()
+                        used, free = used - copy, free + copy
 
 
 def _about(file: Path) -> Path:
     return file.with_suffix(".json")
+
+
+def _lock(file: Path) -> Path:
+    return file.with_suffix(".lock")

@@ -18,7 +18,6 @@ from diracnets.errors import DataError, FileError
 from diracnets.files import cache_folder, locked, url_in, written_whole
 
 _LONGEST = 1 << 30  # bytes of an index
-_TRIES = 5  # a copy may be removed by another process between finding and opening it
 
 
 class ShardFiles:
@@ -48,23 +47,51 @@ class ShardFiles:
             raise FileError(f"{location} has changed since it was indexed: start again, and it is indexed anew")
         return found[BLOCK:]
 
-    def index(self, location: str) -> ShardIndex:
-        """The index of a shard: the one that came with it or was kept, if it is of this very shard, or a new one.
+    def index(self, location: str, check: int = 0) -> ShardIndex:
+        """The index of a shard: the one that was kept or came with it, if it is of this very shard, or a new one.
+
+        Args:
+            location: of the shard.
+            check: how closely its images are looked at, see `ShardIndex.check`.
 
         Raises:
             DataError: it is no tar file, or compressed.
             FileError: it cannot be read.
         """
-        index = self._published(location)
-        if index is None:
-            kept = _kept(location)
-            try:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                with locked(kept.with_suffix(".lock")):  # or each of several processes would do the same work
-                    index = self._kept_or_new(location, kept)
-            except OSError:  # of the folder: what cannot be kept is made each time
-                index = self._kept_or_new(location, kept)
+        kept = _kept(location, check)
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with locked(kept.with_suffix(".lock")):  # or each of several processes would do the same work
+                index = self._found_or_made(location, kept, check)
+        except OSError:  # of the folder: what cannot be kept is made each time
+            index = self._found_or_made(location, kept, check)
         self._versions[location] = index.version
+        return index
+
+    def _found_or_made(self, location: str, kept: Path, check: int) -> ShardIndex:
+        remote = url_in(location) is not None
+        stamp: dict[str, object] = {"location": _absolute(location), "check": check}
+        if not remote:
+            stamp["changed"] = _stat(Path(location))
+        size = self._stated.get(location, Stated()).size
+        with suppress(OSError):
+            index = ShardIndex.from_json(kept.read_bytes(), **stamp)
+            if index is not None and (not remote or size in (None, index.size)):
+                return index
+        index = self.index(location) if check else self._published(location)
+        if index is None or check:
+            with self._opened(location) as file:
+                if index is None:
+                    try:
+                        index = index_shard(file)
+                    except DataError as error:
+                        raise DataError(f"{location} {error}") from error
+                    if remote and self._cache is not None:
+                        index.version = self._cache.version(Path(file.name))
+                if check:
+                    index.check(file, closely=check)
+        with suppress(FileError), written_whole(kept) as part:
+            part.write_text(index.to_json(**stamp), encoding="utf-8")
         return index
 
     def _published(self, location: str) -> ShardIndex | None:
@@ -81,25 +108,6 @@ class ShardFiles:
                 return index if index is not None and index.size == file.seek(0, 2) and index.fits(file) else None
         return None
 
-    def _kept_or_new(self, location: str, kept: Path) -> ShardIndex:
-        remote = url_in(location) is not None
-        stamp = {"location": _absolute(location)} | ({} if remote else {"changed": _stat(Path(location))})
-        size = self._stated.get(location, Stated()).size
-        with suppress(OSError):
-            index = ShardIndex.from_json(kept.read_bytes(), **stamp)
-            if index is not None and (not remote or size in (None, index.size)):
-                return index
-        with self._opened(location) as file:
-            try:
-                index = index_shard(file)
-            except DataError as error:
-                raise DataError(f"{location} {error}") from error
-            if remote and self._cache is not None:
-                index.version = self._cache.version(Path(file.name))
-        with suppress(FileError), written_whole(kept) as part:
-            part.write_text(index.to_json(**stamp), encoding="utf-8")
-        return index
-
     @contextmanager
     def _opened(self, location: str) -> Iterator[BinaryIO]:
         file = self._open(location)
@@ -110,38 +118,31 @@ class ShardFiles:
             raise FileError(f"cannot read {location}: {error.strerror or error}") from error
 
     def _open(self, location: str) -> BinaryIO:
-        for attempt in range(_TRIES):
+        if url_in(location) is None:
             try:
-                path = self._path(location)
-                return path.open("rb")
-            except FileNotFoundError as error:
-                if url_in(location) is None or attempt == _TRIES - 1:
-                    raise FileError(f"cannot read {location}: {error.strerror or error}") from error
+                return Path(location).open("rb")
             except OSError as error:
                 raise FileError(f"cannot read {location}: {error.strerror or error}") from error
-        raise FileError(f"cannot read {location}")
-
-    def _path(self, location: str) -> Path:
-        """The file to read a shard from; a remote one is downloaded."""
-        if url_in(location) is None:
-            return Path(location)
         if self._cache is None:
             self._cache = ShardCache()
-        path = self._cache.path(location, self._stated.get(location, Stated()))
+        file = self._cache.open(location, self._stated.get(location, Stated()))
         indexed = self._versions.get(location)
-        if indexed is not None and (found := self._cache.version(path)) not in (None, indexed):
-            _kept(location).unlink(missing_ok=True)
+        if indexed is not None and (found := self._cache.version(Path(file.name))) not in (None, indexed):
+            file.close()
+            for check in (0, 1, 2):
+                _kept(location, check).unlink(missing_ok=True)
             raise FileError(f"{location} has changed since it was indexed ({found} is not {indexed}): start again")
-        return path
+        return file
 
 
 def _absolute(location: str) -> str:
     return location if url_in(location) else str(Path(location).absolute())
 
 
-def _kept(location: str) -> Path:
+def _kept(location: str, check: int) -> Path:
+    """Where an index is kept. One for each way of looking: what is in a set must not depend on what was looked at."""
     name = hashlib.sha256(_absolute(location).encode(errors="surrogateescape")).hexdigest()[:40]
-    return cache_folder() / "indices" / f"{name}.json"
+    return cache_folder() / "indices" / f"{name}-{check}.json"
 
 
 def _stat(file: Path) -> list[int]:

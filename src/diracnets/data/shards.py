@@ -21,8 +21,10 @@ from diracnets.data.shard_index import Label, ShardIndex
 from diracnets.data.shard_where import Where, find_shards
 from diracnets.data.split import HELD_OUT, hold_out
 from diracnets.errors import DataError, some_of
+from diracnets.files import url_in
 
 _NAMED = 10  # of the samples that cannot be used
+_CHECKED = 20_000  # images of local shards: of larger sets, only the headers of the tar files are read before training
 
 
 class ShardSource:
@@ -94,12 +96,14 @@ class ShardSet:
         labels: of each image, indices into `classes`.
         classes: names of the classes.
         notes: a line for each thing that a user should know.
+        spare: how many more samples may turn out to be unusable.
     """
 
     source: ShardSource
     labels: list[int]
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    spare: int = 0
 
 
 def find_samples(
@@ -110,7 +114,9 @@ def find_samples(
     Args:
         where: see `diracnets.data.shard_where.find_shards`.
         skip: the largest part of the samples that may be unusable, 0 to 1: without an image or label, with one too
-            many, or lost since a shard is damaged or cut off. They are left out, counted and named in the notes.
+            many, or lost since a shard is damaged or cut off. They are left out, counted and named in the notes. With
+            up to 20,000 images in local shards, headers and ends of the images are looked at too. Above 0, those to
+            validate on are decoded, once.
         report: is told how many shards have been looked into, and of how many.
         cache: for remote shards.
 
@@ -122,17 +128,25 @@ def find_samples(
     found = find_shards(where)
     files = ShardFiles(found, cache)
     parts = [part for part in (found.train, found.val) if part]
+    indices = [[ShardIndex(0)] * len(part) for part in parts]
     total = sum(map(len, parts))
-    indices: list[list[ShardIndex]] = []
-    done = 0
-    for part in parts:
-        indices.append([])
-        for location in part:
-            indices[-1].append(files.index(location))
-            done += 1
+
+    def look(number: int, check: int) -> None:
+        for n, location in enumerate(parts[number]):
+            indices[number][n] = files.index(location, check)
             if report is not None:
-                report(done, total)
-    notes = [*found.notes, *_skipped(found, parts, indices, skip)]
+                report(n + 1 + len(parts[0]) * number, total)
+
+    for number in range(len(parts)):
+        look(number, 0)
+    few = sum(len(index.names) for part in indices for index in part) <= _CHECKED
+    for number, part in enumerate(parts):
+        if few and not any(map(url_in, part)):
+            look(number, 1)
+        if number == 1 and skip:  # accuracies are of the same images each time: none may be found to be bad later
+            look(number, 2)
+    spare, said = _skipped(found, parts, indices, skip)
+    notes = [*found.notes, *said]
     classes = found.classes or _classes([label for part in indices for index in part for label in index.labels])
     sets = [_set(files, part, index, classes) for part, index in zip(parts, indices, strict=True)]
     if len(sets) == 1:
@@ -145,12 +159,14 @@ def find_samples(
         ]
     else:
         notes.append(f"{len(parts[0]):,} shards to train on, {len(parts[1]):,} to validate on")
-    train, val = (ShardSet(each.source, each.labels, classes, tuple(notes)) for each in sets)
+    train, val = (ShardSet(each.source, each.labels, classes, tuple(notes), spare) for each in sets)
     return train, val
 
 
-def _skipped(where: Where, parts: list[list[str]], indices: list[list[ShardIndex]], skip: float) -> list[str]:
-    """A note on what cannot be used, unless that is too much."""
+def _skipped(
+    where: Where, parts: list[list[str]], indices: list[list[ShardIndex]], skip: float
+) -> tuple[int, list[str]]:
+    """How many more may turn out to be bad, and a note on what cannot be used, unless that is too much."""
     bad: list[str] = []
     lost = good = 0
     for part, found in zip(parts, indices, strict=True):
@@ -168,16 +184,17 @@ def _skipped(where: Where, parts: list[list[str]], indices: list[list[ShardIndex
         raise DataError(f"there are no samples in the shards{': ' * bool(bad)}{some_of(bad, limit=3)}")
     others = sum(index.others for found in indices for index in found)
     notes = [f"{others:,} groups of files with neither image nor label are no samples"] * bool(others)
+    spare = int(skip * (lost + good)) - lost
     if not lost:
-        return notes
+        return spare, notes
     named = "; ".join(bad[:_NAMED]) + (f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else "")
     share = f"{lost:,} of {lost + good:,} samples ({lost / (lost + good):.2%})"
-    if lost > skip * (lost + good):
+    if spare < 0:
         raise DataError(
             f"{share} cannot be used, and {skip:.2%} may be left out: {named}: "
             "mend the shards, or allow more (--skip-unreadable)"
         )
-    return [*notes, f"{share} are left out: {named}"]
+    return spare, [*notes, f"{share} are left out: {named}"]
 
 
 def _classes(labels: list[Label]) -> tuple[str, ...]:

@@ -11,48 +11,23 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from multiprocessing.sharedctypes import RawArray
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader
 
 from diracnets.data.augment import Normalizer, Size, augmented, check
 from diracnets.data.augmentation import Augmentation
-from diracnets.data.decode import Pixels
+from diracnets.data.decoder import Decoder, Mended, RandomPart, Request, Source
 from diracnets.data.images import Batch, schedule
-from diracnets.data.parts import DRAWS
-from diracnets.data.random import Stream, draw, fraction
 from diracnets.data.share import WHOLE, Share
 from diracnets.errors import DataError, DiracNetsError, UsageError, some_of
 
 STALL_SECONDS = 600.0  # a cold network disk takes some, and nobody wants to wait for one that is gone
 _LOOK_SECONDS = 5.0  # from one look to the next at whether workers are alive, as torch has it
-_NOWHERE = -1
-
-
-class Source(Protocol):
-    """Where a stream's images come from. It is sent to worker processes."""
-
-    def name(self, index: int) -> str:
-        """What to call an image to a user."""
-
-    def image(self, index: int) -> Image.Image:
-        """The image as it was before any change."""
-
-    def fitted(self, index: int, size: Size) -> Pixels:
-        """The image for evaluation, uint8 [H, W, C]."""
-
-    def random_part(self, index: int, size: Size, min_scale: float, draws: Sequence[float]) -> Pixels:
-        """A random part of the image for training, uint8 [H, W, C]."""
-
-    def select(self, indices: Sequence[int]) -> Source:
-        """Some of these images."""
 
 
 def default_workers() -> int:
@@ -75,6 +50,8 @@ class StreamedImages:
         device: where the batches will be.
         workers: processes that decode; 0 decodes in this one, None takes `default_workers()`.
         groups: int64 [N], for images that lie in files of many: the file of each. An epoch reads from a few at a time.
+        spare: how many images may turn out to be unreadable while training. In place of one, the next image that can be
+            read is seen twice in that epoch, so that batches keep their size. With 0, or in evaluation, it is an error.
 
     Raises:
         UsageError: a negative number of workers.
@@ -91,8 +68,11 @@ class StreamedImages:
         device: torch.device | str = "cpu",
         workers: int | None = None,
         groups: Tensor | None = None,
+        spare: int = 0,
     ) -> None:
         self.labels = labels
+        self.skipped: dict[int, str] = {}
+        self._spare = spare
         self._groups = groups
         self._source = source
         self._size = size
@@ -129,6 +109,7 @@ class StreamedImages:
             device=self._device,
             workers=self._workers,
             groups=None if self._groups is None else self._groups[chosen],
+            spare=self._spare,
         )
         some.stall_seconds = self.stall_seconds
         return some
@@ -158,19 +139,29 @@ class StreamedImages:
         check(augment, self._size)
         part = None
         if epoch is not None and augment.crop == "resized":
-            part = _RandomPart(seed, epoch, augment.min_scale)
-        return self._batches(plan, part, epoch, augment, seed)
+            part = RandomPart(seed, epoch, augment.min_scale)
+        spare = 0 if epoch is None or not self._spare else max(1, self._spare // share.ranks)
+        return self._batches(plan, part, epoch, augment, seed, spare)
 
     def _batches(
-        self, plan: tuple[Tensor, ...], part: _RandomPart | None, epoch: int | None, augment: Augmentation, seed: int
+        self,
+        plan: tuple[Tensor, ...],
+        part: RandomPart | None,
+        epoch: int | None,
+        augment: Augmentation,
+        seed: int,
+        spare: int,
     ) -> Iterator[Batch]:
         # Tensors in requests would travel through shared memory, one file descriptor each; lists do not.
-        requests = [_Request(samples.tolist(), part) for samples in plan]
-        decoder = _Decoder(self._source, self._size, min(self._workers, len(requests)))
+        requests = [Request(samples.tolist(), part, len(self) if spare else 0) for samples in plan]
+        decoder = Decoder(self._source, self._size, min(self._workers, len(requests)))
         with _answers(decoder, requests, self._home, self.stall_seconds) as answers:
             for samples, answer in zip(plan, answers, strict=True):
                 if isinstance(answer, DiracNetsError):
                     raise answer
+                if isinstance(answer, Mended):
+                    self._skip(answer.bad, spare)
+                    samples, answer = torch.tensor(answer.samples), answer.pixels
                 here = samples.to(self._home)
                 pixels = answer.to(self._home, non_blocking=True)
                 if epoch is None or not len(samples):
@@ -179,74 +170,21 @@ class StreamedImages:
                     images = augmented(pixels, here, augment, self._normalize, seed=seed, epoch=epoch)
                 yield images.to(self._device), self.labels[samples].to(self._device), here.to(self._device)
 
-
-@dataclass(frozen=True)
-class _RandomPart:
-    seed: int
-    epoch: int
-    min_scale: float
-
-
-@dataclass(frozen=True)
-class _Request:
-    samples: list[int]
-    part: _RandomPart | None
-
-
-class _Decoder(Dataset[Tensor | DiracNetsError]):
-    """A worker's job: a batch of pixels for a request, or the error, which would lose its class if it were raised.
-
-    Args:
-        source: gives the images.
-        size: [C, H, W] of the pixels.
-        workers: processes that share the job.
-    """
-
-    def __init__(self, source: Source, size: Size, workers: int) -> None:
-        self._source = source
-        self._size = size
-        self.workers = workers
-        self._at = RawArray("q", [_NOWHERE] * max(workers, 1))  # the image that each worker is at, for all to see
-
-    def __getitem__(self, request: _Request) -> Tensor | DiracNetsError:
-        if not request.samples:  # of a batch that is too small for all shares
-            channels, height, width = self._size
-            return torch.empty(0, height, width, channels, dtype=torch.uint8)
-        try:
-            return torch.from_numpy(np.stack(self._pixels(request)))
-        except DiracNetsError as error:
-            error.__cause__ = error.__traceback__ = None
-            return error
-
-    def _pixels(self, request: _Request) -> list[Pixels]:
-        part, samples = request.part, self._noted(request.samples)
-        if part is None:
-            return [self._source.fitted(sample, self._size) for sample in samples]
-        bits = draw(part.seed, part.epoch, torch.tensor(request.samples), Stream.RESIZED, DRAWS)
-        draws = fraction(bits).T.tolist()  # [B, 40]
-        return [
-            self._source.random_part(sample, self._size, part.min_scale, numbers)
-            for sample, numbers in zip(samples, draws, strict=True)
-        ]
-
-    def _noted(self, samples: list[int]) -> Iterator[int]:
-        """The samples; at which one this worker is can be seen in the other processes."""
-        worker = get_worker_info()
-        place = 0 if worker is None else worker.id
-        for sample in samples:
-            self._at[place] = sample
-            yield sample
-        self._at[place] = _NOWHERE
-
-    def at(self) -> list[str]:
-        """The names of the images that workers are at."""
-        return [self._source.name(sample) for sample in self._at if sample != _NOWHERE]
+    def _skip(self, bad: dict[int, str], spare: int) -> None:
+        """Remember images that cannot be read, and stop where these are too many."""
+        self.skipped |= bad
+        if len(self.skipped) > spare:
+            reasons = some_of(self.skipped.values(), limit=3)
+            raise DataError(
+                f"{len(self.skipped)} of {len(self):,} images cannot be read, and {spare} may be skipped: {reasons}; "
+                "replace them, or allow more by --skip-unreadable"
+            )
 
 
 @contextmanager
 def _answers(
-    decoder: _Decoder, requests: list[_Request], device: torch.device, stall_seconds: float
-) -> Iterator[Iterator[Tensor | DiracNetsError]]:
+    decoder: Decoder, requests: list[Request], device: torch.device, stall_seconds: float
+) -> Iterator[Iterator[Tensor | Mended | DiracNetsError]]:
     """The decoder's answers, in order; when the block ends, however it does, no worker is left."""
     loader = DataLoader(
         decoder,
@@ -289,7 +227,7 @@ def _answers(
 
 
 def _until_stalled(
-    iterator: Iterator[Tensor | DiracNetsError], decoder: _Decoder, limit: float
+    iterator: Iterator[Tensor | DiracNetsError], decoder: Decoder, limit: float
 ) -> Iterator[Tensor | DiracNetsError]:
     """The answers; raises `DataError` where one does not come for `limit` seconds."""
     waiting_since = time.monotonic()
