@@ -550,6 +550,7 @@ def damage(bench: Bench) -> Iterator[Kind]:
         bench.counter[:8] = struct.pack("q", 0)
         bench.after_fault(kind, run, SAVE_EVERY)
         kind.lost_steps.pop()
+        kind.in_writing = 0  # what was left is of the kill before
         if each >= bench.times:  # reading is enough
             shutil.rmtree(run)
             continue

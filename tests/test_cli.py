@@ -770,3 +770,18 @@ def test_signals_end_a_command_as_an_exit_unless_they_are_ignored(number, monkey
         assert main(["study"]) == 0
     finally:
         signal.signal(number, before)
+
+
+def test_info_lists_the_checkpoints_of_a_run(place, capsys):
+    last = Path("run/last.pt")
+    content = last.read_bytes()
+    last.unlink()
+    last.write_bytes(content[:-50])
+    assert main(["info", "run"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:5]]
+    assert [row[0] for row in rows] == ["earlier/epoch-0001-batch-000000.pt", "last.pt", "best.pt"]
+    assert [row[-1] for row in rows] == ["whole", "damaged", "whole"]
+    assert main(["info", "run", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["checkpoints"]
+    assert [(each["epochs"], each["damage"] is None) for each in listed[:2]] == [(1, True), (None, False)]
+    assert "last.pt is damaged" in listed[1]["damage"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional
@@ -32,7 +33,7 @@ class Info:
 
     model: Positional[str]
     """The name of a network, such as diracnet-28-1, or of a trained one; or a model file, a checkpoint, or a run folder
-    (its best checkpoint)."""
+    (its best checkpoint, after a list of all its checkpoints)."""
     json: FlagCreatePairsOff[bool] = False
     """Print JSON only."""
 
@@ -40,11 +41,16 @@ class Info:
         """Print the table of layers, the totals and the model card."""
         from diracnets.evaluation.info import describe
 
+        checkpoints = self.checkpoints()
+        console = stdout()
+        if checkpoints and not self.json:
+            console.print(table(["checkpoint", "epochs", "batches", "size", "state"], list(map(_row, checkpoints))))
+            console.print()
         info = describe(self.model)
         if self.json:
-            print(json.dumps(info.to_data(), indent=2))
+            listed = {"checkpoints": checkpoints} if checkpoints else {}
+            print(json.dumps({**info.to_data(), **listed}, indent=2))
             return
-        console = stdout()
         rows = [
             [
                 layer.name,
@@ -64,6 +70,29 @@ class Info:
             card = info.card.to_data()
             for title, key in _SECTIONS.items():
                 _tree(console, title, card[key] or {})
+
+    def checkpoints(self) -> list[dict[str, Any]]:
+        """Those of a run folder, the earliest first, last.pt and best.pt at the end; each is read and verified."""
+        run = Path(self.model)
+        if not run.is_dir():
+            return []
+        from diracnets.training.checkpoints import Checkpoints
+
+        return [
+            {
+                "file": kept.path.relative_to(run).as_posix(),
+                "bytes": kept.size,
+                "epochs": None if kept.position is None else kept.position.epochs,
+                "batches": None if kept.position is None else kept.position.batches,
+                "damage": kept.damage,
+            }
+            for kept in Checkpoints(run).listed()
+        ]
+
+
+def _row(checkpoint: Mapping[str, Any]) -> list[Any]:
+    done = ["", ""] if checkpoint["damage"] else [checkpoint["epochs"], checkpoint["batches"]]
+    return [checkpoint["file"], *done, _bytes(checkpoint["bytes"]), "damaged" if checkpoint["damage"] else "whole"]
 
 
 def _totals(info: Description) -> list[tuple[str, str]]:
