@@ -1,10 +1,12 @@
+from itertools import chain
+
 import pytest
 import torch
 
 from diracnets.data.augmentation import Augmentation
 from diracnets.data.load import load_data
 from diracnets.data.memory import MemoryImages
-from diracnets.data.share import Share
+from diracnets.data.share import Share, cut
 
 AUGMENT = Augmentation(crop="pad", pad=2, flip=True, cutout=3)
 RESIZED = Augmentation(crop="resized", min_scale=0.2, cutout=3)
@@ -46,3 +48,14 @@ def test_ranks_see_together_what_one_process_sees(kind, ranks, augment, split_fo
     unchanged = list(images.batches(2, share=Share(ranks - 1, ranks)))  # a rank that gets nothing
     assert [len(labels) for _, labels, _ in unchanged] == [0] * 7
     assert unchanged[0][0].shape == (0, *whole[0][0].shape[1:])
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_the_parts_of_a_batch_are_the_same_for_any_number_of_ranks(ranks):
+    batch = torch.arange(17)
+    for part, (begin, end) in enumerate(cut(17, 3)):
+        pieces = [Share(rank, ranks, parts=3).pieces(17)[part] for rank in range(ranks)]
+        assert torch.cat([batch[slice(*piece)] for piece in pieces]).equal(batch[begin:end])
+    share = Share(ranks - 1, ranks, parts=3, before=1)
+    pieces = [[(begin - 1) % 17, *range(begin, end)] for begin, end in share.pieces(17) if begin < end]
+    assert share.of(batch).tolist() == list(chain.from_iterable(pieces))

@@ -97,7 +97,7 @@ def test_progress_is_told():
 
 
 def test_outputs_are_the_models(stripes, warm_net):
-    logits, labels = map(torch.cat, zip(*outputs(warm_net, stripes.val, batch_size=7), strict=True))
+    logits, labels, _ = map(torch.cat, zip(*outputs(warm_net, stripes.val, batch_size=7), strict=True))
     images = torch.cat([images for images, _, _ in stripes.val.batches(30)])
     torch.testing.assert_close(logits, warm_net(images).detach())
     assert labels.equal(stripes.val.labels)
@@ -105,7 +105,7 @@ def test_outputs_are_the_models(stripes, warm_net):
 
 def test_the_same_on_a_network_as_by_hand(stripes, warm_net):
     found = evaluate(warm_net, stripes.val, batch_size=11)
-    logits = torch.cat([logits for logits, _ in outputs(warm_net, stripes.val)])
+    logits = torch.cat([logits for logits, *_ in outputs(warm_net, stripes.val)])
     assert found.top1 == pytest.approx(float((logits.argmax(1) == stripes.val.labels).double().mean()))
     assert found.loss == pytest.approx(float(nn.functional.cross_entropy(logits, stripes.val.labels)), rel=1e-6)
 

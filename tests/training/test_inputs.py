@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from diracnets.training.inputs import mixed, mixed_in, mixup_share
+from diracnets.data.share import Share
+from diracnets.training.inputs import mixed, mixup_share, with_mixed_in
 
 
 def test_a_share_depends_on_seed_epoch_and_batch_alone():
@@ -21,7 +22,14 @@ def test_shares_are_those_of_a_beta_distribution(mixup, mean):
 def test_images_are_mixed_with_those_whose_labels_they_share():
     images, labels = torch.eye(4), torch.arange(4)
     sums = mixed(images, 0.7)
-    for row, own, other in zip(sums, labels, mixed_in(labels), strict=True):
+    for row, own, other in zip(sums, *with_mixed_in(labels), strict=True):
         assert row[own] == pytest.approx(0.7)
         assert row[other] == pytest.approx(0.3)
         assert row.sum() == pytest.approx(1.0)
+
+
+def test_a_part_of_a_batch_is_mixed_as_the_whole_is():
+    images = torch.rand(7, 1, 2, 2)
+    shares = [Share(rank, 3, before=1).of(images) for rank in range(3)]
+    assert torch.cat([mixed(share, 0.7, ring=False) for share in shares]).equal(mixed(images, 0.7))
+    assert mixed(images[:0], 0.7, ring=False).shape == (0, 1, 2, 2)

@@ -66,7 +66,7 @@ def stop_after(monkeypatch, steps):
             signal.raise_signal(signal.SIGTERM)
         return before(*args, **kwargs)
 
-    monkeypatch.setattr("diracnets.training.loop.cross_entropy", counting)
+    monkeypatch.setattr("diracnets.training.step.cross_entropy", counting)
 
 
 def same_weights(one, other):
@@ -188,7 +188,7 @@ def test_a_checkpoint_tells_the_accuracy_of_its_own_epoch_alone(stop, told, stri
 
 
 def test_a_signal_during_the_evaluation_is_heeded(whole, stripes, tmp_path, monkeypatch):
-    def interrupted(model, images, *, on_batch):
+    def interrupted(model, images, *, on_batch, ranks):
         signal.raise_signal(signal.SIGTERM)
         return evaluate(model, images, batch_size=7, on_batch=on_batch)
 
@@ -209,7 +209,7 @@ def test_a_signal_before_the_run_begins_ends_it_at_once(step, stripes, tmp_path,
 
 
 def test_an_evaluation_that_fails_does_not_cost_the_epoch(whole, stripes, tmp_path, monkeypatch):
-    def failing(model, images, *, on_batch):
+    def failing(model, images, *, on_batch, ranks):
         raise DataError("an image cannot be read")
 
     with monkeypatch.context() as patch:
@@ -379,7 +379,7 @@ def test_a_damaged_checkpoint_is_a_file_error(stripes, tmp_path):
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(stripes, tmp_path, monkeypatch):
     def explode(row):
         monkeypatch.setattr(
-            "diracnets.training.loop.cross_entropy", lambda logits, *_, **__: logits.sum() * float("nan")
+            "diracnets.training.step.cross_entropy", lambda logits, *_, **__: logits.sum() * float("nan")
         )
 
     with pytest.raises(TrainingError, match=r"epoch 2.*lower learning rate.*clip_grad"):
@@ -548,8 +548,8 @@ def test_mixup_trains_on_sums_of_images_and_shares_the_loss(stripes, tmp_path, m
         targets.append(labels)
         return before(logits, labels, **options)
 
-    monkeypatch.setattr("diracnets.training.loop.cross_entropy", recording)
-    monkeypatch.setattr("diracnets.training.loop.mixed", lambda images, share: seen.append(share) or images)
+    monkeypatch.setattr("diracnets.training.step.cross_entropy", recording)
+    monkeypatch.setattr("diracnets.training.step.mixed", lambda images, share: seen.append(share) or images)
     run(RECIPE.replaced(mixup=0.5, epochs=1), tmp_path / "run", stripes)
     assert len(seen) == STEPS == len(set(seen))
     assert all(one.roll(1, 0).equal(other) for one, other in zip(targets[::2], targets[1::2], strict=True))
@@ -574,7 +574,7 @@ def test_a_stem_of_rate_0_stays_as_it_starts(stripes, tmp_path):
 def test_the_first_part_trains_on_smaller_images(large_stripes, tmp_path, monkeypatch):
     sizes = []
     monkeypatch.setattr(
-        "diracnets.training.loop.progressively_resized",
+        "diracnets.training.step.progressively_resized",
         lambda *arguments: sizes.append((images := progressively_resized(*arguments)).shape[2:]) or images,
     )
     run(RECIPE.replaced(progressive_size=8, progressive_fraction=0.25, epochs=4), tmp_path / "run", large_stripes)
@@ -718,7 +718,7 @@ def test_saving_within_an_epoch_loses_no_more_than_asked_for_and_resumes_bit_by_
         return counting
 
     with monkeypatch.context() as patch:
-        patch.setattr("diracnets.training.loop.cross_entropy", kill_in(9))  # after 8 steps: 1 epoch and 3 batches
+        patch.setattr("diracnets.training.step.cross_entropy", kill_in(9))  # after 8 steps: 1 epoch and 3 batches
         with pytest.raises(Killed):
             run(RECIPE, tmp_path / "run", stripes, safeguards=Safeguards(save_every=2, keep=2))
     resume = read_checkpoint(tmp_path / "run" / "last.pt").resume
@@ -760,7 +760,7 @@ def test_a_run_that_diverges_leaves_a_checkpoint_from_before(stripes, tmp_path, 
     def exploding(*args, **kwargs):
         return nn.functional.cross_entropy(*args, **kwargs) * (1.0 if next(count) < 7 else 50.0)
 
-    monkeypatch.setattr("diracnets.training.loop.cross_entropy", exploding)
+    monkeypatch.setattr("diracnets.training.step.cross_entropy", exploding)
     with pytest.raises(
         TrainingError, match=r"the run diverges: the loss has been above .* for 8 steps.*last\.pt is from"
     ):

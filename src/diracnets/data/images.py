@@ -182,4 +182,4 @@ def schedule(
     else:
         samples = order_by_groups(seed, epoch, groups, TOGETHER).to(device)
     batches = torch.split(samples[first * batch_size :], batch_size) if first < count else ()
-    return batches if share == WHOLE else tuple(map(share.of, batches))
+    return batches if share.ranks == 1 and not share.before else tuple(map(share.of, batches))

@@ -30,10 +30,14 @@ STALL_SECONDS = 600.0  # a cold network disk takes some, and nobody wants to wai
 _LOOK_SECONDS = 5.0  # from one look to the next at whether workers are alive, as torch has it
 
 
-def default_workers() -> int:
-    """One a processor that this process may use, and at most 4."""
+def default_workers(processes: int = 1) -> int:
+    """One a processor that this process may use, and at most 4.
+
+    Args:
+        processes: how many share the processors, each with as many workers.
+    """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4, allowed)
+    return max(1, min(4, allowed // processes))
 
 
 class StreamedImages:

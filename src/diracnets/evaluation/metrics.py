@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from diracnets.data.images import Images
+from diracnets.data.share import Share
 from diracnets.errors import DataError, TrainingError, UsageError
 from diracnets.evaluation.views import Views, averaged_logits
 from diracnets.runtime.precision import Name, Precision
+from diracnets.runtime.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def evaluate(
     views: Views = "one",
     worst: int = 10,
     on_batch: Callable[[int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Run a network over images, in evaluation mode and without random changes, and compare with their labels.
 
@@ -82,11 +85,12 @@ def evaluate(
         model: from normalized images [batch, channels, height, width] to logits [batch, K]; a DiracNet, a chain, or any
             other. Its mode is put back afterwards.
         images: their batches are put on the model's device.
-        batch_size: images at a time.
+        batch_size: images at a time, in each process.
         precision: the arithmetic; anything but float32 gives slightly different numbers.
         views: how many views of an image the logits are averaged over, see `averaged_logits`.
         worst: how many of the most confident errors to name.
-        on_batch: called with the number of images done after each batch.
+        on_batch: called with the number of images done after each batch, by all processes.
+        ranks: the processes that evaluate together, each its share of every batch. All get the same result.
 
     Raises:
         UsageError: the network is for another number of channels or classes, or there are no such views.
@@ -104,35 +108,37 @@ def evaluate(
         raise UsageError(f"views is {views!r}, but must be one of {', '.join(get_args(Views))}")
     if len(images) == 0:
         raise DataError("there are no images to evaluate the network on")
-    labels, predictions, probabilities, losses, top5 = [], [], [], [], []
+    found, numbers = [], []
     done = 0
-    for logits, truth in outputs(model, images, batch_size=batch_size, precision=precision, views=views):
+    for logits, truth, indices in outputs(
+        model, images, batch_size=batch_size, precision=precision, views=views, ranks=ranks
+    ):
         log_probabilities = logits.double().log_softmax(1) if logits.device.type != "mps" else logits.log_softmax(1)
         best, prediction = log_probabilities.max(1)
         first_five = logits.topk(min(5, logits.shape[1]), dim=1).indices  # [batch, 5]
-        labels.append(truth)
-        predictions.append(prediction)
-        probabilities.append(best.exp())
-        losses.append(-log_probabilities.gather(1, truth[:, None])[:, 0])
-        top5.append((first_five == truth[:, None]).any(1))
-        done += len(truth)
+        loss = -log_probabilities.gather(1, truth[:, None])[:, 0]
+        right = (first_five == truth[:, None]).any(1)
+        found.append(
+            torch.stack([truth.to(loss.dtype), prediction.to(loss.dtype), best.exp(), loss, right.to(loss.dtype)])
+        )
+        numbers.append(indices)
+        done = min(done + batch_size * ranks.count, len(images))
         if on_batch is not None:
             on_batch(done)
-    truth, prediction, probability = (
-        torch.cat(labels).cpu(),
-        torch.cat(predictions).cpu(),
-        torch.cat(probabilities).cpu(),
-    )
+    truth, prediction, probability, losses, top5 = _of_all(
+        torch.cat(found, 1), torch.cat(numbers), len(images), ranks
+    ).double()
+    truth, prediction = truth.long(), prediction.long()
     classes = logits.shape[1]
     confusion = torch.bincount(truth * classes + prediction, minlength=classes * classes).view(classes, classes)
-    loss = float(torch.cat(losses).mean())
-    if not math.isfinite(loss):
+    mean_loss = float(losses.mean())
+    if not math.isfinite(mean_loss):
         raise TrainingError("the network's outputs are infinite or NaN, so that it cannot be evaluated")
     return Evaluation(
         count=len(truth),
         top1=float((prediction == truth).double().mean()),
-        top5=float(torch.cat(top5).cpu().double().mean()),
-        loss=loss,
+        top5=float(top5.mean()),
+        loss=mean_loss,
         per_class=[
             ClassAccuracy(label, int(confusion[label].sum()), int(confusion[label, label])) for label in range(classes)
         ],
@@ -142,10 +148,27 @@ def evaluate(
     )
 
 
+def _of_all(found: Tensor, indices: Tensor, count: int, ranks: Ranks) -> Tensor:
+    """What was found for some images, [facts, some], with what others found for the rest: [facts, count], in order."""
+    if ranks.alone:
+        return found.cpu()
+    whole = found.new_zeros(len(found), count)
+    whole[:, indices.to(whole.device)] = found
+    return ranks.total(whole).cpu()
+
+
 def outputs(
-    model: nn.Module, images: Images, *, batch_size: int = 256, precision: Name = "float32", views: Views = "one"
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The logits [batch, K] and labels [batch] of all images in their order; `model` is in evaluation mode meanwhile.
+    model: nn.Module,
+    images: Images,
+    *,
+    batch_size: int = 256,
+    precision: Name = "float32",
+    views: Views = "one",
+    ranks: Ranks = ALONE,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The logits [batch, K], labels and indices [batch] of all images in order, or of this process's share of them.
+
+    `model` is in evaluation mode meanwhile.
 
     Raises:
         UsageError: the network is for another number of channels or classes.
@@ -154,17 +177,18 @@ def outputs(
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     model.eval()
     try:
-        for batch, labels, _ in images.batches(batch_size):
+        share = Share(ranks.rank, ranks.count)
+        for batch, labels, indices in ranks.together(images.batches(batch_size * ranks.count, share=share)):
             _check_channels(model, batch)
             batch, labels = batch.to(device), labels.to(device)
             with torch.inference_mode(), Precision(precision, "").autocast(device):
                 logits = averaged_logits(model, batch, views)
-            if int(labels.max()) >= logits.shape[1]:
+            if len(labels) and int(labels.max()) >= logits.shape[1]:
                 raise UsageError(
                     f"the network has {logits.shape[1]} classes, but these images are labelled up to "
                     f"{int(labels.max())}; evaluate it on the data that it was trained for"
                 )
-            yield logits, labels
+            yield logits, labels, indices
     finally:
         model.train(was_training)
 

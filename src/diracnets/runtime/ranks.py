@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,11 +13,10 @@ from torch import Tensor, distributed
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from diracnets.errors import TrainingError, UsageError
+from diracnets.errors import DataError, DiracNetsError, FileError, TrainingError, UsageError
 from diracnets.runtime.device import choose_device
 
 T = TypeVar("T")
-E = TypeVar("E", bound=Exception)
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what it sets, and we go by
 _times_joined = 0
 
@@ -76,6 +75,11 @@ class Ranks:
         distributed.all_reduce(highest, distributed.ReduceOp.MAX, self.control)
         return highest.tolist()
 
+    def wait(self) -> None:
+        """Wait until all ranks have come here."""
+        if not self.alone:
+            distributed.barrier(self.control)
+
     def from_first(self, make: Callable[[], T]) -> T:
         """What rank 0 makes, on all ranks. An error of it ends all of them."""
         if self.alone:
@@ -84,13 +88,49 @@ class Ranks:
         distributed.broadcast_object_list(box, 0, self.control)
         return box[0]  # type: ignore[return-value]
 
-    def shared(self, error: E | None) -> E:
+    def one_first(self, make: Callable[[], T]) -> T:
+        """What each rank makes, after one of its machine has: the others find what that one has downloaded."""
+        made = [make()] if self.local_rank == 0 else []
+        self.wait()
+        return made[0] if made else make()
+
+    def together(self, batches: Iterable[T]) -> Iterator[T]:
+        """This rank's batches, which are as many for all; what one rank cannot get, ends all."""
+        iterator = iter(batches)
+        while True:
+            batch, error = fetched(iterator)
+            if any(self.highest(error is not None)):
+                raise self.shared(error)
+            if batch is None:
+                return
+            yield batch
+
+    def shared(self, error: DiracNetsError | None) -> DiracNetsError:
         """The error of the first rank that has one, on all ranks, to be raised there."""
         if error is not None and self.alone:
             return error
-        errors: list[E | None] = [None] * self.count
+        errors: list[DiracNetsError | None] = [None] * self.count
         distributed.all_gather_object(errors, error, self.control)
         return next(each for each in errors if each is not None)
+
+
+ALONE = Ranks(torch.device("cpu"))
+"""A process that asks and tells nobody, wherever it computes."""
+
+
+UNREADABLE = (DataError, FileError)  # what one process may meet in its images
+
+
+def fetched(iterator: Iterator[T]) -> tuple[T | None, DiracNetsError | None]:
+    """The next of some batches, None after the last one, or why it cannot be had.
+
+    >>> fetched(iter([]))
+    (None, None)
+    """
+    try:
+        return next(iterator, None), None
+    except UNREADABLE as error:
+        return None, error
 
 
 @contextmanager

@@ -75,19 +75,27 @@ def mixup_share(alpha: float, seed: int, epoch: int, batch: int) -> float:
     return max(share, 1 - share)  # the larger one is each image's own; who is added to whom is as random as before
 
 
-def mixed(images: Tensor, share: float) -> Tensor:
-    """Each image of a batch [batch, ...], in its share, plus the one before it in the rest.
+def mixed(images: Tensor, share: float, ring: bool = True) -> Tensor:
+    """Each image of a batch, in its share, plus the one before it in the rest; see `with_mixed_in`.
 
     >>> mixed(torch.tensor([[0.0], [1.0]]), 0.75).flatten().tolist()
     [0.25, 0.75]
     """
-    return torch.lerp(mixed_in(images), images, share)
+    own, others = with_mixed_in(images, ring)
+    return torch.lerp(others, own, share)
 
 
-def mixed_in(batch: Tensor) -> Tensor:
-    """What is mixed into each image of a batch: what belongs to the one before it.
+def with_mixed_in(batch: Tensor, ring: bool = True) -> tuple[Tensor, Tensor]:
+    """What belongs to each image of a batch [B, ...], and what is mixed into it: what belongs to the one before it.
 
-    >>> mixed_in(torch.tensor([3, 4, 5])).tolist()
-    [5, 3, 4]
+    Args:
+        batch: of the images, or of what belongs to them.
+        ring: whether this is all of a batch, so that its last image is before its first. Else it is a part of one,
+            with the image before that part in front.
+
+    >>> [part.tolist() for part in with_mixed_in(torch.tensor([3, 4, 5]))]
+    [[3, 4, 5], [5, 3, 4]]
+    >>> [part.tolist() for part in with_mixed_in(torch.tensor([3, 4, 5]), ring=False)]
+    [[4, 5], [3, 4]]
     """
-    return batch.roll(1, 0)
+    return (batch, batch.roll(1, 0)) if ring else (batch[1:], batch[:-1])

@@ -26,6 +26,10 @@ class Interruption:
     """While this context is open, the first SIGINT, SIGTERM or SIGHUP is remembered in `signal`; a second one acts as
     usual. A signal that is ignored, as SIGHUP is under nohup, stays ignored.
 
+    Args:
+        several: whether this is one of several processes. A second signal then does nothing: `torchrun` passes signals
+            on that have come here already, and sends SIGTERM to those that are left when the first process has ended.
+
     Python delivers signals to the main thread alone: in another thread nothing is caught, and `signal` stays None.
 
     >>> with Interruption() as interruption:
@@ -34,8 +38,9 @@ class Interruption:
     True
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, several: bool = False) -> None:
         self.signal: int | None = None
+        self._several = several
         self._before: dict[signal.Signals, signal._HANDLER] = {}
 
     def __enter__(self) -> Interruption:
@@ -52,7 +57,8 @@ class Interruption:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        self._restore()
+        if not self._several:
+            self._restore()
 
     def _restore(self) -> None:
         while self._before:

@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 from diracnets.artifacts.network_file import network_file
 from diracnets.artifacts.run_record import RunRecord
@@ -20,27 +19,23 @@ from diracnets.data.dataset import DATASET
 from diracnets.data.images import ImageData
 from diracnets.data.items import MapStyle
 from diracnets.data.load import load_data
-from diracnets.data.stream import StreamedImages
+from diracnets.data.stream import StreamedImages, default_workers
 from diracnets.errors import UsageError
-from diracnets.runtime.device import choose_device, memory_format, repeatable, synchronize
+from diracnets.runtime.device import memory_format, repeatable, synchronize
 from diracnets.runtime.precision import Precision, choose_precision
+from diracnets.runtime.ranks import joined
 from diracnets.training.folder import RunFolder, new_folder
-from diracnets.training.inputs import (
-    check_progressive_size,
-    mixed,
-    mixed_in,
-    mixup_share,
-    progressively_resized,
-)
+from diracnets.training.inputs import check_progressive_size
 from diracnets.training.interruption import Interruption, command_to_resume
+from diracnets.training.parallel import Trainee
 from diracnets.training.recipe import Recipe
 from diracnets.training.reporter import Events, Reporter
 from diracnets.training.run import Run, Trained, steps_per_epoch
 from diracnets.training.safeguards import Safeguards
-from diracnets.training.schedule import factor, momentum_restarts
 from diracnets.training.start import network_to_resume, start_name, starting_network
 from diracnets.training.state import State
-from diracnets.training.teacher import check_teacher, distillation, load_teacher
+from diracnets.training.step import share_of_batches, train_step
+from diracnets.training.teacher import check_teacher, load_teacher
 from diracnets.training.watchdog import LossWatch
 
 
@@ -100,14 +95,12 @@ def train(
     >>> sorted(path.name for path in trained.run.iterdir() if path.suffix in (".toml", ".jsonl", ".safetensors"))
     ['metrics.jsonl', 'model.safetensors', 'recipe.toml', 'scales.jsonl']
     """
-    place = choose_device(device)
     if data is None:
         data = recipe.data.name
     recipe = recipe.replaced(data=_name(data))
     if resume and run is None:
         raise UsageError("to resume a run, give its folder")
     optimization = recipe.optimization
-    folder = RunFolder(new_folder(recipe) if run is None else run)
     if resume and isinstance(start, nn.Module):
         raise UsageError("a resumed run goes on from its own weights: give one of its checkpoints, or none")
     if not resume and isinstance(start, str | Path):
@@ -115,15 +108,18 @@ def train(
     if inherit and start is not None:
         raise UsageError("a run begins with the teacher's filters (inherit) or other weights (start), not both")
 
-    there = folder.path.exists()
-    with ExitStack() as held, repeatable(recipe.runtime.seed, deterministic=recipe.runtime.deterministic):
-        if there:
+    repeated = repeatable(recipe.runtime.seed, deterministic=recipe.runtime.deterministic)
+    with joined(device) as ranks, ExitStack() as held, repeated:
+        folder = RunFolder(ranks.from_first(lambda: new_folder(recipe)) if run is None else run)
+        there = folder.path.exists()
+        if there and ranks.first:
             held.enter_context(folder.held())
-        if not resume:
+        if not resume and ranks.first:
             folder.check_unused()
-        saved = folder.read_last(recipe, start) if resume and not isinstance(start, nn.Module) else None
+        from_file = None if isinstance(start, nn.Module) else start
+        saved = ranks.from_first(lambda: folder.read_last(recipe, from_file)) if resume else None
         resumed = {} if saved is None or saved.resume is None else dict(saved.resume)
-        record = RunRecord.read(folder.path) if resume else RunRecord(start=start_name(start))
+        record = ranks.from_first(lambda: RunRecord.read(folder.path)) if resume else RunRecord(start=start_name(start))
         safeguards = safeguards or Safeguards.of(record.safeguards)
         if resume and isinstance(data, str) and data_dir is None:
             data_dir = record.data_dir
@@ -131,8 +127,15 @@ def train(
             teacher = record.teacher
 
         if not isinstance(data, ImageData):
-            size = recipe.data.image_size
-            data = load_data(data, data_dir=data_dir, image_size=size, device=place, workers=workers)
+            load = partial(
+                load_data,
+                data,
+                data_dir=data_dir,
+                image_size=recipe.data.image_size,
+                device=ranks.device,
+                workers=default_workers(ranks.local_count) if workers is None and not ranks.alone else workers,
+            )
+            data = ranks.one_first(load)
         if recipe.data.select_on is not None:
             data = data.selecting_on(recipe.data.select_on)
         if recipe.data.num_train is not None:
@@ -140,10 +143,10 @@ def train(
         for images in (data.train, data.val, data.test):
             if isinstance(images, StreamedImages):
                 images.stall_seconds = safeguards.stall_seconds
-        if not there:  # not before: within a folder of images, an empty one would be taken for a class
+        if not there and ranks.first:  # not before: within a folder of images, an empty one would be taken for a class
             held.enter_context(folder.held())
             folder.check_unused()
-        guide = None if teacher is None else load_teacher(teacher, data).to(place)
+        guide = None if teacher is None else load_teacher(teacher, data).to(ranks.device)
         check_teacher(guide, optimization, record if resume else None, inherit=inherit)
         steps = steps_per_epoch(optimization.batch_size, data)
         data.train.batches(
@@ -156,20 +159,25 @@ def train(
                 raise UsageError(f"no filter of {guide.name} has the shape of one of the network's: leave out inherit")
             record = replace(record, start=f"{count} filters of {guide.name}")
         check_progressive_size(recipe.data, data.input_size, net.min_image_size)
-        net.to(place, memory_format=memory_format(recipe.runtime.channels_last))  # type: ignore[call-overload]
+        net.to(ranks.device, memory_format=memory_format(recipe.runtime.channels_last))  # type: ignore[call-overload]
         if saved is None:
-            batch_size = min(optimization.batch_size, len(data.train))
-            precision = choose_precision(recipe.runtime.precision, net, batch_size, data.input_size)
+            at_once = -(-min(optimization.batch_size, len(data.train)) // (ranks.count * optimization.accumulate))
+            precision = ranks.from_first(
+                partial(choose_precision, recipe.runtime.precision, net, max(2, at_once), data.input_size)
+            )
         else:
             precision = Precision(*resumed["precision"])
-        state = State(optimization, net, precision, steps)
+        trainee = Trainee(net, ranks, sync_bn=optimization.sync_bn, compiled=recipe.runtime.compile)
+        state = State(optimization, net, precision, steps, ranks)
         if saved is not None:
             state.restore(resumed)
 
         command = command_to_resume(folder.path, data_dir, device, workers)
         with (
-            Interruption() as interruption,  # before, there is nothing to save: a signal ends the program at once
-            Reporter(optimization.epochs, steps, quiet=quiet) as reporter,
+            Interruption(
+                several=not ranks.alone
+            ) as interruption,  # before, there is nothing to save: a signal ends the program at once
+            Reporter(optimization.epochs, steps, quiet=quiet or not ranks.first) as reporter,
             closing(Events(folder.events, state.epoch - 1)) as events,
         ):
             watch = LossWatch(len(data.classes), safeguards.diverged_steps, state, steps, resumed.get("watch"))
@@ -189,13 +197,13 @@ def train(
                 watch,
             )
             running.begin(resumed=saved is not None)
-            forward = torch.compile(net) if recipe.runtime.compile else net
             while state.epoch <= optimization.epochs:
-                train_epoch(running, forward)
+                train_epoch(running, trainee)
                 row = running.finish_epoch()
-                events.write(row)
-                if on_epoch is not None:
-                    on_epoch(row)
+                if ranks.first:
+                    events.write(row)
+                    if on_epoch is not None:
+                        on_epoch(row)
                 running.stop_if_asked()
             return running.finish()
 
@@ -207,17 +215,15 @@ def _name(data: ImageData | str | MapStyle | tuple[MapStyle, MapStyle]) -> str:
     return data if isinstance(data, str) else DATASET
 
 
-def train_epoch(run: Run, forward: Callable[[Tensor], Tensor]) -> None:
+def train_epoch(run: Run, trainee: Trainee) -> None:
     """Train on what is left of the epoch at hand.
 
     Args:
         run: the run, whose state is changed.
-        forward: its network, or what that was compiled to.
+        trainee: its network.
     """
     recipe, optimization, state, steps = run.recipe, run.recipe.optimization, run.state, run.steps
-    layout = memory_format(recipe.runtime.channels_last)
-    net, optimizer, scaler = state.net, state.optimizer, state.scaler
-    net.train(not optimization.freeze)  # frozen features are those of evaluation
+    trainee.train(not optimization.freeze)  # frozen features are those of evaluation
     begun = time.perf_counter() - state.seconds
     batches = run.data.train.batches(
         optimization.batch_size,
@@ -225,42 +231,12 @@ def train_epoch(run: Run, forward: Callable[[Tensor], Tensor]) -> None:
         augment=recipe.data.augment,
         seed=recipe.runtime.seed,
         first=state.batch,
+        share=share_of_batches(optimization, state.ranks),
     )
-    for images, labels, _ in run.saving(islice(batches, steps - state.batch)):
-        step = (state.epoch - 1) * steps + state.batch
-        if momentum_restarts(optimization, step, steps):
-            optimizer.state.clear()
-        for group, highest in zip(optimizer.param_groups, state.rates, strict=True):
-            group["lr"] = highest * factor(optimization, step, steps)
-
-        images, labels = images.to(state.device, memory_format=layout), labels.to(state.device)
-        whole = images
-        images = progressively_resized(images, recipe.data, step, optimization.epochs * steps)
-        share = 1.0
-        if optimization.mixup:
-            share = mixup_share(optimization.mixup, recipe.runtime.seed, state.epoch, state.batch)
-        with state.precision.autocast(state.device):
-            logits = forward(mixed(images, share) if optimization.mixup else images)
-            loss = cross_entropy(logits, labels, label_smoothing=optimization.label_smoothing)
-            if optimization.mixup:
-                others = cross_entropy(logits, mixed_in(labels), label_smoothing=optimization.label_smoothing)
-                loss = share * loss + (1 - share) * others
-            if run.teacher is not None:
-                answers = run.teacher(mixed(whole, share) if optimization.mixup else whole)
-                agreement = distillation(logits, answers, optimization.temperature)
-                loss = torch.lerp(loss, agreement, optimization.teacher_weight)
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        if optimization.clip_grad:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(net.parameters(), optimization.clip_grad)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-        if state.average is not None:
-            state.average.update(net, step)
-
+    for images, labels, _ in run.in_step(islice(batches, steps - state.batch)):
+        size = min(optimization.batch_size, len(run.data.train) - state.batch * optimization.batch_size)
+        train_step(recipe, state, trainee, images, labels, size, run.teacher)
         if state.batch + 1 == steps:
             synchronize(state.device)
-        state.add(loss, logits, labels, seconds=time.perf_counter() - begun)
-        run.after_step()  # before anything is written to a terminal that may have gone
-        run.reporter.step(state.epoch, state.batch, state.seen / state.seconds)
+        state.end_step(size, seconds=time.perf_counter() - begun)
+        run.after_step()

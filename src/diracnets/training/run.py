@@ -14,16 +14,18 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from diracnets.artifacts.card import ModelCard, attach_card
-from diracnets.artifacts.chain import write_model_file
+from diracnets.artifacts.chain import to_chain, write_model_file
 from diracnets.artifacts.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from diracnets.artifacts.run_record import RunRecord
-from diracnets.data.images import Batch, ImageData
+from diracnets.data.images import Batch, ImageData, Images
+from diracnets.data.share import Share
 from diracnets.errors import DataError, FileError, TrainingError
-from diracnets.evaluation.metrics import evaluate
+from diracnets.evaluation.metrics import Evaluation, evaluate
 from diracnets.files import absolute_place
 from diracnets.models.network import Network
 from diracnets.runtime.device import memory_format, synchronize
 from diracnets.runtime.environment import device_name, record_environment
+from diracnets.runtime.ranks import UNREADABLE, fetched
 from diracnets.training.finish import card_of_run
 from diracnets.training.folder import RunFolder
 from diracnets.training.interruption import Interrupted, Interruption
@@ -33,6 +35,7 @@ from diracnets.training.safeguards import Safeguards
 from diracnets.training.scales import record_scales
 from diracnets.training.schedule import learning_rate
 from diracnets.training.state import State
+from diracnets.training.sync_bn import synchronized
 from diracnets.training.teacher import Teacher
 from diracnets.training.watchdog import LossWatch
 
@@ -96,19 +99,13 @@ class Run:
     def begin(self, *, resumed: bool) -> None:
         """Write the run's first files, and say what is going to happen, on what, and in which arithmetic."""
         recipe, state, say = self.recipe, self.state, self.reporter.say
-        data_dir = None if self.data_dir is None else absolute_place(self.data_dir)
-        teacher = None if self.teacher is None else self.teacher.where
-        fingerprint = None if self.teacher is None else self.teacher.fingerprint()
-        RunRecord(data_dir, self.start, teacher, fingerprint, asdict(self.safeguards)).save(self.folder.path)
+        if state.ranks.first:
+            self._write_record(resumed=resumed)
         if not resumed:
-            recipe.save(self.folder.recipe)
             self.save()
-            record_scales(self.folder.scales, state.net, 0)
         for damage in self.folder.damaged:
             say(f"{damage}; an earlier checkpoint is resumed instead")
         self.check_best()
-        self.folder.rewrite_metrics(state.history)
-        record_environment(self.folder.environment, state.device, self.data_dir, state.precision, self.start)
         images = f"{len(self.data.train):,} images to train on, {validated_on(self.data)} to validate on"
         say(f"{recipe.model.name} on {self.data.name}: {images}; everything goes to {self.folder.path}")
         for line in (*self.data.summary(), *([] if self.teacher is None else self.teacher.summary())):
@@ -120,13 +117,26 @@ class Run:
         if resumed:
             say(f"resumed after {state.epoch - 1} epochs and {state.batch} of {self.steps} batches")
 
+    def _write_record(self, *, resumed: bool) -> None:
+        data_dir = None if self.data_dir is None else absolute_place(self.data_dir)
+        teacher = None if self.teacher is None else self.teacher.where
+        fingerprint = None if self.teacher is None else self.teacher.fingerprint()
+        RunRecord(data_dir, self.start, teacher, fingerprint, asdict(self.safeguards)).save(self.folder.path)
+        if not resumed:
+            self.recipe.save(self.folder.recipe)
+            record_scales(self.folder.scales, self.state.net, 0)
+        self.folder.rewrite_metrics(self.state.history)
+        precision = self.state.precision
+        record_environment(self.folder.environment, self.state.device, self.data_dir, precision, self.start)
+
     def finish_epoch(self) -> dict[str, Any]:
         """Evaluate when it is time to, write the epoch's numbers and the checkpoints, and move on to the next epoch."""
         recipe, state = self.recipe, self.state
+        loss_sum, correct = state.totals()
         row: dict[str, Any] = {
             "epoch": state.epoch,
-            "loss": float(state.loss_sum) / state.seen,
-            "accuracy": int(state.correct) / state.seen,
+            "loss": float(loss_sum) / state.seen,
+            "accuracy": int(correct) / state.seen,
             "rate": learning_rate(recipe.optimization, state.epoch * self.steps - 1, self.steps),
             "seconds": state.seconds,
             "images_per_second": state.seen / state.seconds,
@@ -134,69 +144,87 @@ class Run:
         last, improved = state.epoch == recipe.optimization.epochs, False
         if last or state.epoch % recipe.runtime.eval_every == 0:
             averaged = state.average is not None and state.average.started()
-            count = len(self.data.val)
             try:
                 if (averaged or recipe.optimization.recalibrate_bn) and not recipe.optimization.freeze:
                     begun = time.perf_counter()
                     self.recalibrate_bn()
                     synchronize(state.device)
                     row["seconds"] += (time.perf_counter() - begun) * last  # a part of training, where they are kept
-                evaluation = evaluate(state.evaluated, self.data.val, on_batch=partial(self.evaluating, count=count))
+                evaluation = self.evaluated(self.data.val)
             except TrainingError as error:  # it has diverged, and what was saved last has not
-                self.folder.checkpoints.go_back(self.watch.good)
+                self.go_back()
                 raise TrainingError(f"{error}; {self.advice()}") from error
-            except Exception:  # an image that cannot be read, say, must not cost the epoch
-                self.save()
+            except Exception as error:  # an image that cannot be read, say, must not cost the epoch
+                if state.ranks.alone or isinstance(error, UNREADABLE):  # which all processes raise
+                    self.save()
                 raise
             row |= {"val_loss": evaluation.loss, "val_accuracy": evaluation.top1}
             improved = evaluation.top1 > state.best
             state.best = max(state.best, evaluation.top1)
-        record_scales(self.folder.scales, state.net, state.epoch)
         state.history.append(row)
         state.begin_epoch(state.epoch + 1)
-        if improved:
-            save_checkpoint(self.folder.best, self.checkpoint())
-        if last or self.save_is_due():
+        if state.ranks.first:
+            record_scales(self.folder.scales, state.net, state.epoch - 1)
+            if improved:
+                save_checkpoint(self.folder.best, self.checkpoint())
+        if last or state.ranks.from_first(self.save_is_due):
             self.save()
-        self.folder.append_metrics(row)
-        self.reporter.epoch(row)
-        if last or time.monotonic() - self.drawn > DRAW_SECONDS:
-            self.drawn = time.monotonic()
-            if (why_not := self.folder.draw(state.history)) and last:
-                self.reporter.say(why_not)
+        if state.ranks.first:
+            self.folder.append_metrics(row)
+            self.reporter.epoch(row)
+            if last or time.monotonic() - self.drawn > DRAW_SECONDS:
+                self.drawn = time.monotonic()
+                if (why_not := self.folder.draw(state.history)) and last:
+                    self.reporter.say(why_not)
         return row
 
     def check_best(self) -> None:
         """Where the best checkpoint is damaged, say so, and let the next network that is evaluated take its place."""
+        damage = self.state.ranks.from_first(self._damage_of_best)
+        if damage is not None:
+            self.state.best = -1.0
+            self.reporter.say(f"{damage}; the network that is evaluated next takes its place")
+
+    def _damage_of_best(self) -> str | None:
         try:
             if self.folder.best.exists():
                 read_checkpoint(self.folder.best)
         except FileError as error:
-            self.state.best = -1.0
-            self.reporter.say(f"{error}; the network that is evaluated next takes its place")
+            return str(error)
+        return None
 
     def after_step(self) -> None:
-        """Look at the loss now and then, save when it is time to, and stop if a signal came.
+        """Look at the loss now and then, and save when it is time to.
 
         Raises:
             TrainingError: the run diverges; what is left to resume is from before.
-            Interrupted: a signal came, and the run is saved.
         """
         state, every = self.state, self.safeguards.save_every
         if state.batch % CHECK_STEPS == 0 or state.batch == self.steps or (state.epoch, state.batch) == (1, 1):
             self.stop_if(self.watch.look())
         if every and state.batch < self.steps and ((state.epoch - 1) * self.steps + state.batch) % every == 0:
             self.save()
-        self.stop_if_asked()
 
-    def saving(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches; if one of them cannot be had, the steps before it are saved first."""
-        try:
-            yield from batches
-        except (DataError, FileError):
-            self.stop_if_asked()  # a machine that stops everything may take the workers first
-            self.save()
-            raise
+    def in_step(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, while every process has them and none is to stop; else what was done before them is saved.
+
+        Raises:
+            Interrupted: a signal came to a process.
+            DataError, FileError: a process cannot get its batch.
+        """
+        iterator, ranks, state = iter(batches), self.state.ranks, self.state
+        while True:
+            batch, error = fetched(iterator)
+            number, failed = ranks.highest(self.interruption.signal or 0, error is not None)
+            self.stop(number)  # a machine that stops everything may take the workers first
+            if failed:
+                self.save()
+                raise ranks.shared(error)
+            if state.batch:  # not before: a terminal that has gone may have sent the signal
+                self.reporter.step(state.epoch, state.batch, state.seen / state.seconds)
+            if batch is None:
+                return
+            yield batch
 
     def recalibrate_bn(self) -> None:
         """Set the BatchNorm statistics of the network to evaluate to their means over some of the epoch's batches.
@@ -207,14 +235,23 @@ class Run:
         """
         recipe, state = self.recipe, self.state
         batches = self.data.train.batches(
-            recipe.optimization.batch_size, epoch=state.epoch, augment=recipe.data.augment, seed=recipe.runtime.seed
+            recipe.optimization.batch_size,
+            epoch=state.epoch,
+            augment=recipe.data.augment,
+            seed=recipe.runtime.seed,
+            share=Share(state.ranks.rank, state.ranks.count),
         )
-        some = islice(batches, min(self.steps, STATISTICS_BATCHES))
+        some = state.ranks.together(islice(batches, min(self.steps, STATISTICS_BATCHES)))
         layout = memory_format(recipe.runtime.channels_last)
         moved = (images.to(state.device, memory_format=layout) for images, _, _ in some)
-        update_bn(moved, state.evaluated)
+        update_bn(moved, state.evaluated if state.ranks.alone else synchronized(state.evaluated))
         if state.average is not None and state.average.started():
             state.average.ready = True
+
+    def evaluated(self, images: Images) -> Evaluation:
+        """How good the network to evaluate is; each process evaluates a share."""
+        show = partial(self.evaluating, count=len(images))
+        return evaluate(self.state.evaluated, images, on_batch=show, ranks=self.state.ranks)
 
     def evaluating(self, done: int, count: int) -> None:
         """Show how far the evaluation is; a run that is to stop leaves it, and repeats it when it is resumed."""
@@ -228,16 +265,18 @@ class Run:
         """
         net, history = self.state.evaluated.eval(), self.state.history
         if self.data.test is not None and "test_accuracy" not in history[-1]:
-            evaluation = evaluate(net, self.data.test, on_batch=partial(self.evaluating, count=len(self.data.test)))
+            evaluation = self.evaluated(self.data.test)
             history[-1] |= {"test_loss": evaluation.loss, "test_accuracy": evaluation.top1}
-            self.folder.rewrite_metrics(history)
+            if self.state.ranks.first:
+                self.folder.rewrite_metrics(history)
             self.save()
         attach_card(net, self.card(net))
         accuracy = history[-1]["val_accuracy"]
         trained = Trained(self.folder.path, net, None, accuracy, history, None)
         where = f"{self.recipe.model.name} has branches and folds to no chain: the network is in {self.folder.last}"
         if net.is_chain:
-            chain = write_model_file(net, self.folder.model).to(self.state.device)
+            chain = write_model_file(net, self.folder.model) if self.state.ranks.first else to_chain(net)
+            chain = chain.to(self.state.device)
             trained = replace(trained, chain=chain, model_file=self.folder.model)
             where = f"the folded network is in {self.folder.model}"
         tested = f", {history[-1]['test_accuracy']:.2%} on the test images" if self.data.test is not None else ""
@@ -255,11 +294,15 @@ class Run:
         return Checkpoint(self.card(net), net.state_dict(), resume)
 
     def save(self) -> None:
-        """Write the checkpoint to resume from, unless the loss shows that it would be of a network that is lost."""
+        """Write the checkpoint to resume from, unless the loss shows that it would be of a network that is lost.
+
+        All processes have to ask, and the first one writes.
+        """
         self.check_finite()
         begun = time.monotonic()
-        checkpoint = self.checkpoint({**self.state.to_data(), "watch": self.watch.to_data()})
-        self.folder.checkpoints.write(checkpoint, keep=self.safeguards.keep, safe=self.watch.good)
+        data = {**self.state.to_data(), "watch": self.watch.to_data()}
+        if self.state.ranks.first:
+            self.folder.checkpoints.write(self.checkpoint(data), keep=self.safeguards.keep, safe=self.watch.good)
         self.saved = time.monotonic()
         self.save_seconds = self.saved - begun
 
@@ -270,21 +313,26 @@ class Run:
         return not rarely or waited >= self.save_seconds / SAVE_SHARE
 
     def stop_if_asked(self) -> None:
-        """Save and raise `Interrupted` if a signal came."""
-        if self.interruption.signal is None:
+        """Save and raise `Interrupted` if a signal came, to any of the processes."""
+        self.stop(*self.state.ranks.highest(self.interruption.signal or 0))
+
+    def stop(self, number: int) -> None:
+        """Save and raise `Interrupted` for a signal's number, unless it is 0."""
+        if not number:
             return
         self.save()
         state = self.state
+        state.ranks.wait()  # for the one that writes: the end of a process may bring about that of the others
         raise Interrupted(
             f"stopped after {state.epoch - 1} of {self.recipe.optimization.epochs} epochs and {state.batch} of "
             f"{self.steps} batches and saved; go on with: {self.command}",
-            self.interruption.signal,
+            number,
         )
 
     def check_finite(self) -> None:
         """Raise `TrainingError` if a loss of this epoch was infinite or NaN."""
         state = self.state
-        if not state.loss_sum.isfinite():
+        if not state.totals()[0].isfinite():
             self.stop_if(f"the loss became infinite or NaN in epoch {state.epoch}, by batch {state.batch}")
 
     def stop_if(self, wrong: str | None) -> None:
@@ -297,8 +345,14 @@ class Run:
             TrainingError: something is.
         """
         if wrong is not None:
-            self.folder.checkpoints.go_back(self.watch.good)
+            self.go_back()
             raise TrainingError(f"{wrong}; {self.advice()}")
+
+    def go_back(self) -> None:
+        """Make a checkpoint from before the run diverged the last one."""
+        if self.state.ranks.first:
+            self.folder.checkpoints.go_back(self.watch.good)
+        self.state.ranks.wait()
 
     def advice(self) -> str:
         """What to try after a run diverged."""

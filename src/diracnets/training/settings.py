@@ -97,7 +97,13 @@ class OptimizationSettings(Settings):
     epochs: int = 200
     """Passes over the training images."""
     batch_size: int = 128
-    """Images per step."""
+    """Images per step, of all processes together."""
+    accumulate: int = 1
+    """Compute the gradient of a step in this many parts, one after the other, to train with less memory. BatchNorm then
+    sees the smaller parts."""
+    sync_bn: bool = False
+    """Normalize with the statistics of all processes' images, so that any number of processes trains alike. Off, each
+    normalizes with those of its own share."""
     optimizer: Literal["sgd", "muon"] = "sgd"
     """SGD for all parameters, or Muon for the filters of the blocks and SGD for the others."""
     lr: float = 0.1
@@ -154,6 +160,7 @@ class OptimizationSettings(Settings):
     def _check(self) -> None:
         self._require("epochs", "at least 1", lambda value: value >= 1)
         self._require("batch_size", "at least 2: BatchNorm needs more than one image", lambda value: value >= 2)
+        self._require("accumulate", "at least 1", lambda value: value >= 1)
         self._require("lr muon_lr gamma temperature", "more than 0", lambda value: value > 0)
         self._require("teacher_weight", "more than 0 and at most 1", lambda value: 0 < value <= 1)
         self._require(
@@ -170,6 +177,11 @@ class OptimizationSettings(Settings):
         if self.milestones and self.schedule != "step":
             raise UsageError(
                 f"milestones belong to the step schedule, but schedule is {self.schedule}: give no milestones"
+            )
+        if self.accumulate > max(1, self.batch_size // 2):
+            raise UsageError(
+                f"accumulate is {self.accumulate}, but a batch of {self.batch_size} has at most {self.batch_size // 2} "
+                "parts: BatchNorm needs more than one image"
             )
         if self.nesterov and self.momentum == 0:
             raise UsageError("nesterov needs a momentum, but momentum is 0")

@@ -10,6 +10,7 @@ from torch import Tensor
 from diracnets.errors import UsageError
 from diracnets.models.network import Network
 from diracnets.runtime.precision import Precision
+from diracnets.runtime.ranks import Ranks
 from diracnets.training.averaging import Average
 from diracnets.training.optimizer import make_optimizer
 from diracnets.training.settings import OptimizationSettings
@@ -23,11 +24,22 @@ class State:
         net: the network in training, on its device.
         precision: the arithmetic that was chosen.
         steps: batches an epoch.
+        ranks: the processes of the run, if it has several. They differ in `loss_sum` and `correct` alone: each has the
+            sums over its own shares, and `totals` those of all.
     """
 
-    def __init__(self, optimization: OptimizationSettings, net: Network, precision: Precision, steps: int) -> None:
+    def __init__(
+        self,
+        optimization: OptimizationSettings,
+        net: Network,
+        precision: Precision,
+        steps: int,
+        ranks: Ranks | None = None,
+    ) -> None:
         self.net = net
         self.device = next(net.parameters()).device
+        self.ranks = Ranks(self.device) if ranks is None else ranks
+        self.steps = steps
         self.precision = precision
         self.scaler = precision.scaler(self.device)
         self.optimizer = make_optimizer(optimization, net, scaled=self.scaler.is_enabled())
@@ -51,17 +63,24 @@ class State:
         self.loss_sum = torch.zeros((), device=self.device)
         self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
         self.seen = 0
-        """Images in these batches."""
+        """Images in these batches, of all processes."""
         self.seconds = 0.0
         """Time that they took."""
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, seconds: float) -> None:
-        """Take in what one step found, `seconds` into the epoch, without waiting for the device."""
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Take in what a step found for some of its images, without waiting for the device."""
         self.loss_sum += loss.detach() * len(labels)
         self.correct += (logits.detach().argmax(1) == labels).sum()
-        self.seen += len(labels)
+
+    def end_step(self, size: int, seconds: float) -> None:
+        """Stand after a batch of `size` images, `seconds` into the epoch."""
+        self.seen += size
         self.batch += 1
         self.seconds = seconds
+
+    def totals(self) -> tuple[Tensor, Tensor]:
+        """`loss_sum` and `correct` over all processes, each of which has to ask."""
+        return self.ranks.total(self.loss_sum), self.ranks.total(self.correct)
 
     @property
     def evaluated(self) -> Network:
@@ -76,7 +95,8 @@ class State:
         return self.evaluated if self.average is None or self.average.ready else self.net
 
     def to_data(self) -> dict[str, Any]:
-        """All of it, as plain values and tensors."""
+        """All of it, as plain values and tensors: the same for any number of processes, each of which has to ask."""
+        loss_sum, correct = self.totals()
         return {
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -87,8 +107,8 @@ class State:
             "history": self.history,
             "epoch": self.epoch,
             "batch": self.batch,
-            "loss_sum": self.loss_sum,
-            "correct": self.correct,
+            "loss_sum": loss_sum,
+            "correct": correct,
             "seen": self.seen,
             "seconds": self.seconds,
             "random": _random_state(self.device),
@@ -113,7 +133,8 @@ class State:
             self.average.model.load_state_dict(data["average"])
         for name in ("best", "history", "epoch", "batch", "seen", "seconds"):
             setattr(self, name, data[name])
-        self.loss_sum, self.correct = data["loss_sum"].to(self.device), data["correct"].to(self.device)
+        if self.ranks.first:  # the others' sums begin at 0
+            self.loss_sum, self.correct = data["loss_sum"].to(self.device), data["correct"].to(self.device)
         torch.set_rng_state(data["random"][0])
         if self.device.type == "cuda" and len(data["random"]) > 1:
             torch.cuda.set_rng_state(data["random"][1], self.device)

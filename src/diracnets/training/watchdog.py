@@ -39,7 +39,7 @@ class LossWatch:
         good: Sequence[int] = recorded.get("good", (state.epoch - 1, state.batch))
         self.good = Position(*good)
         """Where the run stood at the last look that was not high, or at its beginning."""
-        self._before = (float(state.loss_sum), state.seen, state.batch)
+        self._before = (float(state.totals()[0]), state.seen, state.batch)
 
     @property
     def limit(self) -> float:
@@ -47,14 +47,14 @@ class LossWatch:
         return TIMES * max(self._guessing, self._first or 0.0)
 
     def look(self) -> str | None:
-        """Look at the steps since the last look, which waits for the device.
+        """Look at the steps since the last look, of all processes together, which waits for the device.
 
         Returns:
             What is wrong, as a sentence without an end; None while nothing is, or not for long enough yet.
         """
         state = self._state
         loss_sum, seen, batch = self._before if state.batch > self._before[2] else (0.0, 0, 0)
-        now = float(state.loss_sum)
+        now = float(state.totals()[0])
         if not math.isfinite(now):
             return f"the loss became infinite or NaN in epoch {state.epoch}, by batch {state.batch}"
         self._before = now, state.seen, state.batch

@@ -1,0 +1,89 @@
+"""Training by several processes: the network in DistributedDataParallel, and what they keep the same besides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from inspect import signature
+from typing import Any, cast
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from diracnets.runtime.ranks import Ranks
+from diracnets.training.sync_bn import synchronized
+
+# Buffers are kept the same by `statistics_shared`, or are by synchronized batch norms. Named so from torch 2.13 on:
+_NEW = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+_LEAVE_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW else "broadcast_buffers": False}
+
+
+class Trainee:
+    """A network as a run trains it: to be called for its outputs; gradients become those of all processes.
+
+    Args:
+        net: the network, on its device. It keeps its layers and their names, and is the one to save and evaluate.
+        ranks: the processes.
+        sync_bn: whether batch norms take their statistics over all processes.
+        compiled: whether `torch.compile` compiles it.
+    """
+
+    def __init__(self, net: nn.Module, ranks: Ranks, *, sync_bn: bool = False, compiled: bool = False) -> None:
+        self.ranks = ranks
+        self.sync_bn = sync_bn and not ranks.alone
+        trained = synchronized(net) if self.sync_bn else net
+        self._parallel: DistributedDataParallel | None = None
+        if not ranks.alone:
+            place = [ranks.device] if ranks.device.type == "cuda" else None
+            self._parallel = DistributedDataParallel(
+                trained, device_ids=place, gradient_as_bucket_view=True, **_LEAVE_BUFFERS
+            )
+            for buffer in trained.buffers():
+                distributed.broadcast(buffer, 0)
+        self.module: nn.Module = self._parallel or trained
+        self._forward = torch.compile(self.module) if compiled else self.module
+        self._net = net
+        self._norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The network's outputs for images [B, C, H, W].
+
+        For none of them there are none, which depend on all parameters, with gradients of zero.
+        """
+        training = self.module.training
+        if len(images) or self.sync_bn:  # synchronized batch norms talk to each other in any case
+            return cast(Tensor, self._forward(images))
+        self.module.train(False)  # the others refuse to take statistics of nothing
+        try:
+            return cast(Tensor, self.module(images))
+        finally:
+            self.module.train(training)
+
+    def train(self, mode: bool) -> None:
+        """Set training or evaluation mode, of the network and of what wraps it."""
+        self._net.train(mode)
+        self.module.train(mode)
+
+    def gradients_kept(self) -> AbstractContextManager[None]:
+        """Within the block, backward passes add to this process's gradients and send nothing; the next one after it
+        sends the sum."""
+        return nullcontext() if self._parallel is None else self._parallel.no_sync()
+
+    @contextmanager
+    def statistics_shared(self, part: float) -> Iterator[None]:
+        """While the block computes gradients, make the BatchNorm statistics of all processes their mean.
+
+        Args:
+            part: how much this process's statistics count: its part of the images, 0 to 1.
+        """
+        if self.ranks.alone or self.sync_bn or not self.module.training:
+            yield
+            return
+        statistics = [cast(Tensor, each) for norm in self._norms for each in (norm.running_mean, norm.running_var)]
+        flat = torch.cat(statistics).mul_(part)
+        work = distributed.all_reduce(flat, async_op=True)
+        yield
+        work.wait()
+        for mine, mean in zip(statistics, torch.split(flat, [len(each) for each in statistics]), strict=True):
+            mine.copy_(mean)

@@ -1,0 +1,148 @@
+"""What `test_parallel.py` starts in several processes: `python ranks.py FOLDER CASE...`, one result file a process."""
+
+import json
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from conftest import striped_images
+
+from diracnets.data.images import ImageData
+from diracnets.data.share import Share
+from diracnets.errors import DataError, DiracNetsError
+from diracnets.training import loop
+from diracnets.training.folder import RunFolder
+from diracnets.training.recipe import Recipe
+from diracnets.training.reporter import Events
+
+RECIPE = Recipe().replaced(
+    model="diracnet-10-0.25",
+    data="stripes",
+    init="kaiming",
+    epochs=2,
+    batch_size=8,
+    lr=0.05,
+    nesterov=True,
+    schedule="one-cycle",
+    warmup=0.25,
+    crop="pad",
+    pad=1,
+    flip="random",
+    precision="float32",
+    sync_bn=True,
+)
+RECIPES = {
+    "sync": RECIPE.replaced(mixup=0.4, clip_grad=1.0, ema_decay=0.8),
+    "muon": RECIPE.replaced(
+        optimizer="muon", accumulate=2, mixup=0.4, progressive_size=8, image_size=12, recalibrate_bn=True
+    ),
+    "apart": RECIPE.replaced(sync_bn=False),
+    "frozen": RECIPE.replaced(sync_bn=False, freeze=True, lr=0.5, epochs=1, accumulate=2),
+}
+STEPS = 5  # of 8, 8, 8, 8 and 5 images
+STOPPED_AFTER = 7
+
+
+class Watched:
+    """Images that note which ones were asked for, and may fail."""
+
+    def __init__(self, images, failing=None):
+        self.images, self.failing, self.seen = images, failing, []
+
+    def __getattr__(self, name):
+        return getattr(self.images, name)
+
+    def __len__(self):
+        return len(self.images)
+
+    def batches(self, batch_size, **options):
+        share = options.pop("share", Share())
+        own = self.images.batches(batch_size, **options, share=replace(share, before=0))
+        batches = self.images.batches(batch_size, **options, share=share)
+        for number, (batch, (*_, indices)) in enumerate(zip(batches, own, strict=True)):
+            if number == self.failing:
+                raise DataError("a broken image")
+            if options.get("epoch") is not None:
+                self.seen += [[options["epoch"], index] for index in indices.tolist()]
+            yield batch
+
+
+def stripes(size=8, failing=None):
+    """37 images to train on and 11 to validate."""
+    train, val = striped_images(37, "train", 0, size=size), striped_images(11, "val", 1, size=size)
+    return ImageData(
+        "stripes", ("low", "middle", "high"), (1, size, size), (0.3,), (0.2,), Watched(train, failing), val
+    )
+
+
+def weights(net):
+    return {name: tensor.double().flatten().tolist() for name, tensor in net.state_dict().items()}
+
+
+def trained(name, run, **options):
+    """What a run of a recipe came to."""
+    recipe = RECIPES[name]
+    data = stripes(recipe.data.image_size or 8)
+    start = None
+    if recipe.optimization.freeze:
+        from diracnets.artifacts.create import create_model
+
+        torch.manual_seed(1)
+        start = create_model("diracnet-10-0.25", num_classes=3, in_channels=1, image_size=8)
+    result = loop.train(recipe, run=run, data=data, device="cpu", quiet=True, start=start, **options)
+    rows = [{key: row[key] for key in row if "second" not in key} for row in result.history]
+    return {"history": rows, "weights": weights(result.net), "seen": data.train.seen, "chain": result.chain is not None}
+
+
+def ended(run, rank, how):
+    """How a run ends in which something happens to one process."""
+    data, step, count = stripes(failing=3 if (how, rank) == ("broken", 1) else None), loop.train_step, iter(range(100))
+
+    def disturbed(*arguments):
+        if next(count) == STOPPED_AFTER - 1 and rank == 1:
+            if how == "crashed":
+                raise ValueError("a bug")
+            if how == "signalled":
+                signal.raise_signal(signal.SIGTERM)
+        step(*arguments)
+
+    loop.train_step = disturbed
+    try:
+        loop.train(RECIPES["sync"], run=run, data=data, device="cpu", quiet=True)
+    except Exception as error:
+        code = error.exit_code if isinstance(error, DiracNetsError) else None
+        return {
+            "error": type(error).__name__,
+            "says": str(error),
+            "silent": error.silent,
+            "code": code,
+            "seen": data.train.seen,
+        }
+    finally:
+        loop.train_step = step
+    return {}
+
+
+def main(folder, rank, cases):
+    results = {}
+    for case in cases:
+        if case in RECIPES:
+            results[case] = trained(case, folder / case)
+        elif case.startswith("resumed:"):
+            results[case] = trained("sync", folder / case.removeprefix("resumed:"), resume=True)
+        else:
+            results[case] = ended(folder / case, rank, case)
+    (folder / f"rank{rank}.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    import os
+
+    torch.set_num_threads(1)
+    RunFolder.draw, Events.write = lambda *_: None, lambda *_: None  # they take longer than training
+    main(Path(sys.argv[1]), int(os.environ["RANK"]), sys.argv[2:])

@@ -1,0 +1,217 @@
+"""Training by several processes gives what one gives; they stop, fail and resume together."""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from diracnets.runtime.ranks import joined
+from diracnets.training.recipe import Recipe
+
+pytestmark = pytest.mark.usefixtures("bare_runs")
+SCRIPT = Path(__file__).parent / "ranks.py"
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    """`ranks.py` as a module, to do in this process what others do."""
+    spec = importlib.util.spec_from_file_location("ranks_of_tests", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def together(count, folder, *cases):
+    """What `count` processes find, one after the other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = []
+    for rank in range(count):
+        own = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        command = [sys.executable, str(SCRIPT), str(folder), *cases]
+        started.append(subprocess.Popen(command, env={**os.environ, **own, "OMP_NUM_THREADS": "1"}))
+    try:
+        assert [process.wait(timeout=300) for process in started] == [0] * count
+    finally:
+        for process in started:
+            process.kill()
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(count)]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    return folder, together(2, folder, "sync", "signalled", "broken")
+
+
+@pytest.fixture(scope="module")
+def two_more(tmp_path_factory):
+    return together(2, tmp_path_factory.mktemp("two_more"), "muon", "apart", "frozen", "crashed")
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    return together(3, tmp_path_factory.mktemp("three"), "sync", "muon", "apart", "frozen")
+
+
+@pytest.fixture(scope="module")
+def one(ranks, tmp_path_factory):
+    made = {}
+
+    def trained(case):
+        if case not in made:
+            made[case] = ranks.trained(case, tmp_path_factory.mktemp("one") / case)
+        return made[case]
+
+    return trained
+
+
+def assert_same(found, expected, tolerance=2e-5):
+    for row, other in zip(found["history"], expected["history"], strict=True):
+        assert row == pytest.approx(other, rel=tolerance)
+    for name, values in expected["weights"].items():
+        torch.testing.assert_close(
+            torch.tensor(found["weights"][name]), torch.tensor(values), rtol=tolerance, atol=tolerance, msg=name
+        )
+
+
+def test_two_processes_train_as_one_does(two, one):
+    """With a last batch of 5 images, mixup, clipped gradients, an average and its statistics."""
+    _, found = two
+    for mine in found:
+        assert_same(mine["sync"], one("sync"))
+    assert found[0]["sync"]["weights"] == found[1]["sync"]["weights"]
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(two, one, ranks):
+    folder, found = two
+    ends = [mine["signalled"] for mine in found]
+    assert {end["error"] for end in ends} == {"Interrupted"}
+    assert {end["code"] for end in ends} == {128 + signal.SIGTERM}
+    assert "after 1 of 2 epochs and 2 of 5 batches and saved" in ends[0]["says"]
+    assert sorted(end["silent"] for end in ends) == [False, True]
+    resumed = ranks.trained("sync", folder / "signalled", resume=True)
+    assert_same(resumed, one("sync"))
+
+
+def test_an_image_that_one_process_cannot_read_ends_all_with_one_message_and_is_no_loss(two):
+    folder, found = two
+    ends = [mine["broken"] for mine in found]
+    assert {(end["error"], end["says"]) for end in ends} == {("DataError", "a broken image")}
+    assert sorted(end["silent"] for end in ends) == [False, True]
+    assert torch.load(folder / "broken" / "last.pt", weights_only=True)["resume"]["batch"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["muon", "frozen"])
+def test_two_processes_train_as_one_does_in_parts_too(case, two_more, one):
+    for mine in two_more:
+        assert_same(mine[case], one(case))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["sync", "muon", "frozen"])
+def test_three_processes_train_as_one_does_though_one_gets_no_image_of_the_last_batch(case, three, one):
+    for mine in three:
+        assert_same(mine[case], one(case))
+
+
+@pytest.mark.slow
+def test_each_image_is_seen_once_an_epoch(two_more, three):
+    everything = {(epoch, index): 1 for epoch in (1, 2) for index in range(37)}
+    for found in (two_more, three):
+        assert Counter(tuple(each) for mine in found for each in mine["apart"]["seen"]) == everything
+
+
+@pytest.mark.slow
+def test_without_synchronized_norms_all_processes_still_have_the_same_network(two_more, three):
+    for found in (two_more, three):
+        assert all(mine["apart"] == {**found[0]["apart"], "seen": mine["apart"]["seen"]} for mine in found)
+        assert found[0]["apart"]["history"][-1]["loss"] < found[0]["apart"]["history"][0]["loss"]
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_the_others_too(two_more):
+    crashed, left = two_more[1]["crashed"], two_more[0]["crashed"]
+    assert (crashed["error"], crashed["silent"]) == ("ValueError", False)
+    assert (left["error"], left["silent"]) == ("TrainingError", True)
+    assert "another process of this run has ended" in left["says"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_run_of_two_processes_is_resumed_by_others(count, tmp_path, one):
+    together(2, tmp_path, "signalled")
+    found = together(count, tmp_path, "resumed:signalled")
+    for mine in found:
+        assert_same(mine["resumed:signalled"], one("sync"))
+
+
+def test_parts_add_up_to_the_gradient_of_the_whole(one, ranks, tmp_path, monkeypatch):
+    monkeypatch.setitem(ranks.RECIPES, "frozen", ranks.RECIPES["frozen"].replaced(accumulate=1))
+    assert_same(one("frozen"), ranks.trained("frozen", tmp_path / "whole"))
+
+
+def test_a_process_alone_joins_nobody(monkeypatch):
+    for name, value in {
+        "RANK": 0,
+        "LOCAL_RANK": 0,
+        "WORLD_SIZE": 1,
+        "MASTER_ADDR": "nowhere",
+        "MASTER_PORT": 1,
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    with joined("cpu") as ranks:
+        assert ranks.alone
+        assert not torch.distributed.is_initialized()
+
+
+FLAGS = "--data digits --recipe demo --model diracnet-10-0.25 --precision float32 --device cpu --epochs 500 --sync-bn"
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("to", ["rank", "torchrun"])
+def test_torchrun_is_stopped_by_a_signal(to, tmp_path):
+    torchrun = "-m torch.distributed.run --nproc-per-node 2 --master-port 0 -m diracnets train"
+    process = subprocess.Popen(
+        [sys.executable, *torchrun.split(), *FLAGS.split(), "--run-dir", str(tmp_path / "run")],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        lines = tmp_path / "run" / "metrics.jsonl"
+        for _ in range(6000):
+            if lines.exists() and lines.read_text().count("\n") >= 2:
+                break
+            time.sleep(0.02)
+        os.kill(process.pid if to == "torchrun" else children(process.pid)[-1], signal.SIGTERM)
+        out, said = process.communicate(timeout=120)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert said.count("and saved; go on with") == 1, said
+    assert out.count("epoch   1/500") == 1  # of rank 0 alone
+    recipe = Recipe.load(tmp_path / "run" / "recipe.toml")
+    assert recipe.optimization.sync_bn
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["resume"]
+    assert len(state["history"]) == state["epoch"] - 1 >= 2
