@@ -17,6 +17,7 @@ from torch import Tensor
 from diracnets.artifacts.card import ModelCard, attach_card
 from diracnets.artifacts.checksum import checksums_written, damage_in
 from diracnets.artifacts.earlier import card_of_facts
+from diracnets.artifacts.pickled import object_in, refused
 from diracnets.errors import FileError, TrainingError, UsageError, first_line
 from diracnets.files import written_whole
 from diracnets.models.build import on_meta
@@ -178,16 +179,16 @@ def unpickled(path: str | Path) -> Any:  # noqa: ANN401
     try:
         with Path(path).open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what a damaged pickle looks like
+            if (name := object_in(file)) is not None:
+                raise refused(path, name)
             # Given a path, torch.load would go by its suffix.
             data = torch.load(file, map_location="cpu", weights_only=True)
             damage = damage_in(file) if is_checkpoint(data) else None
+    except FileError:
+        raise
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|global|class) [`'\"]?([\w.]+\.[\w.]+)", str(error))
-        what = f"the Python object {found[1]}" if found else "something else than tensors, numbers and text"
-        raise FileError(
-            f"{path} holds {what}, and is not loaded, since unpickling that could run any code; "
-            "ask for a model file (.safetensors), or for a state dict of a network of diracnets"
-        ) from error
+        raise refused(path, found[1] if found else None) from error
     except OSError as error:
         if error.errno == errno.EINVAL:  # it seeks for what lies before the beginning of a file that was cut off
             raise FileError(f"{path} is damaged: a part of it is missing") from error
