@@ -99,7 +99,14 @@ def download(url: str, target: Path, checksum: Checksum) -> None:
         raise FileError(f"cannot write {target}: {error.strerror or error}") from error
 
 
-def fetch(url: str, target: Path, *, size: int | None = None, checksum: Checksum | None = None) -> str | None:
+def fetch(
+    url: str,
+    target: Path,
+    *,
+    size: int | None = None,
+    checksum: Checksum | None = None,
+    stopped: Callable[[], bool] | None = None,
+) -> str | None:
     """Bring `url` to `target` without a word, which appears when all of it is there; only one process may at a time.
 
     A broken connection is taken up where it broke, if the server says that the file is still the same.
@@ -109,15 +116,21 @@ def fetch(url: str, target: Path, *, size: int | None = None, checksum: Checksum
         target: the file, in a folder that is there.
         size: that it must have, in bytes.
         checksum: that it must have.
+        stopped: asked now and then whether to give up.
 
     Returns:
         What the server calls this version of the file (its ETag, or else its date), if it calls it anything.
 
     Raises:
-        FileError: the server does not give it, it is another file, or it cannot be written.
+        FileError: the server does not give it, it is another file, it cannot be written, or `stopped` said so.
     """
+
+    def report(done: int, total: int | None) -> None:
+        if stopped is not None and stopped():
+            raise InterruptedError("no longer wanted")
+
     part = target.with_name(target.name + ".part")
-    transfer = _Transfer(url, part, lambda done, total: None, attempts=_PATIENT_ATTEMPTS, largest=size)
+    transfer = _Transfer(url, part, report, attempts=_PATIENT_ATTEMPTS, largest=size)
     try:
         if checksum is None:
             part.unlink(missing_ok=True)  # which may be of another version

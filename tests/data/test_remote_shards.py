@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import re
 import threading
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -239,6 +240,7 @@ def test_a_small_cache_brings_shards_again(packed, server, monkeypatch):
     server.serve(packed)
     monkeypatch.setenv("DIRACNETS_CACHE_GB", str(30_000 / 1e9))
     data = load(f"{server.url}/", workers=2)
+    assert any("do not fit into DIRACNETS_CACHE_GB" in line for line in data.notes)
     assert pixels(data.train, epoch=1).equal(pixels(load(packed).train, epoch=1))
     monkeypatch.setenv("DIRACNETS_CACHE_GB", "much")
     with pytest.raises(UsageError, match="DIRACNETS_CACHE_GB is 'much'"):
@@ -254,3 +256,24 @@ def test_a_download_that_was_killed_is_not_taken_for_whole(server, tmp_path):
     file.with_name(file.name + ".part").write_bytes(NEW[:2000])
     with ShardCache(tmp_path, 10**9).open(f"{server.url}/0.tar", Stated()) as copy:
         assert copy.read() == OLD
+
+
+def test_the_next_shards_are_brought_ahead_and_no_more(make_folder, tmp_path, server):
+    folder = make_folder(*(f"{kind}/{n}.png" for kind in ("cat", "dog") for n in range(50)))
+    pack(folder, tmp_path / "p", shard_images=4)
+    server.serve(tmp_path / "p")
+    data = load(f"{server.url}/")
+    batches = data.train.batches(2, epoch=1)  # 80 images in 20 shards, in windows of 6 or 7
+    next(batches)
+    for _ in range(500):
+        if sum(name.startswith("train") and name.endswith("tar") for name in server.asked) == 10:
+            break
+        time.sleep(0.01)
+    brought = {name for name in server.asked if name.endswith("tar")}
+    assert len(brought) in (9, 10)  # of the two images at hand, and eight more
+    assert len(list(batches)) == 39
+    assert not [thread for thread in threading.enumerate() if thread.name == "diracnets-ahead"]
+    gone = data.train.batches(2, epoch=2)
+    next(gone)
+    gone.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "diracnets-ahead"]

@@ -145,6 +145,7 @@ def _load_shards(
             device=device,
             workers=workers,
             groups=torch.from_numpy(each.source.shards).long(),
+            bring=each.source.bring if each.ahead else None,
             spare=each.spare,
         )
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -52,12 +53,13 @@ class ShardCache:
         self.limit = cache_limit() if limit is None else limit
         self._touched: dict[str, float] = {}
 
-    def open(self, url: str, stated: Stated) -> BinaryIO:
+    def open(self, url: str, stated: Stated, stopped: Callable[[], bool] | None = None) -> BinaryIO:
         """The copy of a shard, opened; it is downloaded where there is none.
 
         Args:
             url: of the shard.
             stated: its size and hash, where they are listed: a copy that has others is refused.
+            stopped: asked now and then whether to give up the download.
 
         Raises:
             FileError: it cannot be downloaded or kept, or is not what was listed.
@@ -73,7 +75,7 @@ class ShardCache:
                 if not self._is_copy(file, stated):
                     self._make_room(stated.size or 0, keep=file)
                     checksum = Checksum("sha256", stated.sha256) if stated.sha256 else None
-                    found = fetch(url, file, size=stated.size, checksum=checksum)
+                    found = fetch(url, file, size=stated.size, checksum=checksum, stopped=stopped)
                     with written_whole(_about(file)) as part:
                         part.write_text(json.dumps({"url": url, "version": found, "bytes": file.stat().st_size}))
                     self._make_room(0, keep=file)

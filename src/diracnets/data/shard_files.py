@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -32,6 +32,24 @@ class ShardFiles:
         self._stated = where.stated
         self._cache = cache
         self._versions: dict[str, str | None] = {}  # of the remote shards that were indexed
+
+    def bring(self, location: str, stopped: Callable[[], bool]) -> None:
+        """Download a remote shard, where there is no copy of it.
+
+        Args:
+            location: of the shard.
+            stopped: asked now and then whether to give up.
+
+        Raises:
+            FileError: it cannot be had.
+        """
+        if url_in(location) is not None:
+            self._open(location, stopped).close()
+
+    def has_room(self, shards: int, size: int) -> bool:
+        """Whether the copies of so many remote shards of this size fit into the cache."""
+        self._cache = self._cache or ShardCache()
+        return shards * size <= self._cache.limit
 
     def content(self, location: str, offset: int, size: int) -> bytes:
         """A member's content, with a look at the header before it: the shard may have changed.
@@ -117,7 +135,7 @@ class ShardFiles:
         except OSError as error:
             raise FileError(f"cannot read {location}: {error.strerror or error}") from error
 
-    def _open(self, location: str) -> BinaryIO:
+    def _open(self, location: str, stopped: Callable[[], bool] | None = None) -> BinaryIO:
         if url_in(location) is None:
             try:
                 return Path(location).open("rb")
@@ -125,7 +143,7 @@ class ShardFiles:
                 raise FileError(f"cannot read {location}: {error.strerror or error}") from error
         if self._cache is None:
             self._cache = ShardCache()
-        file = self._cache.open(location, self._stated.get(location, Stated()))
+        file = self._cache.open(location, self._stated.get(location, Stated()), stopped)
         indexed = self._versions.get(location)
         if indexed is not None and (found := self._cache.version(Path(file.name))) not in (None, indexed):
             file.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from PIL import Image
 
 from diracnets.data.augment import Size
 from diracnets.data.decode import Pixels, fitted, opened, random_part
+from diracnets.data.images import TOGETHER
 from diracnets.data.progress import Report
-from diracnets.data.shard_cache import ShardCache
+from diracnets.data.shard_cache import LIMIT, ShardCache
 from diracnets.data.shard_files import ShardFiles
 from diracnets.data.shard_index import Label, ShardIndex
 from diracnets.data.shard_where import Where, find_shards
@@ -82,6 +83,14 @@ class ShardSource:
         columns = (self.shards[chosen], self._names[chosen], self._offsets[chosen], self._sizes[chosen])
         return ShardSource(self._files, self._locations, *columns)
 
+    def bring(self, shard: int, stopped: Callable[[], bool]) -> None:
+        """Download the shard of this number, where it is remote and there is no copy of it.
+
+        Raises:
+            FileError: it cannot be had.
+        """
+        self._files.bring(self._locations[shard], stopped)
+
     def _stream(self, index: int) -> io.BytesIO:
         place = self._locations[self.shards[index]]
         return io.BytesIO(self._files.content(place, int(self._offsets[index]), int(self._sizes[index])))
@@ -97,6 +106,7 @@ class ShardSet:
         classes: names of the classes.
         notes: a line for each thing that a user should know.
         spare: how many more samples may turn out to be unusable.
+        ahead: whether shards are remote, and there is room to bring the next ones while some are used.
     """
 
     source: ShardSource
@@ -104,6 +114,7 @@ class ShardSet:
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
     spare: int = 0
+    ahead: bool = False
 
 
 def find_samples(
@@ -159,7 +170,15 @@ def find_samples(
         ]
     else:
         notes.append(f"{len(parts[0]):,} shards to train on, {len(parts[1]):,} to validate on")
-    train, val = (ShardSet(each.source, each.labels, classes, tuple(notes), spare) for each in sets)
+    sizes = [index.size for part in indices for index in part]
+    remote = any(url_in(location) for part in parts for location in part)
+    room = remote and files.has_room(min(2 * TOGETHER, len(sizes)), max(sizes))
+    if remote and not room:
+        notes.append(
+            f"the copies of {min(2 * TOGETHER, len(sizes))} shards of up to {max(sizes):,} bytes do not fit into "
+            f"{LIMIT}: shards are waited for, and downloaded more than once an epoch"
+        )
+    train, val = (ShardSet(each.source, each.labels, classes, tuple(notes), spare, room) for each in sets)
     return train, val
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any
 
@@ -19,10 +19,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from diracnets.data.ahead import Ahead, Bring
 from diracnets.data.augment import Normalizer, Size, augmented, check
 from diracnets.data.augmentation import Augmentation
 from diracnets.data.decoder import Decoder, Mended, RandomPart, Request, Source
-from diracnets.data.images import Batch, schedule
+from diracnets.data.images import TOGETHER, Batch, schedule
 from diracnets.data.share import WHOLE, Share
 from diracnets.errors import DataError, DiracNetsError, UsageError, some_of
 
@@ -54,6 +55,7 @@ class StreamedImages:
         device: where the batches will be.
         workers: processes that decode; 0 decodes in this one, None takes `default_workers()`.
         groups: int64 [N], for images that lie in files of many: the file of each. An epoch reads from a few at a time.
+        bring: brings a file of `groups` to this machine, given its number; called ahead of its use, in a thread.
         spare: how many images may turn out to be unreadable while training. In place of one, the next image that can be
             read is seen twice in that epoch, so that batches keep their size. With 0, or in evaluation, it is an error.
 
@@ -72,12 +74,14 @@ class StreamedImages:
         device: torch.device | str = "cpu",
         workers: int | None = None,
         groups: Tensor | None = None,
+        bring: Bring | None = None,
         spare: int = 0,
     ) -> None:
         self.labels = labels
         self.skipped: dict[int, str] = {}
         self._spare = spare
         self._groups = groups
+        self._bring = bring
         self._source = source
         self._size = size
         self._mean, self._std = mean, std
@@ -113,6 +117,7 @@ class StreamedImages:
             device=self._device,
             workers=self._workers,
             groups=None if self._groups is None else self._groups[chosen],
+            bring=self._bring,
             spare=self._spare,
         )
         some.stall_seconds = self.stall_seconds
@@ -159,8 +164,13 @@ class StreamedImages:
         # Tensors in requests would travel through shared memory, one file descriptor each; lists do not.
         requests = [Request(samples.tolist(), part, len(self) if spare else 0) for samples in plan]
         decoder = Decoder(self._source, self._size, min(self._workers, len(requests)))
-        with _answers(decoder, requests, self._home, self.stall_seconds) as answers:
-            for samples, answer in zip(plan, answers, strict=True):
+        with (
+            _answers(decoder, requests, self._home, self.stall_seconds) as answers,
+            self._ahead(plan) as ahead,  # a thread, and so after the workers are forked
+        ):
+            for number, (samples, answer) in enumerate(zip(plan, answers, strict=True)):
+                if ahead is not None:
+                    ahead.at(number)
                 if isinstance(answer, DiracNetsError):
                     raise answer
                 if isinstance(answer, Mended):
@@ -173,6 +183,11 @@ class StreamedImages:
                 else:
                     images = augmented(pixels, here, augment, self._normalize, seed=seed, epoch=epoch)
                 yield images.to(self._device), self.labels[samples].to(self._device), here.to(self._device)
+
+    def _ahead(self, plan: tuple[Tensor, ...]) -> AbstractContextManager[Ahead | None]:
+        if self._bring is None or self._groups is None:
+            return nullcontext()
+        return Ahead(self._bring, [self._groups[samples.cpu()] for samples in plan], TOGETHER)
 
     def _skip(self, bad: dict[int, str], spare: int) -> None:
         """Remember images that cannot be read, and stop where these are too many."""
