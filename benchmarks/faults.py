@@ -114,7 +114,7 @@ class Bench:
         folder.RunFolder.draw = lambda *_: None  # type: ignore[method-assign,assignment]
         reporter.Events.write = lambda *_: None  # type: ignore[method-assign,assignment]
         with redirect_stdout(io.StringIO()):  # what is imported here need not be in each process
-            cli.main(["train", "--run", str(place / "first"), *COMMON, *DIGITS, "--epochs", "1"])
+            cli.main(["train", "--run-dir", str(place / "first"), *COMMON, *DIGITS, "--epochs", "1"])
         for data in ("digits", "pictures"):
             begun, run = time.monotonic(), self.new(data)
             assert self.train(run, data) == 0, self.log(run)
@@ -131,9 +131,9 @@ class Bench:
 
     def words(self, run: Path, data: str, every: int) -> list[str]:
         if Checkpoints(run).exist():
-            return ["train", "--resume", "--run", str(run), "--device", "cpu"]
+            return ["train", "--resume", "--run-dir", str(run), "--device", "cpu"]
         here = DIGITS if data == "digits" else [*PICTURES, "--data-dir", str(self.pictures)]
-        return ["train", "--run", str(run), "--save-every", str(every), *COMMON, *here]
+        return ["train", "--run-dir", str(run), "--save-every", str(every), *COMMON, *here]
 
     def start(self, run: Path, data: str, every: int = 0, hook: Callable[[], None] | None = None) -> int:
         """Start or resume a run in a process and a session of its own."""

@@ -1,4 +1,5 @@
 import csv
+import importlib
 import io
 import itertools
 import json
@@ -14,7 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import tyro
 from PIL import Image
+from torch.distributed.run import get_args_parser
 
 import diracnets
 from diracnets.artifacts.card import ModelCard, TrainedOn
@@ -42,7 +45,7 @@ class Code:
 def run(tmp_path_factory):
     """A finished run on the digits."""
     folder = tmp_path_factory.mktemp("cli") / "run"
-    assert main(["train", *TINY, "--run", str(folder), "--quiet"]) == 0
+    assert main(["train", *TINY, "--run-dir", str(folder), "--quiet"]) == 0
     return folder
 
 
@@ -155,13 +158,13 @@ WRONG = [  # words, exit code, part of the message
     ("train --data digits --from some", 2, "some/last.pt"),
     ("train --data digits --from pictures", 1, "pictures is a folder"),
     ("train --data digits --model diracnet-16-1 --from run/best.pt", 2, "diracnet-10-0.25"),
-    ("train --data digits --model diracnet-10-0.25 --run run", 2, "already holds a run"),
-    ("train --data digits --model diracnet-10-0.25 --run text.png", 2, "text.png is a file"),
-    ("train --data digits --model diracnet-10-0.25 --run text.png/run", 1, "cannot write text.png"),
-    ("train --resume", 2, "--resume needs --run"),
-    ("train --resume --run nothing", 2, "no run to resume in nothing"),
-    ("train --resume --run run --epochs 9", 2, "epochs: 2, not 9"),
-    ("train --resume --run run --recipe fast-cifar", 2, "keeps its recipe"),
+    ("train --data digits --model diracnet-10-0.25 --run-dir run", 2, "already holds a run"),
+    ("train --data digits --model diracnet-10-0.25 --run-dir text.png", 2, "text.png is a file"),
+    ("train --data digits --model diracnet-10-0.25 --run-dir text.png/run", 1, "cannot write text.png"),
+    ("train --resume", 2, "--resume needs --run-dir"),
+    ("train --resume --run-dir nothing", 2, "no run to resume in nothing"),
+    ("train --resume --run-dir run --epochs 9", 2, "epochs: 2, not 9"),
+    ("train --resume --run-dir run --recipe fast-cifar", 2, "keeps its recipe"),
     ("train --data folder", 2, "data_dir"),
     ("train --data-dir one", 2, "--data-dir needs --data: folder"),
     ("train --data folder --data-dir missing", 1, "missing"),
@@ -281,7 +284,7 @@ def test_runs_without_a_name_get_a_new_folder_each(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_an_interrupted_run_says_how_to_resume_and_resumes(tmp_path):
-    words = ["train", *TINY, "--epochs", "500", "--run", "slow"]
+    words = ["train", *TINY, "--epochs", "500", "--run-dir", "slow"]
     for number, code, sign in ((signal.SIGINT, 130, "epoch"), (signal.SIGTERM, 143, "resumed after")):
         process = subprocess.Popen(
             [*PROGRAM, *words], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -294,7 +297,7 @@ def test_an_interrupted_run_says_how_to_resume_and_resumes(tmp_path):
         assert error.startswith("diracnets: stopped after")
         assert error.count("\n") == 1
         words = error.split("go on with: diracnets ")[1].split()
-        assert words[:4] == ["train", "--resume", "--run", "slow"]
+        assert words[:4] == ["train", "--resume", "--run-dir", "slow"]
 
 
 def train_on_pictures(run, *flags):
@@ -304,20 +307,20 @@ def train_on_pictures(run, *flags):
         for number in range(6):
             Image.effect_noise((40, 40), 10 * number + 5).save(Path("images", label, f"{number}.png"))
     words = ["train", "--data", "folder", "--model", "diracnet-10-0.25", "--image-size", "16", "--epochs", "1"]
-    assert main([*words, "--data-dir", "images", "--workers", "0", "--run", run, "--device", "cpu", *flags]) == 0
+    assert main([*words, "--data-dir", "images", "--workers", "0", "--run-dir", run, "--device", "cpu", *flags]) == 0
 
 
 def test_resuming_finds_the_data_where_it_was(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     train_on_pictures("first")
     Path("first/model.safetensors").unlink()
-    assert main(["train", "--run", "first", "--resume", "--workers", "0", "--device", "cpu"]) == 0
+    assert main(["train", "--run-dir", "first", "--resume", "--workers", "0", "--device", "cpu"]) == 0
     assert Path("first/model.safetensors").exists()
     assert "resumed after 1" in capsys.readouterr().out
 
 
 def test_starting_from_trained_weights(run, tmp_path):
-    words = ["train", *TINY, "--epochs", "1", "--quiet", "--freeze", "--run", str(tmp_path / "next")]
+    words = ["train", *TINY, "--epochs", "1", "--quiet", "--freeze", "--run-dir", str(tmp_path / "next")]
     assert main([*words, "--from", str(run / "model.safetensors")]) == 0
     old, new = diracnets.load(run / "model.safetensors"), diracnets.load(tmp_path / "next/model.safetensors")
     assert torch.allclose(old[0].weight, new[0].weight, atol=1e-5)
@@ -326,7 +329,7 @@ def test_starting_from_trained_weights(run, tmp_path):
 def test_starting_from_a_run_folder_takes_its_best_checkpoint(run, tmp_path):
     shutil.copytree(run, tmp_path / "first")
     (tmp_path / "first/last.pt").write_bytes(b"not looked at")
-    words = ["train", *TINY, "--epochs", "1", "--quiet", "--freeze", "--run", str(tmp_path / "next")]
+    words = ["train", *TINY, "--epochs", "1", "--quiet", "--freeze", "--run-dir", str(tmp_path / "next")]
     assert main([*words, "--from", str(tmp_path / "first")]) == 0
     old, new = diracnets.load(run / "best.pt"), diracnets.load(tmp_path / "next/best.pt")
     assert torch.equal(old.stem[0].weight, new.stem[0].weight)
@@ -374,7 +377,7 @@ def test_eval_averages_over_views(run, capsys):
 
 
 def test_a_network_with_branches_is_evaluated_and_predicts_but_folds_to_no_file(place, capsys):
-    arguments = [*TINY, "--model", "dirac-wrn-10-0.25", "--epochs", "1", "--run", "branched"]
+    arguments = [*TINY, "--model", "dirac-wrn-10-0.25", "--epochs", "1", "--run-dir", "branched"]
     assert main(["train", *arguments]) == 0
     assert "dirac-wrn-10-0.25 has branches and folds to no chain" in capsys.readouterr().out
     assert main(["eval", "branched/best.pt", "--device", "cpu", "--json"]) == 0
@@ -557,7 +560,7 @@ def test_a_run_within_the_data_does_not_spoil_it(tmp_path, monkeypatch, capsys):
     (tmp_path / "images/runs/broken").mkdir()
     assert main(["eval", "images/runs/first", "--workers", "0", "--device", "cpu", "--out", "images/seen"]) == 0
     assert "left out as written by diracnets: runs/first" in capsys.readouterr().err
-    words = ["train", "--resume", "--run", "images/runs/first", "--workers", "0", "--device", "cpu"]
+    words = ["train", "--resume", "--run-dir", "images/runs/first", "--workers", "0", "--device", "cpu"]
     assert main(words) == 0
     assert "left out as written by diracnets: runs/first, seen" in capsys.readouterr().out
 
@@ -785,3 +788,35 @@ def test_info_lists_the_checkpoints_of_a_run(place, capsys):
     listed = json.loads(capsys.readouterr().out)["checkpoints"]
     assert [(each["epochs"], each["damage"] is None) for each in listed[:2]] == [(1, True), (None, False)]
     assert "last.pt is damaged" in listed[1]["damage"]
+
+
+def flags_of(name):
+    """The option strings of a command."""
+    kind = getattr(importlib.import_module(f"diracnets.commands.{name}"), COMMANDS[name][0])
+    if hasattr(kind, "form"):
+        kind, _ = kind.form([])
+    pending, found = [tyro.extras.get_parser(kind)], set()
+    while pending:
+        for action in pending.pop()._actions:
+            found |= set(action.option_strings)
+            pending += [each for each in (action.choices or {}).values()] if isinstance(action.choices, dict) else []
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:get_parser:DeprecationWarning")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_torchrun_takes_no_flag_for_one_of_its_own(name):
+    """It completes abbreviations, also of flags that stand after the program."""
+    theirs = {flag for action in get_args_parser()._actions for flag in action.option_strings} - {"-h", "--help"}
+    own = flags_of(name) - {"-h", "--help"}
+    assert own or name == "verify"
+    taken = {flag: other for flag in own for other in theirs if flag.startswith("--") and other.startswith(flag)}
+    assert not taken
+    assert not own & theirs
+
+
+def test_the_run_folder_by_its_earlier_flag(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(FutureWarning, match="--run is now --run-dir"):
+        assert parse(["train", "--data", "digits", "--run", "here"]).run == Path("here")
+    assert parse(["train", "--data", "digits", "--run-dir", "here"]).run == Path("here")

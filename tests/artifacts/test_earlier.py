@@ -70,7 +70,7 @@ def test_an_earlier_run_is_resumed_evaluated_folded_and_predicts(files, capsys):
         labels.append(json.loads(capsys.readouterr().out)[0]["label"])
     assert labels[0] == labels[1]
 
-    assert main(["train", "--resume", "--run", str(run), "--device", "cpu", "--quiet"]) == 0
+    assert main(["train", "--resume", "--run-dir", str(run), "--device", "cpu", "--quiet"]) == 0
     chain, whole = diracnets.load(run / "model.safetensors"), diracnets.load(run / "whole.safetensors")
     for name, tensor in whole.state_dict().items():  # as the run that was not stopped ended then
         torch.testing.assert_close(chain.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
@@ -82,7 +82,7 @@ def test_an_earlier_run_is_resumed_evaluated_folded_and_predicts(files, capsys):
 def test_a_run_starts_from_an_earlier_file(files):
     words = ["--epochs", "1", "--images", "40", "--batch-size", "20", "--precision", "float32", "--device", "cpu"]
     for number, start in enumerate(("stopped/last.pt", "stopped", "stopped/whole.safetensors")):
-        run = ["--run", str(files / f"next{number}"), "--from", str(files / start), "--quiet"]
+        run = ["--run-dir", str(files / f"next{number}"), "--from", str(files / start), "--quiet"]
         assert main(["train", "--data", "digits", "--model", "diracnet-10-0.125", *words, *run]) == 0
 
 

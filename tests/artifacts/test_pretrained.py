@@ -359,7 +359,7 @@ def test_an_unfinished_run_does_not_ship(checkpoint, weights, tmp_path, monkeypa
 
     with pytest.raises(KeyboardInterrupt):
         diracnets.train(recipe, run="run", device="cpu", quiet=True, on_epoch=stop)
-    with pytest.raises(UsageError, match=r"run is not finished, 1 of 2 epochs are done: resume it .*--run run"):
+    with pytest.raises(UsageError, match=r"run is not finished, 1 of 2 epochs are done: resume it .*--run-dir run"):
         ship()(Path("run"), "half", checkpoint=checkpoint, folder=weights)
     assert not list(weights.glob("half*"))
 

@@ -51,7 +51,7 @@ class FakeRuns:
     def __call__(self, words, log, environment):
         self.words.append(list(words))
         self.environments.append(environment)
-        self.processes.append(FakeProcess(self.train(Path(words[words.index("--run") + 1]))))
+        self.processes.append(FakeProcess(self.train(Path(words[words.index("--run-dir") + 1]))))
         return self.processes[-1]
 
     def train(self, folder):

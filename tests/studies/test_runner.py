@@ -110,7 +110,7 @@ def test_a_job_resumes_where_there_is_a_checkpoint(jobs, tmp_path):
     assert Recipe.load(first[2]) == job.row.recipe
     (job.folder / "last.pt").touch()
     assert job.command("cpu", tmp_path) == [
-        *("train", "--resume", "--run", str(job.folder), "--device", "cpu", "--data-dir", str(tmp_path))
+        *("train", "--resume", "--run-dir", str(job.folder), "--device", "cpu", "--data-dir", str(tmp_path))
     ]
 
 

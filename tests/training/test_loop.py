@@ -133,7 +133,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(steps, whole, stripes, tmp_path, monke
     """In the first step, within an epoch, at the end of one, in the very last step."""
     with monkeypatch.context() as patch:
         stop_after(patch, steps)
-        with pytest.raises(Interrupted, match="diracnets train --resume --run") as stopped:
+        with pytest.raises(Interrupted, match="diracnets train --resume --run-dir") as stopped:
             run(RECIPE, tmp_path / "run", stripes)
     assert stopped.value.exit_code == 143
     resumed = run(RECIPE, tmp_path / "run", stripes, resume=True)
@@ -270,7 +270,7 @@ def test_sigterm_from_outside_ends_a_process_in_order(tmp_path):
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 143
-    assert output.splitlines()[-1].endswith(shlex.join(["--resume", "--run", str(folder), "--device", "cpu"]))
+    assert output.splitlines()[-1].endswith(shlex.join(["--resume", "--run-dir", str(folder), "--device", "cpu"]))
     assert load(folder / "last.pt").num_classes == 10
 
 

@@ -96,7 +96,7 @@ def epochs_done(run):
 )
 def test_a_signal_to_the_whole_group_saves_and_leaves_no_process(number, pause, begin, pictures, tmp_path):
     """What a cluster's cancel, systemd, `timeout`, Ctrl-C and a closed terminal send: workers get it too."""
-    process = begin([*FLAGS.split(), "--data-dir", str(pictures), "--run", str(tmp_path / "run")])
+    process = begin([*FLAGS.split(), "--data-dir", str(pictures), "--run-dir", str(tmp_path / "run")])
     wait_for_epochs(tmp_path / "run", 1)
     time.sleep(pause)
     os.killpg(process.pid, number)
@@ -110,7 +110,7 @@ def test_a_signal_to_the_whole_group_saves_and_leaves_no_process(number, pause, 
 @pytest.mark.slow
 def test_a_worker_that_dies_costs_no_step_and_is_not_taken_for_a_signal(begin, pictures, tmp_path):
     run = tmp_path / "run"
-    process = begin([*FLAGS.split(), "--data-dir", str(pictures), "--run", str(run)])
+    process = begin([*FLAGS.split(), "--data-dir", str(pictures), "--run-dir", str(run)])
     wait_for_epochs(run, 1)
     killed = None
     for _ in range(3000):
@@ -125,7 +125,7 @@ def test_a_worker_that_dies_costs_no_step_and_is_not_taken_for_a_signal(begin, p
     said = process.communicate(timeout=180)[1]
     assert process.returncode == 1
     assert "a process that decodes images died, most likely for lack of (shared) memory" in said
-    process = begin(["--resume", "--run", str(run)])
+    process = begin(["--resume", "--run-dir", str(run)])
     wait_for_epochs(run, epochs_done(run) + 1)
     process.send_signal(signal.SIGTERM)
     assert "saved" in process.communicate(timeout=180)[1]
@@ -134,7 +134,7 @@ def test_a_worker_that_dies_costs_no_step_and_is_not_taken_for_a_signal(begin, p
 @pytest.mark.slow
 def test_sighup_stays_ignored_under_nohup(begin, pictures, tmp_path):
     run = tmp_path / "run"
-    process = begin([*FLAGS.split(), "--data-dir", str(pictures), "--run", str(run)], prefix=["nohup"])
+    process = begin([*FLAGS.split(), "--data-dir", str(pictures), "--run-dir", str(run)], prefix=["nohup"])
     wait_for_epochs(run, 1)
     os.killpg(process.pid, signal.SIGHUP)
     wait_for_epochs(run, epochs_done(run) + 2)

@@ -38,10 +38,10 @@ class Train:
     --recipe paper-cifar --help` shows that recipe."""
 
     recipe: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="", help=_RECIPES)] = None
-    run: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
+    run: Annotated[Path | None, arg(name="run-dir", metavar="FOLDER", help_behavior_hint="")] = None
     """The folder for the recipe, log, checkpoints and model file; by default a new one in runs/."""
     resume: FlagCreatePairsOff[bool] = False
-    """Resume the run in --run where it stopped, with its own recipe."""
+    """Resume the run in --run-dir where it stopped, with its own recipe."""
     data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
     """The folder of the images; CIFAR is downloaded to it if missing. For shards a folder, a pattern such as
     'train-{000000..000146}.tar', or URLs."""
@@ -98,13 +98,13 @@ class Train:
         Every setting of the recipe is a flag. The recipe, and so the defaults, depends on some of the flags.
 
         Raises:
-            UsageError: no such recipe, --resume without --run, --data-dir without --data.
+            UsageError: no such recipe, --resume without --run-dir, --data-dir without --data.
             FileError: no run to resume.
         """
         options = _modern(options)
-        name, run = _given(options, "recipe"), _given(options, "run")
+        name, run = _given(options, "recipe"), _given(options, "run-dir")
         if "--resume" in options and run is None:
-            raise UsageError("--resume needs --run FOLDER, the run to resume")
+            raise UsageError("--resume needs --run-dir FOLDER, the run to resume")
         given = {flag for flag in ("data", "recipe", "data-dir") if _given(options, flag) is not None}
         if given == {"data-dir"} and "--resume" not in options:
             raise UsageError("--data-dir needs --data: folder or shards for your own images, cifar10 or cifar100")
@@ -186,7 +186,7 @@ def _modern(options: Sequence[str]) -> list[str]:
         flag = name.removeprefix("--").replace("_", "-")
         no = "no-" if flag.startswith("no-") else ""
         bare = flag.removeprefix("no-")
-        new = RENAMED.get(bare.replace("-", "_"), "").replace("_", "-")
+        new = "run-dir" if flag == "run" else RENAMED.get(bare.replace("-", "_"), "").replace("_", "-")
         if flag == "init" and drawn:
             new = "filters"
         elif bare.startswith("augment."):

@@ -57,10 +57,10 @@ class Job:
         """
         where = ["--device", device] if data_dir is None else ["--device", device, "--data-dir", str(data_dir)]
         if (self.folder / "last.pt").exists():
-            return ["train", "--resume", "--run", str(self.folder), *where]
+            return ["train", "--resume", "--run-dir", str(self.folder), *where]
         recipe = self.folder / "recipe.toml"
         self.row.recipe.save(recipe)
-        return ["train", "--recipe", str(recipe), "--run", str(self.folder), *where]
+        return ["train", "--recipe", str(recipe), "--run-dir", str(self.folder), *where]
 
 
 Launch = Callable[[Sequence[str], Path, Mapping[str, str]], Process]

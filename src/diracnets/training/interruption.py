@@ -70,8 +70,8 @@ def command_to_resume(run: Path, data_dir: str | Path | None, device: str, worke
     """The command line that resumes a run with the options that it was started with.
 
     >>> command_to_resume(Path("runs/first one"), None, "cpu", None)
-    "diracnets train --resume --run 'runs/first one' --device cpu"
+    "diracnets train --resume --run-dir 'runs/first one' --device cpu"
     """
     options = {"--data-dir": data_dir, "--device": None if device == "auto" else device, "--workers": workers}
     given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-    return shlex.join(["diracnets", "train", "--resume", "--run", str(run), *given])
+    return shlex.join(["diracnets", "train", "--resume", "--run-dir", str(run), *given])
