@@ -580,6 +580,29 @@ def lock(bench: Bench) -> Iterator[Kind]:
     yield kind
 
 
+def stall(bench: Bench) -> Iterator[Kind]:
+    """An image whose file does not answer, as on a network disk that is gone: a pipe that nobody writes to."""
+    kind = Kind("an image file that does not answer")
+    for each in range(bench.times):
+        run, picture = bench.new("pictures"), bench.pictures / "train" / "b" / f"{each}.png"
+        kept = picture.rename(bench.place / "kept.png")
+        shutil.copy(kept, picture)
+        words = bench.words(run, "pictures", SAVE_EVERY)
+        bench.words = lambda *_, words=words: [*words, "--stall-seconds", "2"]  # type: ignore[misc,method-assign]
+        process = bench.start(run, "pictures", SAVE_EVERY)
+        del bench.words  # type: ignore[method-assign]
+        ended = wait_for(lambda least=3 + 9 * each: bench.done >= least, process)  # type: ignore[misc]
+        os.mkfifo(bench.place / "pipe.png")
+        (bench.place / "pipe.png").replace(picture)
+        code = 0 if ended else os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        kept.replace(picture)
+        failed(bench, kind, run, code, f"they are at {picture}")
+        if kind.lost_steps[-1]:
+            kind.wrong.append(f"{run.name}: steps were lost, though it could save")
+        bench.finish(kind, run, "pictures")
+    yield kind
+
+
 def slowly() -> None:
     """Let this process take its time for each step."""
     add = state.State.add
@@ -600,6 +623,7 @@ KINDS = {
     "clock": clock,
     "damage": damage,
     "lock": lock,
+    "stall": stall,
 }
 
 

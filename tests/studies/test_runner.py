@@ -4,6 +4,7 @@ import pytest
 
 from diracnets.studies.grid import Row
 from diracnets.studies.runner import Job, processors, run_jobs
+from diracnets.training.folder import RunFolder
 from diracnets.training.recipe import Recipe
 
 
@@ -118,3 +119,28 @@ def test_a_job_resumes_where_there_is_a_checkpoint(jobs, tmp_path):
 def test_threads_to_share(given, count, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", given)
     assert processors() == count if count else processors() >= 1
+
+
+@pytest.mark.slow
+def test_a_run_of_a_study_is_refused_a_folder_in_which_another_process_trains(tmp_path):
+    """As after a study was killed whose runs go on."""
+    recipe = Recipe.load("demo").replaced(model="diracnet-10-0.25", epochs=1, num_train=60)
+    job = Job(Row("row", {}, recipe), 1, tmp_path / "run")
+    job.folder.mkdir()
+    ended = []
+
+    def go():
+        run_jobs(
+            [job],
+            lambda job: job.command("cpu", None),
+            at_once=1,
+            threads=1,
+            started=lambda _: None,
+            ended=lambda _, code: ended.append(code),
+        )
+
+    with RunFolder(job.folder).held():
+        go()
+    assert "another process trains in" in job.log.read_text()
+    go()
+    assert ended == [2, 0]

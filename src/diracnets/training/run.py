@@ -302,7 +302,11 @@ class Run:
         begun = time.monotonic()
         data = {**self.state.to_data(), "watch": self.watch.to_data()}
         if self.state.ranks.first:
-            self.folder.checkpoints.write(self.checkpoint(data), keep=self.safeguards.keep, safe=self.watch.good)
+            try:
+                self.folder.checkpoints.write(self.checkpoint(data), keep=self.safeguards.keep, safe=self.watch.good)
+            except TrainingError as error:  # the others are not here to wait for, and end with this one
+                self.folder.checkpoints.go_back(self.watch.good)
+                raise TrainingError(f"{error}; {self.advice()}") from error
         self.saved = time.monotonic()
         self.save_seconds = self.saved - begun
 
