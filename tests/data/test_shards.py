@@ -14,6 +14,8 @@ from diracnets.data.shard_where import find_shards
 from diracnets.data.shards import find_samples
 from diracnets.data.share import Share
 from diracnets.errors import DataError, FileError, UsageError
+from diracnets.training.loop import train
+from diracnets.training.recipe import Recipe
 
 wds = pytest.importorskip("webdataset", reason='needs pip install "diracnets[shards]"')
 
@@ -309,6 +311,17 @@ def test_another_image_stands_in_for_one_that_cannot_be_decoded(with_damage, wor
     for parts, wanted in zip(zip(*shares, strict=True), expected[2:], strict=True):
         assert torch.cat([part[0] for part in parts]).equal(wanted[0])
         assert torch.cat([part[1] for part in parts]).equal(wanted[1])
+
+
+@pytest.mark.usefixtures("bare_runs")
+def test_a_run_names_what_it_skips(with_damage, tmp_path, capsys):
+    recipe = Recipe.load("demo").replaced(
+        model="diracnet-10-0.25", epochs=1, batch_size=16, precision="float32", image_size=8, data="shards"
+    )
+    data = load(with_damage, skip_unreadable=0.1)
+    trained = train(recipe, run=tmp_path / "a", data=data, device="cpu")
+    assert [row["skipped"] for row in trained.history] == [2]
+    assert capsys.readouterr().out.count("skipped, another image stands in for it: ") == 2
 
 
 def test_too_many_that_cannot_be_decoded_are_an_error(with_damage):

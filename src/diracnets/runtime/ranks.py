@@ -105,6 +105,14 @@ class Ranks:
                 return
             yield batch
 
+    def gathered(self, value: T) -> list[T]:
+        """The values of all ranks, in their order, on all ranks."""
+        if self.alone:
+            return [value]
+        values: list[T] = [value] * self.count
+        distributed.all_gather_object(values, value, self.control)
+        return values
+
     def shared(self, error: DiracNetsError | None) -> DiracNetsError:
         """The error of the first rank that has one, on all ranks, to be raised there."""
         if error is not None and self.alone:

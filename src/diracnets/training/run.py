@@ -95,6 +95,8 @@ class Run:
     """When the last checkpoint was written."""
     save_seconds: float = 0.0
     """How long that took."""
+    named: set[int] = field(default_factory=set)
+    """Numbers of the images that are known to be unreadable."""
 
     def begin(self, *, resumed: bool) -> None:
         """Write the run's first files, and say what is going to happen, on what, and in which arithmetic."""
@@ -141,6 +143,8 @@ class Run:
             "seconds": state.seconds,
             "images_per_second": state.seen / state.seconds,
         }
+        if skipped := self.skipped():
+            row["skipped"] = skipped
         last, improved = state.epoch == recipe.optimization.epochs, False
         if last or state.epoch % recipe.runtime.eval_every == 0:
             averaged = state.average is not None and state.average.started()
@@ -177,6 +181,17 @@ class Run:
                 if (why_not := self.folder.draw(state.history)) and last:
                     self.reporter.say(why_not)
         return row
+
+    def skipped(self) -> int:
+        """How many images could not be read since the run was begun or resumed; those that are new are named."""
+        found: dict[int, str] = {}
+        for each in self.state.ranks.gathered(dict(self.data.train.skipped)):
+            found |= each
+        new = sorted(found.keys() - self.named)
+        self.named.update(new)
+        for number in new:
+            self.reporter.say(f"skipped, another image stands in for it: {found[number]}")
+        return len(found)
 
     def check_best(self) -> None:
         """Where the best checkpoint is damaged, say so, and let the next network that is evaluated take its place."""
