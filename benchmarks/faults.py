@@ -648,7 +648,7 @@ def main() -> None:
                 begun = time.monotonic()
                 for kind in KINDS[name](bench):
                     kind.seconds, begun = time.monotonic() - begun, time.monotonic()
-                    rows[kind.name] = kind.to_data()
+                    rows[kind.name] = {**kind.to_data(), "commit": circumstances()["commit"]}
                     print(json.dumps(rows[kind.name]), flush=True)
                     if arguments.out:
                         write(arguments.out, list(rows.values()))
