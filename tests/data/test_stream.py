@@ -1,6 +1,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -160,3 +162,35 @@ def test_an_input_that_stalls_is_an_error_that_names_the_file(monkeypatch):
     with pytest.raises(DataError, match=r"given nothing for \d seconds; they are at slow disk/5\.png\. Look"):
         next(batches)
     assert not multiprocessing.active_children()
+
+
+ORPHANS = """
+import os, signal, sys, time, torch
+from torch.utils.data import _utils
+from diracnets.data.stream import StreamedImages
+late = _utils.signal_handling._set_worker_signal_handlers
+def killing():  # in a worker, before it has looked for its parent
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(0.5)
+    late()
+_utils.worker.signal_handling._set_worker_signal_handlers = killing
+class Images:
+    def fitted(self, index, size):
+        return torch.zeros(*size[1:], size[0], dtype=torch.uint8).numpy()
+images = StreamedImages(Images(), torch.zeros(9).long(), size=(3, 8, 8), mean=[0.5] * 3, std=[0.5] * 3, workers=2)
+next(images.batches(1))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kills as Linux does")
+def test_workers_end_with_a_parent_that_is_killed_before_they_begin():
+    done = subprocess.Popen([sys.executable, "-c", ORPHANS], start_new_session=True)
+    assert done.wait(timeout=120) == -signal.SIGKILL
+    for _ in range(100):
+        time.sleep(0.1)
+        try:
+            os.killpg(done.pid, 0)
+        except ProcessLookupError:
+            return
+    os.killpg(done.pid, signal.SIGKILL)
+    raise AssertionError("a worker lives on, and holds whatever its parent held")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -29,6 +31,7 @@ from diracnets.errors import DataError, DiracNetsError, UsageError, some_of
 
 STALL_SECONDS = 600.0  # a cold network disk takes some, and nobody wants to wait for one that is gone
 _LOOK_SECONDS = 5.0  # from one look to the next at whether workers are alive, as torch has it
+_DEATH_OF_PARENT = 1  # PR_SET_PDEATHSIG of Linux: the signal to send to a process when its parent dies
 
 
 def default_workers(processes: int = 1) -> int:
@@ -212,7 +215,7 @@ def _answers(
         num_workers=decoder.workers,
         timeout=_LOOK_SECONDS if decoder.workers else 0,
         collate_fn=_as_it_is,
-        worker_init_fn=_leave_signals_to_the_parent,
+        worker_init_fn=partial(_belong_to, os.getpid()),
         generator=torch.Generator(),  # or each pass would draw from the global one
         pin_memory=device.type == "cuda",
         multiprocessing_context="fork" if decoder.workers and sys.platform == "linux" else None,
@@ -330,7 +333,15 @@ def _deaths_found_by_waiting() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, handler)
 
 
-def _leave_signals_to_the_parent(_: int) -> None:
-    """A signal to the whole process group is the parent's to handle, which may save; it then stops the workers."""
+def _belong_to(parent: int, _: int) -> None:
+    """A signal to the whole process group is the parent's to handle, which may save; it then stops the workers.
+
+    A worker ends with its parent, even if that is killed: it holds the lock of the run folder too. torch's workers look
+    for their parent themselves, but one whose parent was killed before its first look would live for ever.
+    """
     for number in _STOPPING:
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DEATH_OF_PARENT, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
