@@ -130,6 +130,15 @@ def test_shards_without_a_list_are_brought_once_and_looked_into(packed, server):
         load(f"{server.url}/train-{{000007..000009}}.tar")
 
 
+def test_a_page_in_place_of_what_is_not_there_is_no_list(packed, server):
+    for file in packed.glob("*.json"):
+        file.unlink()
+    server.serve(packed)
+    page = b"<!doctype html><title>not found</title>"
+    server.files |= dict.fromkeys(("_info.json", "classes.txt", "classnames.txt"), page)
+    assert load(f"{server.url}/train-{{000000..000003}}.tar").classes == ("0", "1")
+
+
 def changed(server, name, content):
     def change():
         server.files[name], server.versions[name] = content, 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -92,7 +93,7 @@ def find_shards(where: str | Path) -> Where:
         found.classes = _classes_beside(next((each[0] for each in named.values()), ""))
     _assign(named, found, where)
     for shards in (found.train, found.val):
-        if repeated := sorted({shard for shard in shards if shards.count(shard) > 1}) if len(shards) < 10_000 else []:
+        if repeated := [shard for shard, count in Counter(shards).items() if count > 1]:
             raise UsageError(f"{some_of(repeated)} is given twice")
     if both := sorted(set(found.train) & set(found.val)):
         raise UsageError(f"{some_of(both)} is given both to train and to validate on")
@@ -238,7 +239,9 @@ def _lines(place: str, content: bytes) -> tuple[str, ...]:
 def _read(place: str) -> bytes | None:
     """A small file at a path or URL; None where it is not there."""
     if url := url_in(place):
-        return read_url(url, _LONGEST)
+        content = read_url(url, _LONGEST)
+        page = content is not None and content.lstrip()[:1] == b"<"  # as some servers answer for what they do not have
+        return None if page else content
     try:
         with Path(place).open("rb") as file:
             return file.read(_LONGEST)
