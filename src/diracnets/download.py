@@ -74,13 +74,14 @@ def download(url: str, target: Path, checksum: Checksum) -> None:
 
     Args:
         url: http or https.
-        target: the file; its folder is made.
+        target: the file; its folder is made, and taken away again where nothing comes.
         checksum: of the whole file.
 
     Raises:
         FileError: the server does not give it, it is damaged, or it cannot be written.
     """
     part = target.with_name(target.name + ".part")
+    new = [folder for folder in target.parents if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _progress(url, target) as report:
@@ -97,6 +98,10 @@ def download(url: str, target: Path, checksum: Checksum) -> None:
         part.replace(target)
     except OSError as error:
         raise FileError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):  # it holds something
+            for made in new:
+                made.rmdir()
 
 
 def fetch(

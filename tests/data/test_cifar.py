@@ -88,6 +88,21 @@ def test_the_archive_is_downloaded_where_it_is_missing(tmp_path, monkeypatch):
     assert asked == [(CIFAR100.url, fake.md5)]
 
 
+def test_a_mistyped_folder_is_said_and_not_left_empty(tmp_path, monkeypatch, capsys):
+    (tmp_path / "pictures" / CIFAR10.folder).mkdir(parents=True)
+    (tmp_path / "others").mkdir()
+    nowhere = dataclasses.replace(CIFAR10, url="http://127.0.0.1:9/cifar-10-python.tar.gz")
+    monkeypatch.setattr("diracnets.download._PAUSE", 0.01)
+    with pytest.raises(FileError, match="cannot download"):
+        load_cifar(nowhere, tmp_path / "picturse")
+    said = capsys.readouterr().err
+    assert f"there is no folder {tmp_path}/picturse: it is made" in said
+    assert "did you mean pictures?" in said
+    with pytest.raises(FileError, match="cannot download"):
+        load_cifar(nowhere, tmp_path / "mistyped" / "deeply")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["others", "pictures"]
+
+
 def test_without_files_or_download_the_ways_out_are_named(tmp_path):
     with pytest.raises(
         FileError, match=r"holds neither cifar-10-batches-py/ nor cifar-10-python.tar.gz: put one.*https"

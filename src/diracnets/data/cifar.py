@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tarfile
 import tempfile
 import zlib
@@ -18,7 +19,7 @@ from diracnets.data.images import CIFAR_MEAN, CIFAR_STD, ImageData
 from diracnets.data.memory import MemoryImages
 from diracnets.data.unpickle import read_pickle
 from diracnets.download import Checksum, download
-from diracnets.errors import DataError, FileError
+from diracnets.errors import DataError, FileError, did_you_mean, printable
 
 
 @dataclass(frozen=True)
@@ -136,11 +137,27 @@ def find_files(published: Published, data_dir: Path, *, fetch: bool) -> Path:
                 f"{data_dir} holds neither {published.folder}/ nor {published.archive}: "
                 f"put one of them there, or allow the download from {published.url}"
             )
+        if not data_dir.exists():
+            note = f"there is no folder {data_dir}: it is made, and {published.name} is downloaded into it"
+            near = did_you_mean(data_dir.name, _holding(published, data_dir.absolute().parent))
+            print(printable(f"{note}{'; ' * bool(near)}{near}"), file=sys.stderr, flush=True)
         download(published.url, archive, checksum)
     elif wrong := checksum.check(archive):
         raise FileError(f"{archive} is damaged or incomplete ({wrong}): delete it to have it downloaded again")
     unpack(archive, folder, published.files)
     return folder
+
+
+def _holding(published: Published, folder: Path) -> list[str]:
+    """The folders in a folder that hold the files, or their archive."""
+    try:
+        return [
+            each.name
+            for each in folder.iterdir()
+            if (each / published.folder).is_dir() or (each / published.archive).is_file()
+        ]
+    except OSError:
+        return []
 
 
 def unpack(archive: Path, folder: Path, names: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -121,17 +122,17 @@ def find_images(
     if skip:
         wrong = unreadable(files, root, "decoded", workers=workers, report=report)
         if len(wrong) > skip * len(files):
-            _refuse_unreadable(wrong, len(files), f"allow more than {skip:.2%}")
+            _refuse_unreadable(wrong, len(files))
         if wrong:
             account.say(f"left out as unreadable, {len(wrong):,} of {len(files):,} images: {_told(wrong)}")
         train, val = _without(train, wrong), _without(val, wrong)
     elif len(files) <= _CHECKED:
         wrong = unreadable(files, root, "whole", workers=workers, report=report)
-        _refuse_unreadable(wrong, len(files), "leave them out")
+        _refuse_unreadable(wrong, len(files))
     else:
         account.say(
             f"as there are more than {_CHECKED:,} images, it was not checked whether each can be read: "
-            "`diracnets data check` does, or --skip-unreadable"
+            "`diracnets data check` does, and --skip-unreadable leaves out what cannot"
         )
     notes = account.notes()
     return replace(train, notes=notes), replace(val, notes=notes)
@@ -202,20 +203,21 @@ def _without(listing: Listing, wrong: Mapping[Path, str]) -> Listing:
     return replace(listing, files=[listing.files[number] for number in kept], labels=labels)
 
 
-def _refuse_unreadable(wrong: Mapping[Path, str], count: int, otherwise: str) -> None:
+def _refuse_unreadable(wrong: Mapping[Path, str], count: int) -> None:
     """Name all files that cannot be read."""
+    part = math.ceil(1000 * len(wrong) / count) / 1000
     if len(wrong) == 1:
-        raise DataError(f"{_told(wrong)}{ADVICE}, or {otherwise.replace('them', 'it')} with --skip-unreadable")
+        raise DataError(f"{_told(wrong)}{ADVICE}, or leave it out with --skip-unreadable {part}")
     if wrong:
         raise DataError(
-            f"{len(wrong)} of {count} images cannot be read:\n{_told(wrong, chr(10))}\n"
-            f"replace or remove them, or {otherwise} with --skip-unreadable"
+            f"{len(wrong)} of {count} images cannot be read: {_told(wrong)}: "
+            f"replace or remove them, or leave them out with --skip-unreadable {part}"
         )
 
 
-def _told(wrong: Mapping[Path, str], between: str = "; ") -> str:
+def _told(wrong: Mapping[Path, str]) -> str:
     """What is wrong with the first files."""
     told = [why.removesuffix(ADVICE) for why in list(wrong.values())[:_NAMED]]
     if len(wrong) > _NAMED:
         told.append(f"and {len(wrong) - _NAMED} more, which `diracnets data check` names")
-    return between.join(told)
+    return "; ".join(told)

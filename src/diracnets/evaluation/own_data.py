@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -49,8 +50,9 @@ def own_data(
     if where is None and name in ("folder", "shards"):
         raise UsageError(f"which {name} to evaluate on is not known: give --data-dir")
     size = card.input_size[-1] if card and name in ("folder", "shards") else None
+    skip = _skipped(card) if name in ("folder", "shards") else 0.0
     try:
-        images = load_data(name, data_dir=where, image_size=size, device=device, workers=workers)
+        images = load_data(name, data_dir=where, image_size=size, device=device, workers=workers, skip_unreadable=skip)
     except (DataError, FileError) as error:
         if data_dir is not None or name == "digits":
             raise
@@ -58,6 +60,13 @@ def own_data(
     if card is not None:
         _check(card, images, file)
     return images
+
+
+def _skipped(card: ModelCard | None) -> float:
+    """Which part of the images might be left out of training as unreadable."""
+    settings = dict(card.recipe or {}).get("data") if card is not None else None
+    skip = settings.get("skip_unreadable") if isinstance(settings, Mapping) else None
+    return skip if isinstance(skip, float) and 0 <= skip < 1 else 0.0
 
 
 def _check(card: ModelCard, data: ImageData, file: Path) -> None:

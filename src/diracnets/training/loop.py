@@ -134,6 +134,7 @@ def train(
                 image_size=recipe.data.image_size,
                 device=ranks.device,
                 workers=default_workers(ranks.local_count) if workers is None and not ranks.alone else workers,
+                skip_unreadable=recipe.data.skip_unreadable,
             )
             data = ranks.one_first(load)
         if recipe.data.select_on is not None:

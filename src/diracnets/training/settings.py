@@ -71,6 +71,9 @@ class DataSettings(Settings):
     select_on: int | None = None
     """Hold out this many training images and validate on them instead of the test images, to choose learning rates and
     epochs. They are equally many of each class, the same for every random seed. None: validate on the test images."""
+    skip_unreadable: float = 0.0
+    """Largest part of the images of a folder or of shards that may be left out as they cannot be read, 0 to 1. Other than
+    0, every image of a folder is decoded before the run, once."""
     progressive_size: int | None = None
     """Progressive resizing: the shorter side that training images are scaled down to in the first part of the run. A
     step on 24x24 pixels costs a little more than half of one on 32x32. None: images keep their size."""
@@ -82,6 +85,7 @@ class DataSettings(Settings):
     def _check(self) -> None:
         self._require("image_size progressive_size select_on", "at least 1", lambda value: value >= 1)
         self._require("num_train", "at least 2", lambda value: value >= 2)
+        self._require("skip_unreadable", "at least 0 and less than 1", lambda value: 0 <= value < 1)
         self._require("progressive_fraction", "more than 0 and at most 1", lambda value: 0 < value <= 1)
         if self.progressive_size is None and self.progressive_fraction != DataSettings.progressive_fraction:
             raise UsageError(
