@@ -143,4 +143,4 @@ def test_a_run_leaves_out_what_cannot_be_read_and_is_evaluated_alike(bad_folder,
     assert main([*run, "--epochs", "1", "--batch-size", "8", "--skip-unreadable", "0.1"]) == 0
     assert "left out as unreadable, 2 of 24 images" in capsys.readouterr().out
     assert main(["eval", str(tmp_path / "run"), "--device", "cpu"]) == 0
-    assert "6 images" in capsys.readouterr().out
+    assert "6 held-out images" in capsys.readouterr().out

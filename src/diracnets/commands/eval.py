@@ -30,7 +30,7 @@ class Evaluate:
     """A model file (.safetensors), a checkpoint, a run folder (its best checkpoint), or a name from `diracnets models
     --trained`."""
     data: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """digits, cifar10, cifar100, folder or shards; by default the data the network was trained on."""
+    """digits, cifar10, cifar100, folder, shards or parquet; by default the data the network was trained on."""
     data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
     """The folder of the images, or where the shards are; by default the one that the file's training run used."""
     device: str = "auto"
@@ -38,7 +38,7 @@ class Evaluate:
     batch_size: int = 256
     """Images per batch."""
     workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
-    """Worker processes that decode images from a folder or shards; by default one per core, at most 4."""
+    """Worker processes that decode images from a folder, shards or Parquet; by default one per core, at most 4."""
     views: Literal["one", "mirror", "mirror-shift"] = "one"
     """Test-time augmentation. mirror: average the predictions for each image and its mirror image; mirror-shift: also
     for both shifted by a pixel."""

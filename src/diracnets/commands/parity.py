@@ -44,7 +44,7 @@ class Parity(Measured):
     """A model file (.safetensors), a checkpoint or run folder, which is folded first, or a name from `diracnets models
     --trained`."""
     data: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """digits, cifar10, cifar100, folder or shards; by default the data the network was trained on."""
+    """digits, cifar10, cifar100, folder, shards or parquet; by default the data the network was trained on."""
     data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
     """The folder of the images, or where the shards are; by default the one that the file's training run used."""
     precisions: tuple[str, ...] = ("float32", "bfloat16", "int8")

@@ -136,7 +136,7 @@ class _OneNetwork:
     """What looks into one network have in common."""
 
     data: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """digits, cifar10, cifar100, folder or shards; by default what the network was trained on, else cifar10."""
+    """digits, cifar10, cifar100, folder, shards or parquet; by default what the network was trained on, or cifar10."""
     data_dir: DataDir = None
     """The folder of the images, or where the shards are."""
     device: str = "auto"

@@ -22,7 +22,7 @@ from diracnets.training.tables import short_names
 _USUAL = {
     "digits": "demo",
     **dict.fromkeys(("cifar10", "cifar100"), "fast-cifar"),
-    **dict.fromkeys(("folder", "shards"), "fast-imagenet"),
+    **dict.fromkeys(("folder", "shards", "parquet"), "fast-imagenet"),
 }
 _RECIPES = (
     f"The recipe that the settings below start from: one of the package ({', '.join(recipe_names())}) or a file. "
@@ -57,7 +57,7 @@ class Train:
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto for the best available."""
     workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
-    """Worker processes that decode images from a folder or shards; by default one per core, at most 4."""
+    """Worker processes that decode images from a folder, shards or Parquet; by default one per core, at most 4."""
     save_every: Annotated[int | None, arg(metavar="STEPS", help_behavior_hint="")] = None
     """Save after every this many steps too, not only after each epoch. 0, the default: after epochs only."""
     keep: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
@@ -107,7 +107,9 @@ class Train:
             raise UsageError("--resume needs --run-dir FOLDER, the run to resume")
         given = {flag for flag in ("data", "recipe", "data-dir") if _given(options, flag) is not None}
         if given == {"data-dir"} and "--resume" not in options:
-            raise UsageError("--data-dir needs --data: folder or shards for your own images, cifar10 or cifar100")
+            raise UsageError(
+                "--data-dir needs --data: folder, shards or parquet for your own images, cifar10 or cifar100"
+            )
         if name is None and "--resume" in options:
             recipe = _recipe_of(Path(str(run)))
         else:

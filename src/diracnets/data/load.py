@@ -12,6 +12,7 @@ from diracnets.data.digits import load_digits
 from diracnets.data.folder import FolderSource, Listing, find_images
 from diracnets.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageData
 from diracnets.data.items import MapStyle
+from diracnets.data.parquet import ParquetSet, find_rows
 from diracnets.data.progress import progress
 from diracnets.data.shard_where import FORMS
 from diracnets.data.shards import ShardSet, find_samples
@@ -26,6 +27,7 @@ DESCRIPTIONS = {
     "cifar100": "60,000 photographs of 100 classes, 32x32, the original python files",
     "folder": "your images, as DIR/train/<class>/* and DIR/val/<class>/*, or DIR/<class>/*",
     "shards": "your images in tar files in the WebDataset format, in a folder or on a server",
+    "parquet": "your images in Parquet files, as the Hugging Face hub has them, in a folder",
 }
 
 
@@ -33,7 +35,7 @@ def data_names() -> list[str]:
     """Names that `load_data` takes.
 
     >>> data_names()
-    ['digits', 'cifar10', 'cifar100', 'folder', 'shards']
+    ['digits', 'cifar10', 'cifar100', 'folder', 'shards', 'parquet']
     """
     return list(DESCRIPTIONS)
 
@@ -51,11 +53,11 @@ def load_data(
     """Images to train on and images held out, ready to be batched.
 
     Args:
-        data: "digits", "cifar10", "cifar100", "folder", "shards", or a map-style Dataset of (image, label), or a pair
-            of them: to train on, and held out. See `diracnets.data.dataset.load_dataset`.
+        data: "digits", "cifar10", "cifar100", "folder", "shards", "parquet", or a map-style Dataset of (image, label),
+            or a pair of them: to train on, and held out. See `diracnets.data.dataset.load_dataset`.
         data_dir: "folder": the folder, see `diracnets.data.folder.find_images`. "shards": a folder, a pattern or URLs,
-            see `diracnets.data.shard_where.find_shards`. CIFAR: where its files are, or are downloaded to; None takes
-            ./data. Digits need none.
+            see `diracnets.data.shard_where.find_shards`. "parquet": a folder, see `diracnets.data.parquet.find_rows`.
+            CIFAR: where its files are, or are downloaded to; None takes ./data. Digits need none.
         image_size: side in pixels of the images of a folder or of shards (None takes 224) or of a Dataset (None leaves
             them as they are). The other sets have one size, which is the only one allowed.
         device: where the batches will be, and the images too where they are small.
@@ -98,6 +100,8 @@ def load_data(
         raise UsageError(f"there is no data named {data!r}, only {', '.join(data_names())}{hint and '; ' + hint}")
     if data == "folder":
         return _load_folder(data_dir, image_size or _FOLDER_SIZE, device, workers, skip_unreadable)
+    if data == "parquet":
+        return _load_parquet(data_dir, image_size or _FOLDER_SIZE, device, workers)
     side = 8 if data == "digits" else 32
     if image_size not in (None, side):
         raise UsageError(f"the images of {data} have {side} pixels, not {image_size}: leave the image size out")
@@ -152,4 +156,28 @@ def _load_shards(
     with progress("looking into shards") as report:
         train, val = find_samples(where, skip=skip, report=report)
     facts = ("shards", train.classes, size, IMAGENET_MEAN, IMAGENET_STD)
+    return ImageData(*facts, images(train), images(val), train.notes)
+
+
+def _load_parquet(
+    where: str | Path | None, image_size: int, device: torch.device | str, workers: int | None
+) -> ImageData:
+    if where is None:
+        raise UsageError("data 'parquet' needs to know which: give data_dir, a folder with train-*.parquet")
+    size = (3, image_size, image_size)
+
+    def images(each: ParquetSet) -> StreamedImages:
+        return StreamedImages(
+            each.source,
+            torch.tensor(each.labels),
+            size=size,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            device=device,
+            workers=workers,
+            groups=torch.from_numpy(each.source.bundles()),
+        )
+
+    train, val = find_rows(where)
+    facts = ("parquet", train.classes, size, IMAGENET_MEAN, IMAGENET_STD)
     return ImageData(*facts, images(train), images(val), train.notes)

@@ -47,9 +47,9 @@ def own_data(
     where = data_dir
     if where is None and name == known and (recorded := RunRecord.read(file.parent).data_dir):
         where = Path(recorded)
-    if where is None and name in ("folder", "shards"):
+    if where is None and name in ("folder", "shards", "parquet"):
         raise UsageError(f"which {name} to evaluate on is not known: give --data-dir")
-    size = card.input_size[-1] if card and name in ("folder", "shards") else None
+    size = card.input_size[-1] if card and name in ("folder", "shards", "parquet") else None
     skip = _skipped(card) if name in ("folder", "shards") else 0.0
     try:
         images = load_data(name, data_dir=where, image_size=size, device=device, workers=workers, skip_unreadable=skip)

@@ -63,7 +63,7 @@ class DataSettings(Settings):
     """The images, and their augmentation."""
 
     name: str = field(default="cifar10", metadata={"short": "data"})
-    """Images to train on: digits, cifar10, cifar100, folder or shards."""
+    """Images to train on: digits, cifar10, cifar100, folder, shards or parquet."""
     image_size: int | None = None
     """Side of the square images in pixels, for folders. None: a size that suits the data."""
     num_train: int | None = None
@@ -72,8 +72,8 @@ class DataSettings(Settings):
     """Hold out this many training images and validate on them instead of the test images, to choose learning rates and
     epochs. They are equally many of each class, the same for every random seed. None: validate on the test images."""
     skip_unreadable: float = 0.0
-    """Largest part of the images of a folder or of shards that may be left out as they cannot be read, 0 to 1. Other than
-    0, every image of a folder is decoded before the run, once."""
+    """Largest part of the images of a folder or of shards that may be left out as they cannot be read, 0 to 1. Other
+    than 0, every image of a folder is decoded before the run, once."""
     progressive_size: int | None = None
     """Progressive resizing: the shorter side that training images are scaled down to in the first part of the run. A
     step on 24x24 pixels costs a little more than half of one on 32x32. None: images keep their size."""

@@ -1,0 +1,378 @@
+"""Images in Parquet files, as the Hugging Face hub has them: read by row group, in any order."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from diracnets.data.augment import Size
+from diracnets.data.decode import Pixels, fitted, opened, random_part
+from diracnets.data.images import TOGETHER
+from diracnets.data.layout import part_of
+from diracnets.data.split import HELD_OUT, hold_out
+from diracnets.errors import DataError, FileError, MissingExtraError, some_of
+
+KEPT = 256 << 20  # bytes of row groups that a process keeps, if as many as are shuffled together are no more
+_IMAGES, _LABELS = (
+    ("image", "img"),
+    ("label", "labels", "fine_label", "class"),
+)  # names of columns, the first one counts
+
+
+@dataclass(frozen=True)
+class Table:
+    """A Parquet file of images.
+
+    Attributes:
+        path: of the file.
+        image: name of the column that holds the images, as one of bytes.
+        label: name of the column of labels.
+        names: of the classes, where the file says them.
+        rows: of each row group, how many.
+        sizes: of each row group's images, in bytes.
+        others: columns that are not used.
+    """
+
+    path: Path
+    image: str
+    label: str
+    names: tuple[str, ...] | None
+    rows: tuple[int, ...]
+    sizes: tuple[int, ...]
+    others: tuple[str, ...]
+
+
+class ParquetSource:
+    """Reads images out of Parquet files; implements `diracnets.data.stream.Source`.
+
+    A process keeps the row groups that it read last, so that images near each other are read together.
+
+    Args:
+        tables: the files.
+        files: [N], of each image, an index into `tables`.
+        groups: [N], of each image, its row group within the file.
+        rows: [N], of each image, its row within the row group.
+        kept: bytes of row groups that a process keeps; it always keeps one.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[Table],
+        files: npt.NDArray[np.int32],
+        groups: npt.NDArray[np.int32],
+        rows: npt.NDArray[np.int64],
+        kept: int,
+    ) -> None:
+        self._tables = tables
+        self._files, self._groups, self._rows = files, groups, rows
+        self._kept = kept
+        self._read: OrderedDict[tuple[int, int], Any] = OrderedDict()
+        self._opened: dict[int, Any] = {}
+        self._process = os.getpid()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a process that is not forked gets: neither open files nor what was read."""
+        return {**self.__dict__, "_read": OrderedDict(), "_opened": {}}
+
+    def name(self, index: int) -> str:
+        """The file, and the row in it, counted from 0."""
+        table, group = self._tables[self._files[index]], self._groups[index]
+        return f"{table.path} row {sum(table.rows[:group]) + int(self._rows[index])}"
+
+    def image(self, index: int) -> Image.Image:
+        """The image as it is in the file."""
+        with opened(self._stream(index), self.name(index)) as image:
+            image.load()
+            return image
+
+    def fitted(self, index: int, size: Size) -> Pixels:
+        """See `diracnets.data.decode.fitted`."""
+        with opened(self._stream(index), self.name(index)) as image:
+            return fitted(image, size)
+
+    def random_part(self, index: int, size: Size, min_scale: float, draws: Sequence[float]) -> Pixels:
+        """See `diracnets.data.decode.random_part`."""
+        with opened(self._stream(index), self.name(index)) as image:
+            return random_part(image, size, min_scale, draws)
+
+    def select(self, indices: Sequence[int]) -> ParquetSource:
+        """Some of these images."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return ParquetSource(self._tables, self._files[chosen], self._groups[chosen], self._rows[chosen], self._kept)
+
+    def bundles(self) -> npt.NDArray[np.int64]:
+        """[N], a number for each image: those of one number lie in row groups that can be shuffled together.
+
+        As many row groups make a bundle as fit when `TOGETHER` bundles are kept. They are taken from all over the set,
+        in an order that is always the same.
+        """
+        keys = self._files.astype(np.int64) << 32 | self._groups
+        unique, places = np.unique(keys, return_inverse=True)
+        sizes = [self._tables[int(key) >> 32].sizes[int(key) & 0xFFFFFFFF] for key in unique]
+        each = max(1, self._kept // max(1, TOGETHER * max(sizes, default=1)))
+        count = max(1, -(-len(unique) // each))
+        mixed = np.random.default_rng(0).permutation(len(unique)) % count
+        return mixed[places].astype(np.int64)
+
+    def _stream(self, index: int) -> io.BytesIO:
+        column = self._row_group(int(self._files[index]), int(self._groups[index]))
+        value = column[int(self._rows[index])].as_py()
+        value = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(value, bytes):
+            raise DataError(f"{self.name(index)} holds no image, or only the path of one: leave the row out")
+        return io.BytesIO(value)
+
+    def _row_group(self, file: int, group: int) -> Any:  # noqa: ANN401
+        if self._process != os.getpid():  # open files are not shared with the process that this one was forked from
+            self._opened, self._process = {}, os.getpid()
+        key = file, group
+        if key not in self._read:
+            table = self._tables[file]
+            if file not in self._opened:
+                self._opened[file] = _open(table.path)
+            with _read(table.path):
+                content = self._opened[file].read_row_group(group, columns=[table.image], use_threads=False)
+            self._read[key] = content.column(0)
+            while len(self._read) > 1 and sum(column.nbytes for column in self._read.values()) > self._kept:
+                self._read.popitem(last=False)
+        self._read.move_to_end(key)
+        return self._read[key]
+
+
+@dataclass(frozen=True)
+class ParquetSet:
+    """Labelled images in Parquet files.
+
+    Attributes:
+        source: gives the images.
+        labels: of each image, indices into `classes`.
+        classes: names of the classes.
+        notes: a line for each thing that a user should know.
+    """
+
+    source: ParquetSource
+    labels: list[int]
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def find_rows(where: str | Path) -> tuple[ParquetSet, ParquetSet]:
+    """The images in Parquet files to train on, and those held out.
+
+    An image is the content of an image file: a column of bytes, or of structs with `bytes`, as `datasets` writes it. A
+    label is a number, with names in the file's Hugging Face metadata, or a name.
+
+    Args:
+        where: a folder with `train-*.parquet` and `validation-*.parquet` (or `test-*.parquet`), at any depth, or with
+            the parts as folders; or with files of other names, or one file, of which one image in five of each class is
+            held out, always the same.
+
+    Raises:
+        FileError: there are no such files, or one is damaged.
+        DataError: a column of images or of labels is not found; the files do not fit together; a label is of no class.
+        MissingExtraError: pyarrow is not installed.
+    """
+    where = Path(where)
+    parts, notes = _parts(where)
+    tables = {part: [_table(file) for file in files] for part, files in parts.items()}
+    first = next(iter(tables.values()))[0]
+    for table in (table for each in tables.values() for table in each):
+        if (table.label, table.names) != (first.label, first.names):
+            raise DataError(f"the labels of {table.path} are not those of {first.path}: give files of one set")
+    labels = {part: [_labels(table) for table in each] for part, each in tables.items()}
+    values = [value for each in labels.values() for column in each for value in column]
+    classes = first.names or _classes(values, first)
+    used = f"images are in the column {first.image.partition('.')[0]}, labels in {first.label}"
+    notes.append(used + (f"; not used: {some_of(first.others)}" if first.others else ""))
+    sets = [_set(tables[part], labels[part], classes) for part in tables]
+    if len(sets) == 1:
+        notes.append(f"to validate: {HELD_OUT}")
+        source, all_labels = sets[0].source, sets[0].labels
+        keys = [Path(source.name(number)).name for number in range(len(source))]
+        sets = [
+            ParquetSet(source.select(part), [all_labels[number] for number in part], classes)
+            for part in hold_out(all_labels, keys, classes)
+        ]
+    bundles = sets[0].source.bundles()
+    if len(classes) > 1 and (few := _classes_in_a_window(bundles, sets[0].labels)) < len(classes) / 2:
+        notes.append(
+            f"the images are sorted by class: about {few} of {len(classes)} classes are shuffled together; mix the rows"
+        )
+    train, val = (ParquetSet(each.source, each.labels, classes, tuple(notes)) for each in sets)
+    return train, val
+
+
+def _parts(where: Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """The files to train on, and those to validate on where there are some."""
+    if where.is_file():
+        return {"train": [where]}, []
+    files = sorted(where.rglob("*.parquet")) if where.is_dir() else []
+    if not files:
+        raise FileError(
+            f"there are no Parquet files (*.parquet) in {where}: give a folder that holds some, or one file"
+        )
+    named: dict[str | None, list[Path]] = {}
+    for file in files:
+        named.setdefault(_part(file, where), []).append(file)
+    if list(named) == [None]:
+        return {"train": files}, []
+    if "train" not in named:
+        raise DataError(f"{where} holds {some_of(file.name for file in files)}, and no train-*.parquet")
+    parts = {"train": named.pop("train")}
+    held = next((part for part in ("val", "test") if part in named), None)
+    if held is not None:
+        parts["val"] = named.pop(held)
+    notes = [f"to validate: {some_of(file.relative_to(where) for file in parts.get('val', []))}"] * (held is not None)
+    left = [file.relative_to(where) for each in named.values() for file in each]
+    return parts, notes + [f"left out, as not to train or to validate on: {some_of(left)}"] * bool(left)
+
+
+def _part(file: Path, root: Path) -> str | None:
+    """What a file's name, or that of a folder that it lies in, says that it is for."""
+    words = [
+        re.split(r"[-_.\d]", file.stem)[0],
+        *(folder.name for folder in file.parents if folder.is_relative_to(root)),
+    ]
+    return next((part for part in map(part_of, words) if part is not None), None)
+
+
+def _table(path: Path) -> Table:
+    """What is in a file."""
+    with _read(path):
+        file = _open(path)
+        schema, facts = file.schema_arrow, file.metadata
+        features = _features(schema.metadata or {}, path)
+        image, label = _columns(schema, features, path)
+        struct = str(schema.field(image).type).startswith("struct")
+        column = f"{image}.bytes" if struct else image
+        paths = [
+            facts.row_group(0).column(n).path_in_schema for n in range(facts.num_columns if facts.num_row_groups else 0)
+        ]
+        place = paths.index(column) if column in paths else 0
+        groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
+        names = features.get(label, {}).get("names")
+        return Table(
+            path,
+            column,
+            label,
+            tuple(map(str, names)) if isinstance(names, list) else None,
+            tuple(group.num_rows for group in groups),
+            tuple(group.column(place).total_uncompressed_size for group in groups),
+            tuple(name for name in schema.names if name not in (image, label)),
+        )
+
+
+def _features(metadata: dict[bytes, bytes], path: Path) -> dict[str, dict[str, Any]]:
+    """What `datasets` has written about the columns."""
+    try:
+        found = (
+            json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"] if b"huggingface" in metadata else {}
+        )
+        return {str(name): feature for name, feature in found.items() if isinstance(feature, dict)}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FileError(f"{path} has Hugging Face metadata that cannot be read: {error}") from error
+
+
+def _columns(schema: Any, features: dict[str, dict[str, Any]], path: Path) -> tuple[str, str]:  # noqa: ANN401
+    """The columns of images and of labels."""
+    images = [name for name, feature in features.items() if feature.get("_type") == "Image" and name in schema.names]
+    kinds = {name: str(schema.field(name).type) for name in schema.names}
+    with_bytes = [
+        name for name, kind in kinds.items() if re.match(r"(large_)?binary|struct<.*bytes: (large_)?binary", kind)
+    ]
+    image = _chosen(_IMAGES, [name for name in images if name in with_bytes] or with_bytes, "images", path, kinds)
+    labels = [
+        name for name, feature in features.items() if feature.get("_type") == "ClassLabel" and name in schema.names
+    ]
+    plain = [name for name in _LABELS if re.match(r"u?int|(large_)?string|dictionary", kinds.get(name, ""))]
+    return image, _chosen(_LABELS, labels or plain, "labels", path, kinds)
+
+
+def _chosen(usual: Sequence[str], found: list[str], what: str, path: Path, kinds: dict[str, str]) -> str:
+    for name in usual:
+        if name in found:
+            return name
+    if len(found) != 1:
+        there = some_of((f"{name} ({kind})" for name, kind in kinds.items()), limit=10)
+        wrong = f"more than one column of {what}" if found else f"no column of {what}"
+        raise DataError(f"{path} has {wrong}: it has {there}; name the one to use {usual[0]!r}")
+    return found[0]
+
+
+def _labels(table: Table) -> list[int | str]:
+    with _read(table.path):
+        column = _open(table.path).read(columns=[table.label], use_threads=False).column(0)
+        values: list[Any] = column.to_pylist()
+    wrong = next((number for number, value in enumerate(values) if not isinstance(value, int | str)), None)
+    if wrong is None:
+        count = len(table.names) if table.names else None
+        wrong = next(
+            (n for n, v in enumerate(values) if isinstance(v, int) and (v < 0 or (count is not None and v >= count))),
+            None,
+        )
+    if wrong is not None:
+        raise DataError(f"the label of {table.path} row {wrong} is {values[wrong]!r}, which is of no class")
+    return values
+
+
+def _classes(values: list[int | str], table: Table) -> tuple[str, ...]:
+    names = {value for value in values if isinstance(value, str)}
+    numbers = {value for value in values if isinstance(value, int)}
+    if names and numbers:
+        raise DataError(f"some labels of {table.path} and its like are numbers, some names: give files of one set")
+    return tuple(sorted(names)) or tuple(str(number) for number in range(max(numbers, default=-1) + 1))
+
+
+def _set(tables: list[Table], labels: list[list[int | str]], classes: tuple[str, ...]) -> ParquetSet:
+    numbers = {name: number for number, name in enumerate(classes)}
+    flat = [value if isinstance(value, int) else numbers[value] for each in labels for value in each]
+    if len(set(flat)) < 2:
+        raise DataError(f"{tables[0].path} and its like hold images of one class only: at least two are needed")
+    counts = [(file, group, rows) for file, table in enumerate(tables) for group, rows in enumerate(table.rows)]
+    files = np.repeat(np.array([file for file, _, _ in counts], np.int32), [rows for _, _, rows in counts])
+    groups = np.repeat(np.array([group for _, group, _ in counts], np.int32), [rows for _, _, rows in counts])
+    rows = np.concatenate([np.arange(rows) for _, _, rows in counts])
+    kept = max(KEPT, TOGETHER * max(max(table.sizes, default=0) for table in tables))
+    return ParquetSet(ParquetSource(tables, files, groups, rows, kept), flat, classes)
+
+
+def _classes_in_a_window(bundles: npt.NDArray[np.int64], labels: list[int]) -> int:
+    """How many classes the first images that are shuffled together have."""
+    return len(np.unique(np.asarray(labels)[bundles < TOGETHER]))
+
+
+def _open(path: Path) -> Any:  # noqa: ANN401
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise MissingExtraError('Parquet files need pyarrow: pip install "diracnets[parquet]"') from error
+    with _read(path):
+        return ParquetFile(path, pre_buffer=False)
+
+
+class _read:
+    """Turns what pyarrow raises while a file is read into a FileError."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if isinstance(error, OSError) or type(error).__module__.startswith("pyarrow"):
+            raise FileError(f"{self._path} cannot be read as Parquet: {' '.join(str(error).split())[:200]}") from error

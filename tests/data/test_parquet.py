@@ -1,0 +1,141 @@
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from diracnets.data.augmentation import Augmentation
+from diracnets.data.load import load_data
+from diracnets.data.parquet import find_rows
+from diracnets.errors import DataError, FileError
+
+pa = pytest.importorskip("pyarrow", reason='needs pip install "diracnets[parquet]"')
+pq = pytest.importorskip("pyarrow.parquet")
+
+CLASSES = ["cat", "dog", "eel"]
+
+
+def encoded(image):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(path, images, labels, *, struct=True, names=CLASSES, rows=4, **more):
+    """A file as `datasets` writes one."""
+    values = [{"bytes": each, "path": None} for each in images] if struct else images
+    table = pa.table({"image": values, "label": labels, **more})
+    if names:
+        features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=rows)
+
+
+@pytest.fixture
+def pictures(picture):
+    return [encoded(picture(seed=seed)) for seed in range(30)]
+
+
+@pytest.fixture
+def hub(tmp_path, pictures):
+    """A set in three files of several row groups."""
+    write(tmp_path / "data" / "train-00000-of-00002.parquet", pictures[:10], [n % 3 for n in range(10)])
+    write(tmp_path / "data" / "train-00001-of-00002.parquet", pictures[10:20], [n % 3 for n in range(10)])
+    write(tmp_path / "data" / "validation-00000-of-00001.parquet", pictures[20:], [n % 3 for n in range(10)])
+    return tmp_path
+
+
+def test_each_image_with_its_label_and_place(hub, pictures):
+    train, val = find_rows(hub)
+    assert train.classes == ("cat", "dog", "eel")
+    assert (train.labels, val.labels) == ([n % 3 for n in range(10)] * 2, [n % 3 for n in range(10)])
+    assert train.source.name(17) == f"{hub}/data/train-00001-of-00002.parquet row 7"
+    for each, first in ((train, 0), (val, 20)):
+        for index in range(len(each.labels)):
+            assert encoded(each.source.image(index)) == pictures[first + index]
+    chosen = train.source.select([17, 3])
+    assert encoded(chosen.image(0)) == pictures[17]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_sees_each_once_and_resumes(hub, monkeypatch, workers):
+    monkeypatch.setattr("diracnets.data.parquet.KEPT", 1)  # of which 8 row groups are more: they are kept
+    data = load_data("parquet", data_dir=hub, image_size=16, workers=workers)
+    assert data.input_size == (3, 16, 16)
+
+    def epoch(first=0):
+        return list(data.train.batches(6, epoch=1, augment=Augmentation(crop="resized"), first=first))
+
+    whole = epoch()
+    assert sorted(torch.cat([indices for _, _, indices in whole]).tolist()) == list(range(20))
+    for one, other in zip(whole[2:], epoch(first=2), strict=True):
+        assert all(map(torch.equal, one, other))
+    one = load_data("parquet", data_dir=hub, image_size=16, workers=0)
+    assert torch.equal(next(iter(one.train.batches(6, epoch=1, augment=Augmentation(crop="resized"))))[0], whole[0][0])
+
+
+def test_few_row_groups_are_kept_and_bundles_mix_the_set(tmp_path, picture, monkeypatch):
+    images = [encoded(picture(seed=seed % 5)) for seed in range(64)]
+    write(tmp_path / "train.parquet", images, [n // 22 for n in range(64)], rows=2)
+    size = max(find_rows(tmp_path)[0].source._tables[0].sizes)
+    monkeypatch.setattr("diracnets.data.parquet.KEPT", 17 * size)
+    train, _ = find_rows(tmp_path)
+    bundles = train.source.bundles()
+    assert len(set(bundles.tolist())) == 16  # of two of the 32 row groups
+    for index in torch.randperm(len(train.labels)).tolist():
+        train.source.image(index)
+        assert sum(column.nbytes for column in train.source._read.values()) <= 17 * size
+    monkeypatch.setattr("diracnets.data.parquet.KEPT", 8 * size)
+    labels = np.sort(np.arange(64) % 16)
+    write(tmp_path / "train.parquet", images, labels, rows=2, names=[str(n) for n in range(40)])
+    assert any("sorted by class" in note for note in find_rows(tmp_path)[0].notes)
+
+
+def test_bytes_and_names_of_classes_without_metadata(tmp_path, pictures):
+    write(tmp_path / "pets.parquet", pictures, ["dog", "cat"] * 15, struct=False, names=None, id=list(range(30)))
+    train, val = find_rows(tmp_path / "pets.parquet")
+    assert train.classes == ("cat", "dog")
+    assert len(train.labels) + len(val.labels) == 30
+    assert len(val.labels) == 6
+    assert any("not used: id" in note for note in train.notes)
+
+
+def test_files_in_folders_of_parts(tmp_path, pictures):
+    for part in ("train", "test", "validation"):
+        write(tmp_path / "default" / part / "0000.parquet", pictures[:6], [0, 1] * 3)
+    train, _ = find_rows(tmp_path)
+    assert any("left out" in note and "test/0000.parquet" in note for note in train.notes)
+
+
+def test_what_is_wrong_is_named_by_file_and_row(hub, pictures, tmp_path):
+    file = hub / "data" / "train-00000-of-00002.parquet"
+    write(file, [*pictures[:5], b"no image", *pictures[6:10]], [0, 1] * 5)
+    data = load_data("parquet", data_dir=hub, image_size=16, workers=0)
+    with pytest.raises(DataError, match=r"00000-of-00002\.parquet row 5 is not an image"):
+        list(data.train.batches(20))
+    write(file, pictures[:10], [0, 1, -1, *[2] * 7])
+    with pytest.raises(DataError, match=r"row 2 is -1, which is of no class"):
+        find_rows(hub)
+    write(file, pictures[:10], [0] * 10, names=["ape", "bee"])
+    with pytest.raises(DataError, match="are not those of"):
+        find_rows(hub)
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(FileError, match=r"00000-of-00002\.parquet cannot be read as Parquet"):
+        find_rows(hub)
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"no column of images: it has text \(string\)"):
+        find_rows(tmp_path / "x.parquet")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(FileError, match="no Parquet files"):
+        find_rows(tmp_path / "none")
+
+
+def test_an_image_that_is_only_a_path_is_refused(tmp_path, pictures):
+    values = [{"bytes": each, "path": None} for each in pictures[:3]] + [{"bytes": None, "path": "a.png"}]
+    pq.write_table(pa.table({"image": values, "label": [0, 1, 0, 1]}), tmp_path / "train.parquet")
+    source = find_rows(tmp_path)
+    number = next(each for each in source if any("row 3" in each.source.name(n) for n in range(len(each.labels))))
+    with pytest.raises(DataError, match="only the path"):
+        [number.source.image(n) for n in range(len(number.labels))]
