@@ -136,7 +136,7 @@ def test_a_cut_webp_is_found_without_decoding(make_folder, monkeypatch):
 def test_a_run_leaves_out_what_cannot_be_read_and_is_evaluated_alike(bad_folder, tmp_path, capsys, bare_runs):
     (bad_folder / "train" / "eel").rmdir()
     words = ["--model", "diracnet-10-0.25", "--image-size", "32", "--workers", "0", "--precision", "float32"]
-    run = ["train", "--data", "folder", "--data-dir", str(bad_folder), "--run", str(tmp_path / "run"), *words]
+    run = ["train", "--data", "folder", "--data-dir", str(bad_folder), "--run-dir", str(tmp_path / "run"), *words]
     assert main([*run, "--epochs", "1", "--batch-size", "8"]) == 1
     assert "cut.jpg" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -125,6 +125,36 @@ class Check:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Imagenet:
+    """Unpack ImageNet (ILSVRC 2012) from its original archives to a folder that --data folder reads.
+
+    OUT appears when all is there. After an interruption, the same command goes on behind the last complete class."""
+
+    train: Positional[Path]
+    """ILSVRC2012_img_train.tar: a tar file of one tar file for each class."""
+    val: Positional[Path]
+    """ILSVRC2012_img_val.tar."""
+    devkit: Positional[Path]
+    """ILSVRC2012_devkit_t12.tar.gz, which says the classes of the validation images."""
+    out: Positional[Path]
+    """A new folder for train/<wnid>/*.JPEG, val/<wnid>/*.JPEG and words.txt, which says what the classes are."""
+    no_hash: FlagCreatePairsOff[bool] = False
+    """Unpack archives other than the originals too, without looking at their MD5 (of the training images that takes
+    minutes)."""
+
+    def run(self) -> None:
+        """Unpack, and print how many images there are."""
+        from diracnets.data.imagenet import unpack_imagenet
+
+        with progress("unpacking classes") as report:
+            counts = unpack_imagenet(
+                self.train, self.val, self.devkit, self.out, check_hashes=not self.no_hash, report=report
+            )
+        text = f"{counts['train']:,} images to train on, {counts['val']:,} to validate on"
+        stdout().print(f"wrote {self.out}: {text}", soft_wrap=True)
+
+
 @dataclass(frozen=True)
 class Data:
     """Prepare a set of images for training, and check it."""
@@ -132,7 +162,8 @@ class Data:
     data: Annotated[
         Annotated[Check, subcommand("check")]
         | Annotated[Pack, subcommand("pack")]
-        | Annotated[Verify, subcommand("verify")],
+        | Annotated[Verify, subcommand("verify")]
+        | Annotated[Imagenet, subcommand("imagenet")],
         arg(name=""),
     ]
 
