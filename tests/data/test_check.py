@@ -144,3 +144,21 @@ def test_a_run_leaves_out_what_cannot_be_read_and_is_evaluated_alike(bad_folder,
     assert "left out as unreadable, 2 of 24 images" in capsys.readouterr().out
     assert main(["eval", str(tmp_path / "run"), "--device", "cpu"]) == 0
     assert "6 held-out images" in capsys.readouterr().out
+
+
+def test_shards_are_looked_through_too(split_folder, tmp_path):
+    pytest.importorskip("webdataset", reason='needs pip install "diracnets[shards]"')
+    from diracnets.data.pack import pack
+
+    shutil.copy(split_folder / "train" / "dog" / "0.jpg", split_folder / "val" / "dog" / "same.jpg")
+    shutil.copy(split_folder / "train" / "dog" / "1.png", split_folder / "val" / "cat" / "other.png")
+    out = tmp_path / "shards"
+    pack(split_folder, out, shard_images=6)
+    found = by_kind(check(out, workers=2))
+    assert sorted(found) == ["in train and val", "two labels"]
+    assert {name.partition("/")[0][:5] for name in found["two labels"][0]} == {"train", "val-0"}
+    shard = out / "val-000000.tar"
+    content = shard.read_bytes()
+    place = content.index(b"\x89PNG") + 60
+    shard.write_bytes(content[:place] + bytes(40) + content[place + 40 : -4000])
+    assert "unreadable" in by_kind(check(out, workers=0))

@@ -86,7 +86,7 @@ class Check:
     file twice in a class, a name that says another format than the content, tiny images."""
 
     folder: Positional[Path]
-    """The folder of images: train/<class>/* and val/<class>/*, or <class>/*."""
+    """The folder of images: train/<class>/* and val/<class>/*, or <class>/*; or of shards."""
     smallest: int = 16
     """Pixels; images with a shorter side are named as tiny."""
     workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None

@@ -15,6 +15,8 @@ from diracnets.data.layout import recognize, refuse_inverted
 from diracnets.data.processes import spread
 from diracnets.data.progress import Report
 from diracnets.data.readable import remember_decoded
+from diracnets.data.shard_index import index_shard
+from diracnets.data.shard_where import LIST, find_shards
 from diracnets.data.split import HELD_OUT, hold_out
 from diracnets.data.stream import default_workers
 from diracnets.data.tree import NOT_READ, OTHER_NAME, Account, composed, search
@@ -151,7 +153,7 @@ def check(
     look at them again.
 
     Args:
-        folder: as `find_images` reads it, or shards of `diracnets data pack`.
+        folder: as `find_images` reads it, or shards, as `find_shards` finds them in a folder.
         smallest: pixels; images with a shorter side are tiny.
         workers: processes that decode; None takes one a processor, at most 4, and 0 or 1 decodes in this one.
         report: is told how many images are looked at, and of how many.
@@ -170,7 +172,7 @@ def check(
     [('two labels', ('cat/a.png', 'dog/c.png'))]
     """
     folder = Path(folder)
-    found = _folder(folder)
+    found = _shards(folder) if _holds_shards(folder) else _folder(folder)
     pictures = found.pictures
     pieces = [pictures[first : first + _PIECE] for first in range(0, len(pictures), _PIECE)]
     facts: list[Facts] = []
@@ -218,6 +220,39 @@ def _folder(root: Path) -> _Found:
         if paths := account.below(root, what):
             found.findings.append(Finding("not read", tuple(paths), what))
     found.notes = list(account.notes())
+    return found
+
+
+def _holds_shards(folder: Path) -> bool:
+    return (folder / LIST).is_file() or next(folder.glob("*.tar"), None) is not None
+
+
+def _shards(folder: Path) -> _Found:
+    """The images of shards, by what the shards themselves hold, not by an index that was kept."""
+    where = find_shards(folder)
+    found = _Found(notes=list(where.notes))
+    classes, seen = where.classes, dict[str, set[str]]()
+    for part, locations in (("train", where.train), ("val", where.val)):
+        for location in locations:
+            file = Path(location)
+            try:
+                with file.open("rb") as stream:
+                    index = index_shard(stream)
+            except OSError as error:
+                found.findings.append(Finding("unreadable", (file.name,), error.strerror or str(error)))
+                continue
+            found.findings += [Finding("unreadable", (f"{file.name}/{key}",), why) for key, why in index.bad]
+            if index.cut is not None:
+                found.findings.append(Finding("unreadable", (file.name,), index.cut))
+            for name, label, offset, size in zip(index.names, index.labels, index.offsets, index.sizes, strict=True):
+                known = classes is not None and isinstance(label, int) and 0 <= label < len(classes)
+                called = classes[label] if known and classes is not None and isinstance(label, int) else str(label)
+                seen.setdefault(part, set()).add(called)
+                found.pictures.append(Picture(f"{file.name}/{name}", called, part, (file, offset, size)))
+                if classes is not None and called not in classes:
+                    found.findings.append(Finding("other classes", (called,), f"of {file.name}/{name}, not listed"))
+    if classes is not None and (empty := [name for name in classes if name not in seen.get("train", set())]):
+        found.findings.append(Finding("empty class", tuple(empty), "no image to train on"))
     return found
 
 
