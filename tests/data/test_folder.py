@@ -373,7 +373,7 @@ def test_all_bad_files_are_named_at_once(make_folder, picture):
     assert message.endswith(": replace or remove them, or leave them out with --skip-unreadable 0.625")
     for number in range(50):
         (root / "dog" / f"{number}.jpeg").touch()
-    with pytest.raises(DataError, match=r"60 of 66 images cannot be read: (.*; ){50}and 10 more"):
+    with pytest.raises(DataError, match=r"^60 of 66 images cannot be read: .*; and 10 more, which"):
         find_images(root)
 
 
