@@ -206,20 +206,20 @@ def make_pictures(place: Path) -> None:
 
 def count_steps(counter: mmap.mmap) -> None:
     """Let this process note how far its run has come."""
-    add, begin = state.State.add, state.State.restore
+    end, begin = state.State.end_step, state.State.restore
 
     def note(self: state.State) -> None:
         counter[:8] = struct.pack("q", (self.epoch - 1) * STEPS + self.batch)
 
     def counted(self: state.State, *args: object, **kwargs: object) -> None:
-        add(self, *args, **kwargs)
+        end(self, *args, **kwargs)
         note(self)
 
     def restored(self: state.State, *args: object, **kwargs: object) -> None:
         begin(self, *args, **kwargs)
         note(self)
 
-    state.State.add, state.State.restore = counted, restored  # type: ignore[method-assign]
+    state.State.end_step, state.State.restore = counted, restored  # type: ignore[method-assign]
 
 
 def outcome(run: Path) -> tuple[dict[str, Any], list[Any]]:
@@ -605,13 +605,13 @@ def stall(bench: Bench) -> Iterator[Kind]:
 
 def slowly() -> None:
     """Let this process take its time for each step."""
-    add = state.State.add
+    end = state.State.end_step
 
     def added(self: state.State, *args: object, **kwargs: object) -> None:
-        add(self, *args, **kwargs)
+        end(self, *args, **kwargs)
         time.sleep(2.0)
 
-    state.State.add = added  # type: ignore[method-assign]
+    state.State.end_step = added  # type: ignore[method-assign]
 
 
 KINDS = {
