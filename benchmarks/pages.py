@@ -43,6 +43,7 @@ RAW = {
     "chain_agreement.json": "the folded chain against its network on test images (`python benchmarks/agreement.py`)",
     "authors_agreement.json": "the authors' checkpoints against what their program computes (the same)",
     "kernels.json": "which of torch's CPU convolutions crash or are wrong (`python benchmarks/kernels.py`)",
+    "faults.json": "runs that are killed, stopped and starved, and resumed (`python benchmarks/faults.py`)",
     "augment.json": "images augmented per second (`python benchmarks/augment.py`)",
     "recipe_search.json": "short runs by which fast-cifar and sprint-cifar were chosen; their script was not kept",
     "deep_start_search.json": "short runs by which the deep initialization was chosen; their script was not kept",
