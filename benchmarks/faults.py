@@ -91,7 +91,7 @@ class Kind:
             "fault": self.name,
             "faults": self.faults,
             "runs_resumed_to_the_end": self.runs,
-            "lost_steps_at_most": max(self.lost_steps, default=0),
+            "lost_steps_at_most": max(self.lost_steps, default=None),
             "lost_steps_allowed": self.bound,
             "faults_that_hit_a_file_being_written": self.in_writing,
             "seconds": round(self.seconds, 1),
