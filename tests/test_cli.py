@@ -441,7 +441,10 @@ def test_eval_asks_for_data_that_it_cannot_know(data, said, tmp_path, capsys):
     file = tmp_path / "model.safetensors"
     diracnets.save(diracnets.fold(diracnets.create_model("diracnet-10-0.25").eval()), file, card=card)
     assert main(["eval", str(file), "--device", "cpu"]) == 2
-    assert f"{said}: give --data (digits, cifar10, cifar100, folder), and --data-dir" in capsys.readouterr().err
+    assert (
+        f"{said}: give --data (digits, cifar10, cifar100, folder, shards, parquet), and --data-dir"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("form", ["--json", "--csv", "--top=1"])

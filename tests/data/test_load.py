@@ -10,7 +10,7 @@ from diracnets.errors import UsageError
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
-        ("cifar11", {}, "no data named 'cifar11', only digits, cifar10, cifar100, folder, shards; did you mean cifar1"),
+        ("cifar11", {}, "no data named 'cifar11', only digits, .* shards, parquet; did you mean cifar1"),
         ("mnist", {}, "no data named 'mnist', only"),
         ("folder", {}, "give data_dir"),
         (
