@@ -7,6 +7,7 @@ from dataclasses import fields
 
 import pytest
 
+from diracnets.artifacts.run_record import RunRecord
 from diracnets.data.augmentation import Augmentation
 from diracnets.errors import FileError, UsageError
 from diracnets.models.init import Init
@@ -366,3 +367,27 @@ def test_recipes_need_no_torch():
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "[" * 5000,
+        "a = " + "{a=" * 2000,
+        ".".join("a" * 20_000) + " = 1",  # which tomllib takes 17 seconds for
+        "[optimization]\nepochs = " + "9" * 5000,
+        "[optimization]\nepochs = 0x" + "f" * 5000,
+        "[optimization]\nlr = " + "9" * 400,
+        "[optimization]\nmilestones = [0x" + "f" * 5000 + "]",
+    ],
+)
+def test_a_recipe_that_asks_for_too_much_is_refused(text, tmp_path):
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises((UsageError, FileError), match=r"r\.toml"):
+        Recipe.load(tmp_path / "r.toml")
+
+
+def test_a_record_of_a_run_that_is_nested_without_end_is_refused(tmp_path):
+    (tmp_path / "run.json").write_text("[" * 100_000)
+    with pytest.raises(FileError, match=r"run\.json is damaged"):
+        RunRecord.read(tmp_path)

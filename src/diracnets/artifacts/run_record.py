@@ -62,7 +62,7 @@ class RunRecord:
             texts = [item.name for item in fields(cls) if item.name != "safeguards"]
             values = {key: data.get(key) for key in texts}
             safeguards = dict(data.get("safeguards", {}))
-        except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
+        except (OSError, ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
             raise FileError(f"{path} is damaged: it does not say how the run was begun ({error})") from error
         if wrong := [key for key, value in values.items() if not isinstance(value, str | None)]:
             raise FileError(f"{path} is damaged: its {wrong[0]} is not text")

@@ -185,7 +185,7 @@ def card_in(backend: Backend, path: Path) -> ModelCard:
     """
     try:
         return ModelCard.from_data(json.loads(backend.describes(path))["card"])
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # RecursionError too
         raise FileError(f"{path} holds no model card of diracnets: {first_line(error)}") from error
 
 

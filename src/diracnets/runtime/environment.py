@@ -101,7 +101,7 @@ def _recorded(path: Path) -> list[dict[str, Any]]:
     """The entries so far."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FileError(f"cannot read {path}: {error}") from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise FileError(f"{path} is damaged: it does not hold the environment of a run")

@@ -77,7 +77,7 @@ def read_records(path: Path) -> list[Record]:
                 stacklevel=2,
             )
         return list({record.key: record for record in records}.values())
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FileError(f"{path} does not hold the results of a study's training runs: {error}") from error
 
 
@@ -122,7 +122,7 @@ def record_of(row: Row, full_epochs: int, folder: Path, jobs: int, *, diverged: 
         if images == "test" and not diverged:
             result["selection_accuracy"] = history[-1]["val_accuracy"]
         machine = {**{name: environment[name] for name in _ENVIRONMENT}, "jobs": jobs}
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         raise FileError(f"the run in {folder} is damaged ({error}): delete it, and it is trained again") from error
     return Record(row.name, dict(row.axes), row.recipe.table(), full_epochs, result, machine)
 

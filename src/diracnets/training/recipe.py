@@ -12,13 +12,14 @@ from typing import Any
 
 import tomli_w
 
-from diracnets.errors import FileError, UsageError, did_you_mean
+from diracnets.errors import FileError, UsageError, did_you_mean, first_line
 from diracnets.files import written_whole
 from diracnets.training.renamed import modern, renamed_words
 from diracnets.training.settings import DataSettings, ModelSettings, OptimizationSettings, RuntimeSettings
 from diracnets.training.tables import flat, from_table, to_table, with_flat
 
 GROUPS = ("model", "data", "optimization", "runtime")
+_LONGEST = 1 << 14  # bytes of a file; the time that tomllib takes grows with the square of some
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,7 @@ class Recipe:
         """
         path = Path(name)
         if path.suffix == ".toml":
-            try:
-                text = path.read_text(encoding="utf-8-sig")  # as Notepad may save it
-            except (OSError, UnicodeDecodeError) as error:
-                raise FileError(
-                    f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}"
-                ) from error
+            text = _read(path)
         elif name in recipe_names():
             text = (_shipped() / f"{name}.toml").read_text(encoding="utf-8")
         else:
@@ -65,8 +61,8 @@ class Recipe:
             raise UsageError(f"there is no recipe {str(name)!r}: {hint} (a file's name must end in .toml)")
         try:
             table = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise FileError(f"the recipe {name} is no TOML: {error}") from error
+        except (ValueError, RecursionError) as error:  # TOMLDecodeError, and for numbers and lists without end
+            raise FileError(f"the recipe {name} is no TOML: {first_line(error)}") from error
         return cls.from_table(table, f"recipe {name}")
 
     @classmethod
@@ -152,6 +148,17 @@ class Recipe:
         """What differs in `other`, as "name: mine, not theirs" for each setting."""
         mine, theirs = self.settings(), other.settings()
         return [f"{name}: {mine[name]}, not {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LONGEST + 1)
+        if len(content) > _LONGEST:
+            raise FileError(f"{path} has more than {_LONGEST:,} bytes, which no recipe needs: shorten it")
+        return content.decode("utf-8-sig").replace("\r\n", "\n")  # as Notepad may save it
+    except (OSError, ValueError) as error:
+        raise FileError(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def recipe_names() -> list[str]:

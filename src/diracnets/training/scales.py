@@ -117,7 +117,7 @@ def read_scales(path: str | Path) -> dict[int, list[LayerScales]]:
         }
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FileError(f"{path} is damaged: it does not hold the scales of a run's layers") from error
     return dict(sorted(by_epoch.items()))
 

@@ -99,6 +99,8 @@ def converted(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401
     >>> converted(Literal["low", "high"] | float, 3, "level")
     3.0
     """
+    if any(isinstance(item, int) and abs(item) >> 63 for item in (value if isinstance(value, list) else [value])):
+        raise UsageError(f"{where} is a number of more than 63 bits")
     options = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
     for option in options:
         if get_origin(option) is Literal and isinstance(value, str) and value in get_args(option):
