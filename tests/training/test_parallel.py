@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from diracnets.runtime.ranks import joined
+from diracnets.errors import UsageError
+from diracnets.runtime.ranks import Ranks, joined
+from diracnets.training.parallel import Trainee
 from diracnets.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("bare_runs")
@@ -181,6 +183,12 @@ def test_a_process_alone_joins_nobody(monkeypatch):
         assert not torch.distributed.is_initialized()
 
 
+def test_compiled_pieces_between_synchronized_norms_are_refused():
+    two = Ranks(torch.device("cpu"), rank=0, count=2)
+    with pytest.raises(UsageError, match="compile and sync_bn do not go together"):
+        Trainee(torch.nn.Linear(2, 2), two, sync_bn=True, compiled=True)
+
+
 FLAGS = "--data digits --recipe demo --model diracnet-10-0.25 --precision float32 --device cpu --epochs 500 --sync-bn"
 
 
@@ -192,7 +200,7 @@ def children(pid):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("to", ["rank", "torchrun"])
 def test_torchrun_is_stopped_by_a_signal(to, tmp_path):
-    torchrun = "-m torch.distributed.run --nproc-per-node 2 --master-port 0 -m diracnets train"
+    torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2 -m diracnets train"
     process = subprocess.Popen(
         [sys.executable, *torchrun.split(), *FLAGS.split(), "--run-dir", str(tmp_path / "run")],
         start_new_session=True,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from diracnets.errors import UsageError
 from diracnets.runtime.ranks import Ranks
 from diracnets.training.sync_bn import synchronized
 
@@ -27,11 +28,19 @@ class Trainee:
         ranks: the processes.
         sync_bn: whether batch norms take their statistics over all processes.
         compiled: whether `torch.compile` compiles it.
+
+    Raises:
+        UsageError: several processes, synchronized batch norms and compilation together.
     """
 
     def __init__(self, net: nn.Module, ranks: Ranks, *, sync_bn: bool = False, compiled: bool = False) -> None:
         self.ranks = ranks
         self.sync_bn = sync_bn and not ranks.alone
+        if self.sync_bn and compiled:
+            raise UsageError(
+                "compile and sync_bn do not go together with several processes: each batch norm talks to the other "
+                "processes, and torch.compile would compile what lies between them bit by bit; leave one out"
+            )
         trained = synchronized(net) if self.sync_bn else net
         self._parallel: DistributedDataParallel | None = None
         if not ranks.alone:
