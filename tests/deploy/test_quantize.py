@@ -1,6 +1,7 @@
 """Quantization without training is better than rounding to the nearest, and refused where it makes no sense."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +12,18 @@ import diracnets
 from diracnets.artifacts.card import ModelCard, card_of
 from diracnets.artifacts.model_file import save
 from diracnets.cli import main
+from diracnets.deploy.backend import Options
 from diracnets.deploy.equalize import equalize
 from diracnets.deploy.graph import Pool, layers_of
 from diracnets.deploy.integer import activations, rounded_chain
+from diracnets.deploy.onnx import model_proto
 from diracnets.deploy.quantize import quantize
+from diracnets.deploy.rounding import pairings
 from diracnets.errors import UsageError
 from diracnets.folding.fold import fold
 from diracnets.models.build import build_model
 from diracnets.models.integer import IntConv
+from diracnets.runtime.environment import instructions
 
 CARD = ModelCard((1, 8, 8), (0.3,), (0.2,), ("low", "middle", "high"), {"accuracy": 0.9})
 
@@ -88,6 +93,59 @@ def test_groups_and_strides():
     for per_channel in (True, False):
         done = quantize(chain, images, card=CARD, per_channel=per_channel)
         assert (done.chain(images) - chain(images)).norm() < 0.02 * chain(images).norm()
+
+
+def worst_case(channels=4):
+    """Two layers whose weights are all alike, so that every pair of products is as large as it can be."""
+    chain = nn.Sequential(nn.Conv2d(channels, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten())
+    for module in chain:
+        if isinstance(module, nn.Conv2d):
+            nn.init.constant_(module.weight, 1 / module.weight[0].numel())
+            nn.init.zeros_(module.bias)
+    return chain.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_no_pair_of_products_exceeds_16_bits(channels):
+    card = ModelCard((channels, 3, 3), (0.0,) * channels, (1.0,) * channels)
+    images = torch.ones(8, channels, 3, 3)
+
+    def largest(safe):
+        chain = quantize(worst_case(channels), images, card=card, saturation_safe=safe).chain
+        sums = []
+        for layer in chain.layers:
+            weight = torch.from_numpy(layer.weight.astype(np.int64)).flatten(1)
+            for pairing in pairings(layer.weight.shape[1:]):
+                sums.append(int(((weight + weight[:, pairing.clamp(min=0)]) * (pairing >= 0)).abs().max()))
+        return chain, max(sums)
+
+    assert largest(False)[1] > 250
+    chain, most = largest(True)
+    assert most <= 128
+    assert (chain(images) - 1).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_runtimes_with_their_own_settings_do_not_saturate(runtime):
+    module, onnx = pytest.importorskip(runtime), pytest.importorskip("onnx")
+    del onnx
+    if "avx512" in " ".join(instructions()) or "vnni" in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this processor has VNNI, with which nothing saturates")
+    card = ModelCard((4, 3, 3), (0.0,) * 4, (1.0,) * 4)
+    images = torch.ones(1, 4, 3, 3)
+    errors = []
+    for safe in (False, True):
+        chain = quantize(worst_case(), images, card=card, saturation_safe=safe).chain
+        proto = model_proto(chain, card, Options()).SerializeToString()
+        if runtime == "onnxruntime":
+            session = module.InferenceSession(proto, providers=["CPUExecutionProvider"])
+            found = session.run(None, {"images": images.numpy()})[0]
+        else:
+            core = module.Core()
+            found = core.compile_model(core.read_model(proto), "CPU")(images.numpy())[0]
+        errors.append(float(np.abs(found - chain(images).numpy()).max()))
+    assert errors[0] > 0.2
+    assert errors[1] < 0.02
 
 
 def test_what_cannot_be_quantized():

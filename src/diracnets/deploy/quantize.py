@@ -18,7 +18,7 @@ from diracnets.data.images import ImageData
 from diracnets.deploy.equalize import equalize
 from diracnets.deploy.graph import Array, Conv, Layer, Linear, Pool, layers_of
 from diracnets.deploy.integer import Weights, apply, check_images, integer_chain, pixel_range
-from diracnets.deploy.rounding import reconstructed
+from diracnets.deploy.rounding import extents, pairings, reconstructed
 from diracnets.errors import UsageError
 from diracnets.models.fixed_point import Quantization
 from diracnets.models.integer import IntegerChain
@@ -70,6 +70,7 @@ def quantize(
     images: int = 256,
     bits: int = 8,
     per_channel: bool = True,
+    saturation_safe: bool = True,
     card: ModelCard | None = None,
     on_layer: Callable[[LayerQuality], None] | None = None,
 ) -> Quantized:
@@ -87,6 +88,8 @@ def quantize(
         bits: of the weights, 2 to 8. They are kept as int8 in any case.
         per_channel: a scale for each output channel of a convolution; otherwise one for the layer. A fully connected
             layer has one in any case, as many kernels have it.
+        saturation_safe: choose integers for which no kernel that adds two products in 16 bits saturates, as those of
+            ONNX Runtime and OpenVINO do on x86 processors without VNNI: see `pairings`.
         card: of a chain that has no `card` itself.
         on_layer: called after each layer.
 
@@ -126,7 +129,7 @@ def quantize(
             weights.append(None)
             steps.append(steps[-1])
             continue
-        integers, scales = _rounded(layer, y, bits, per_channel)
+        integers, scales = _rounded(layer, y, bits, per_channel, saturation_safe)
         real = integers * scales.reshape(-1, *[1] * (integers.ndim - 1))
         wanted = apply(replace(layer, relu=False), x)
         found = apply(replace(layer, relu=False, weight=real), y)
@@ -192,18 +195,19 @@ def _card(card: ModelCard, bits: int, per_channel: bool, images: int) -> ModelCa
     return replace(card, provenance={**before, "quantization": told})
 
 
-def _rounded(layer: Conv | Linear, y: Tensor, bits: int, per_channel: bool) -> Weights:
+def _rounded(layer: Conv | Linear, y: Tensor, bits: int, per_channel: bool, safe: bool) -> Weights:
     """Each group's weights, rounded by the inputs that they get."""
     groups = layer.groups if isinstance(layer, Conv) else 1
     shared = not per_channel or isinstance(layer, Linear)
     weight = torch.from_numpy(layer.weight).double().flatten(1)
     factors = {} if groups == 1 or not shared else {"factors": (1.0,)}  # one scale for all groups
+    partners = pairings(layer.weight.shape[1:]) if safe and bits == 8 else None  # fewer bits cannot saturate
     parts = []
     for rows, inputs in zip(weight.chunk(groups), y.chunk(groups, 1), strict=True):
         patches = _patches(layer, inputs)
         moments = (patches.T @ patches).double() / len(patches)
-        largest = weight.abs().max() if shared else None
-        parts.append(reconstructed(rows, moments, bits, largest=largest, **factors))
+        largest = extents(weight, partners).max() if shared else None
+        parts.append(reconstructed(rows, moments, bits, largest=largest, partners=partners, **factors))
     integers = torch.cat([part for part, _ in parts]).to(torch.int8).reshape(layer.weight.shape)
     scales = parts[0][1] if shared else torch.cat([part for _, part in parts])
     return integers.numpy(), scales.numpy()
