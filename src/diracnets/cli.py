@@ -31,6 +31,7 @@ COMMANDS = {  # in the order in which a user meets them
     "bench": ("Bench", "time networks side by side on each backend of this machine"),
     "predict": ("Predict", "classify images with a model file"),
     "info": ("Info", "layers, parameters, MACs and origin of a network or file"),
+    "plan": ("Plan", "memory and time of a training run on any number of devices, on paper"),
     "study": ("Study", "reproduce the paper's experiments: tables, figures and raw numbers"),
     "models": ("Models", "list the networks by name"),
     "verify": ("Verify", "check that a model file is complete and unchanged"),

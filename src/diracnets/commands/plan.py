@@ -1,0 +1,283 @@
+"""`diracnets plan`: what a training run costs on any number of devices, on paper."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from tyro.conf import FlagCreatePairsOff, Positional
+
+from diracnets.commands.output import note, stdout, table
+from diracnets.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from diracnets.analysis.plan import Job
+    from diracnets.analysis.plan import Plan as Planned
+    from diracnets.analysis.plan_devices import Device
+    from diracnets.training.recipe import Recipe
+
+DATA: dict[str, tuple[float, int, int, str]] = {  # images, their side in training, classes, recipe
+    "cifar10": (50_000, 32, 10, "fast-cifar"),
+    "cifar100": (50_000, 32, 100, "fast-cifar"),
+    "imagenet": (1_281_167, 224, 1000, "paper-imagenet"),
+    "imagenet-21k": (14_197_122, 224, 21_841, "paper-imagenet"),
+}
+DECODED = {128: 296.0, 224: 176.0}  # images a second of one core by their side, see docs/data.md
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Plan a training run on paper: memory, time and communication, and where more devices stop helping.
+
+    Nothing is trained and no data is needed. The model and its errors are in docs/scaling.md."""
+
+    model: Positional[str]
+    """The network, by name."""
+    device: str = "h100"
+    """a100, h100, h200, b200, l40s, rtx3090, rtx4090, or cpu with --measure, or with --teraflops and --bandwidth."""
+    devices: int = 8
+    """How many. The table has powers of two around it."""
+    data: str = "imagenet"
+    """cifar10, cifar100, imagenet or imagenet-21k; for other sets of images, see --images and --image-size."""
+    images: float | None = None
+    """Training images, such as 5e9. None: as many as the data has."""
+    image_size: int | None = None
+    """Side of the images in pixels. None: the data's."""
+    classes: int | None = None
+    """Classes. None: the data's."""
+    recipe: str | None = None
+    """Decides epochs, batch size, optimizer, averages and precision. None: one that suits the data."""
+    epochs: int | None = None
+    """Passes over the images. None: the recipe's."""
+    batch_size: int | None = None
+    """Images per step, of all devices together. None: the recipe's."""
+    batch_per_device: int | None = None
+    """Images per step of each device, so that the batch grows with the devices."""
+    precision: str | None = None
+    """float32, bfloat16 or float16. None: the recipe's; for auto, bfloat16, and float32 on a cpu."""
+    node_size: int = 8
+    """Devices of a node."""
+    shard: FlagCreatePairsOff[bool] = False
+    """Plan for FSDP2 (`fully_shard` of each block) in place of DDP."""
+    accumulate: int | None = None
+    """Parts in which each step's gradient is computed. None: the recipe's."""
+    sync_bn: bool | None = None
+    """Normalize with the statistics of all devices. None: as the recipe says."""
+    critical_batch: int = 8192
+    """Images per step above which a plan is said to have stopped scaling. 8,192 is where accuracy on ImageNet begins to
+    fall in Goyal et al. 2017; other data have other numbers."""
+    decoded: float | None = None
+    """Images that one processor core decodes per second. None: 296 up to 128 pixels, else 176 (docs/data.md)."""
+    measure: FlagCreatePairsOff[bool] = False
+    """With --device cpu: measure this processor, for some seconds."""
+    teraflops: float | None = None
+    """With --device cpu: its float32 rate in TFLOP/s."""
+    bandwidth: float | None = None
+    """With --device cpu: its memory bandwidth in GB/s."""
+    json: FlagCreatePairsOff[bool] = False
+    """Print JSON only."""
+
+    def execute(self) -> None:
+        """Trace the network, and print the plan."""
+        from diracnets.analysis.plan import counts_up_to, plan, stops_scaling, what_would_help
+
+        job, multiply_adds, notes = self._job()
+        chosen = plan(job, self.devices)
+        largest = max(self.devices, 4096)
+        rows = [plan(job, count) for count in sorted({*counts_up_to(largest), self.devices})]
+        useful, stop = stops_scaling(job)
+        helps = what_would_help(job, self.devices, chosen)
+        size = job.step.input_size[1]
+        rate = self.decoded or DECODED[128 if size <= 128 else 224]
+        cores = 0 if self._in_memory else math.ceil(chosen.images_per_second / rate)
+        ending = _ending(useful, stop)
+        if self.json:
+            data = {
+                "model": self.model,
+                "parameters": job.step.parameters,
+                "multiply_adds": multiply_adds,
+                "images": job.images,
+                "image_size": size,
+                "epochs": job.epochs,
+                "precision": job.precision,
+                "device": _device_data(job.device),
+                "plan": chosen.to_data(),
+                "decoding_cores": cores,
+                "what_would_help": list(helps),
+                "scales_to": useful,
+                "stops_because": [] if stop is None else list(stop.limits),
+                "table": [row.to_data() for row in rows],
+                "notes": notes,
+            }
+            print(json.dumps(data, indent=2))
+            return
+        console = stdout()
+        for name, value in self._facts(job, multiply_adds, chosen, cores, rate):
+            console.print(f"{name:<16} {value}", soft_wrap=True)
+        console.print()
+        parts = [[name, _size(count)] for name, count in chosen.memory.items() if count]
+        console.print(table(["memory of a device", ""], [*parts, ["sum", _size(sum(chosen.memory.values()))]]))
+        if any("memory" in limit for limit in chosen.limits):
+            help_ = f"; what would help: {', or '.join(helps)}" if helps else "; no option of this command would help"
+            console.print(f"This is more than the {_size(job.device.memory)} of the device{help_}.", soft_wrap=True)
+        console.print()
+        console.print(table(_COLUMNS, map(_row, rows)))
+        console.print()
+        for text in (ending, *notes):
+            console.print(text, soft_wrap=True)
+
+    @property
+    def _in_memory(self) -> bool:
+        return self.data.startswith("cifar") and self.images is None
+
+    def _recipe(self) -> Recipe:
+        from diracnets.training.recipe import Recipe
+
+        if self.data not in DATA:
+            hint = did_you_mean(self.data, DATA, f"there are {', '.join(DATA)}")
+            raise UsageError(
+                f"the size of {self.data!r} is not known: {hint}; for others give --images and --image-size"
+            )
+        given = {
+            name: getattr(self, name)
+            for name in ("epochs", "batch_size", "accumulate", "sync_bn", "precision")
+            if getattr(self, name) is not None
+        }
+        recipe = Recipe.load(self.recipe or DATA[self.data][3])
+        if (self.epochs or math.inf) < max(recipe.optimization.milestones, default=0):
+            given |= {"milestones": ()}
+        return recipe.replaced(**given)
+
+    def _device(self) -> Device:
+        from diracnets.analysis.plan_devices import given_cpu, known_device, measured_cpu
+
+        given = (self.teraflops, self.bandwidth)
+        if self.device != "cpu":
+            if self.measure or given != (None, None):
+                raise UsageError("--measure, --teraflops and --bandwidth are for --device cpu")
+            return known_device(self.device)
+        if self.measure and given == (None, None):
+            note("measuring this processor")
+            return measured_cpu()
+        if self.measure or self.teraflops is None or self.bandwidth is None:
+            raise UsageError("for --device cpu give --measure, or --teraflops and --bandwidth")
+        return given_cpu(self.teraflops, self.bandwidth)
+
+    def _job(self) -> tuple[Job, int, list[str]]:
+        """The run to plan, the MACs of one image, and what is not counted."""
+        from diracnets.analysis.plan import Job
+        from diracnets.analysis.plan_step import traced_step
+        from diracnets.evaluation.info import describe
+        from diracnets.models.build import on_meta
+
+        if self.batch_size is not None and self.batch_per_device is not None:
+            raise UsageError("give --batch-size or --batch-per-device, not both")
+        recipe = self._recipe()
+        device = self._device()
+        optimization, precision = recipe.optimization, recipe.runtime.precision
+        if precision == "auto":
+            precision = "float32" if device.name == "cpu" else "bfloat16"
+        count, side, classes, _ = DATA[self.data]
+        arguments: dict[str, Any] = {
+            "name": self.model,
+            "num_classes": self.classes or classes,
+            "image_size": self.image_size or side,
+        }
+        notes = ["Evaluation, saving and reading images are not counted."]
+        if recipe.data.progressive_size is not None:
+            notes.append("The recipe's smaller images in the first part of the run are not counted: it takes less.")
+        averaged = bool(optimization.ema_decay or optimization.swa_fraction)
+        job = Job(
+            step=traced_step(on_meta(arguments), optimization, precision),
+            device=device,
+            images=self.images or count,
+            epochs=optimization.epochs,
+            batch_size=None if self.batch_per_device is not None else optimization.batch_size,
+            batch_per_device=self.batch_per_device,
+            precision=precision,
+            node_size=self.node_size,
+            shard=self.shard,
+            accumulate=optimization.accumulate,
+            sync_bn=optimization.sync_bn,
+            averages=int(averaged),
+            critical_batch=self.critical_batch,
+        )
+        return job, describe(on_meta(arguments)).multiply_adds, notes
+
+    def _facts(self, job: Job, multiply_adds: int, chosen: Planned, cores: int, rate: float) -> list[tuple[str, str]]:
+        device, ways = job.device, "FSDP2" if job.shard else "DDP"
+        peak = device.flops[job.precision]
+        gradient = f"{ways}, gradient of {_size(job.step.gradient_bytes)}, {_time(chosen.communication)} a step"
+        hidden = 1 - chosen.exposed / chosen.communication if chosen.communication else 1.0
+        feeding = "images lie in the device's memory" if self._in_memory else f"{cores:,} cores at {rate:,.0f} a second"
+        return [
+            ("network", f"{self.model}, {job.step.parameters:,} parameters, {multiply_adds:,} MACs per image"),
+            (
+                "run",
+                f"{job.images:,.0f} images of {job.step.input_size[1]} pixels, {job.epochs} epochs, {job.precision}",
+            ),
+            (
+                "device",
+                f"{device.name}: {peak / 1e12:,.2f} TFLOP/s, {device.bandwidth / 1e9:,.1f} GB/s ({device.source})",
+            ),
+            ("efficiency", f"{device.computing:.0%} of FLOP/s, {device.moving:.0%} of GB/s ({device.efficiency})"),
+            ("step", f"{chosen.batch:,} images on {chosen.devices:,} devices in {_time(chosen.step)}"),
+            ("communication", "none" if chosen.devices == 1 else f"{gradient}, {hidden:.0%} of it hidden"),
+            ("time", f"{_time(chosen.epoch)} per epoch, {_time(chosen.run)} per run"),
+            ("decoding", f"{chosen.images_per_second:,.0f} images per second: {feeding}"),
+        ]
+
+
+_COLUMNS = ["devices", "batch", "a device", "step", "images/s", "efficiency", "memory", "epoch", "run", "limits"]
+
+
+def _row(found: Planned) -> list[object]:
+    return [
+        found.devices,
+        found.batch,
+        f"{found.batch_per_device:g}" if found.batch_per_device >= 1 else f"{found.batch_per_device:.2g}",
+        _time(found.step),
+        round(found.images_per_second),
+        f"{found.efficiency:.0%}",
+        _size(sum(found.memory.values())),
+        _time(found.epoch),
+        _time(found.run),
+        ", ".join(found.limits),
+    ]
+
+
+def _ending(useful: int, stop: Planned | None) -> str:
+    if stop is None:
+        return f"Scaling does not stop up to {useful:,} devices."
+    reason = " and ".join(limit for limit in stop.limits if "memory" not in limit)
+    return f"Scaling stops at {useful:,} devices: with {stop.devices:,}, {reason}."
+
+
+def _device_data(device: Device) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    finite = replace(device, memory=device.memory if math.isfinite(device.memory) else -1.0)
+    return {name: None if name == "memory" and value < 0 else value for name, value in asdict(finite).items()}
+
+
+def _size(count: float) -> str:
+    """Bytes as MB or GB.
+
+    >>> _size(1_474_920), _size(3.2e10)
+    ('1.5 MB', '32.0 GB')
+    """
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+def _time(seconds: float) -> str:
+    """A time in the unit that suits it.
+
+    >>> _time(0.0123), _time(90), _time(7200), _time(864000)
+    ('12.3 ms', '1.5 min', '2.0 h', '10.0 days')
+    """
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
+        if seconds >= size * (2 if unit == "days" else 1):
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{1000 * seconds:.1f} ms"
