@@ -180,7 +180,6 @@ WRONG = [  # words, exit code, part of the message
     ("eval run/best.pt --data folder", 2, "--data-dir"),
     ("eval run/best.pt --data folder --data-dir missing", 1, "missing"),
     ("eval some", 2, "some/last.pt"),
-    ("info some", 2, "some/last.pt"),
     ("info pictures", 1, "pictures is a folder"),
     ("eval run/best.pt --device cuda:99", 2, "cuda:99"),
     ("fold missing.pt", 1, "there is no file missing.pt"),
@@ -791,6 +790,13 @@ def test_info_lists_the_checkpoints_of_a_run(place, capsys):
     listed = json.loads(capsys.readouterr().out)["checkpoints"]
     assert [(each["epochs"], each["damage"] is None) for each in listed[:2]] == [(1, True), (None, False)]
     assert "last.pt is damaged" in listed[1]["damage"]
+
+
+def test_info_lists_checkpoints_where_none_is_the_best_yet(place, capsys):
+    assert main(["info", "some"]) == 2
+    output = capsys.readouterr()
+    assert "last.pt" in output.out
+    assert "some/last.pt" in output.err
 
 
 def flags_of(name):
