@@ -394,6 +394,8 @@ def test_a_run_folder_stands_for_its_best_checkpoint(place, capsys):
         for file in ("run", "run/best.pt"):
             assert main([words[0], file, *words[1:]]) == 0
             given[file] = json.loads(capsys.readouterr().out)
+        listed = given["run"].pop("checkpoints", []) if words[0] == "info" else []
+        assert len(listed) == (3 if words[0] == "info" else 0)
         assert given["run"] == given["run/best.pt"]
     for one, other in zip(
         *(diracnets.load(file).state_dict().values() for file in ("run", "run/best.pt")), strict=True
