@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from diracnets.data.augment import Size
-from diracnets.data.decode import ADVICE, SUFFIXES, Pixels, fitted, opened, random_part
+from diracnets.data.decode import ADVICE, SUFFIXES
+from diracnets.data.encoded import EncodedImages
 from diracnets.data.layout import expected, recognize, refuse_inverted
 from diracnets.data.progress import Report
 from diracnets.data.readable import unreadable
@@ -42,7 +41,7 @@ class Listing:
     notes: tuple[str, ...] = ()
 
 
-class FolderSource:
+class FolderSource(EncodedImages):
     """Reads listed files; implements `diracnets.data.stream.Source`.
 
     Args:
@@ -57,21 +56,9 @@ class FolderSource:
         """The file's path."""
         return os.fsdecode(self._files[index])
 
-    def image(self, index: int) -> Image.Image:
-        """The image as it is in the file."""
-        with opened(self.name(index)) as image:
-            image.load()
-            return image
-
-    def fitted(self, index: int, size: Size) -> Pixels:
-        """See `diracnets.data.decode.fitted`."""
-        with opened(self.name(index)) as image:
-            return fitted(image, size)
-
-    def random_part(self, index: int, size: Size, min_scale: float, draws: Sequence[float]) -> Pixels:
-        """See `diracnets.data.decode.random_part`."""
-        with opened(self.name(index)) as image:
-            return random_part(image, size, min_scale, draws)
+    def encoded(self, index: int) -> str:
+        """The file's path."""
+        return self.name(index)
 
     def select(self, indices: Sequence[int]) -> FolderSource:
         """Some of these files."""

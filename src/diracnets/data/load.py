@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from diracnets.data.augment import Size
 from diracnets.data.cifar import CIFAR10, CIFAR100, load_cifar
 from diracnets.data.dataset import load_dataset
+from diracnets.data.decoder import Source
 from diracnets.data.digits import load_digits
 from diracnets.data.folder import FolderSource, Listing, find_images
 from diracnets.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageData
@@ -119,11 +123,7 @@ def _load_folder(
     size = (3, image_size, image_size)
 
     def images(listing: Listing) -> StreamedImages:
-        labels = torch.tensor(listing.labels)
-        source = FolderSource(listing.files)
-        return StreamedImages(
-            source, labels, size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, device=device, workers=workers
-        )
+        return _streamed(FolderSource(listing.files), listing.labels, size, device, workers)
 
     looking = default_workers() if workers is None else workers
     with progress("checking images") as report:
@@ -140,18 +140,9 @@ def _load_shards(
     size = (3, image_size, image_size)
 
     def images(each: ShardSet) -> StreamedImages:
-        return StreamedImages(
-            each.source,
-            torch.tensor(each.labels),
-            size=size,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-            device=device,
-            workers=workers,
-            groups=torch.from_numpy(each.source.shards).long(),
-            bring=each.source.bring if each.ahead else None,
-            spare=each.spare,
-        )
+        files = torch.from_numpy(each.source.shards).long()
+        bring = each.source.bring if each.ahead else None
+        return _streamed(each.source, each.labels, size, device, workers, groups=files, bring=bring, spare=each.spare)
 
     with progress("looking into shards") as report:
         train, val = find_samples(where, skip=skip, report=report)
@@ -167,17 +158,30 @@ def _load_parquet(
     size = (3, image_size, image_size)
 
     def images(each: ParquetSet) -> StreamedImages:
-        return StreamedImages(
-            each.source,
-            torch.tensor(each.labels),
-            size=size,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-            device=device,
-            workers=workers,
-            groups=torch.from_numpy(each.source.bundles()),
-        )
+        bundles = torch.from_numpy(each.source.bundles())
+        return _streamed(each.source, each.labels, size, device, workers, groups=bundles)
 
     train, val = find_rows(where)
     facts = ("parquet", train.classes, size, IMAGENET_MEAN, IMAGENET_STD)
     return ImageData(*facts, images(train), images(val), train.notes)
+
+
+def _streamed(
+    source: Source,
+    labels: Sequence[int],
+    size: Size,
+    device: torch.device | str,
+    workers: int | None,
+    **options: Any,  # noqa: ANN401
+) -> StreamedImages:
+    """Photographs that are decoded when they are needed, normalized as those of ImageNet are."""
+    return StreamedImages(
+        source,
+        torch.tensor(labels),
+        size=size,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        device=device,
+        workers=workers,
+        **options,
+    )

@@ -14,10 +14,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from diracnets.data.augment import Size
-from diracnets.data.decode import Pixels, fitted, opened, random_part
+from diracnets.data.encoded import EncodedImages
 from diracnets.data.images import TOGETHER
 from diracnets.data.layout import part_of
 from diracnets.data.split import HELD_OUT, hold_out
@@ -53,7 +51,7 @@ class Table:
     others: tuple[str, ...]
 
 
-class ParquetSource:
+class ParquetSource(EncodedImages):
     """Reads images out of Parquet files; implements `diracnets.data.stream.Source`.
 
     A process keeps the row groups that it read last, so that images near each other are read together.
@@ -93,22 +91,6 @@ class ParquetSource:
         table, group = self._tables[self._files[index]], self._groups[index]
         return f"{table.path} row {sum(table.rows[:group]) + int(self._rows[index])}"
 
-    def image(self, index: int) -> Image.Image:
-        """The image as it is in the file."""
-        with opened(self._stream(index), self.name(index)) as image:
-            image.load()
-            return image
-
-    def fitted(self, index: int, size: Size) -> Pixels:
-        """See `diracnets.data.decode.fitted`."""
-        with opened(self._stream(index), self.name(index)) as image:
-            return fitted(image, size)
-
-    def random_part(self, index: int, size: Size, min_scale: float, draws: Sequence[float]) -> Pixels:
-        """See `diracnets.data.decode.random_part`."""
-        with opened(self._stream(index), self.name(index)) as image:
-            return random_part(image, size, min_scale, draws)
-
     def select(self, indices: Sequence[int]) -> ParquetSource:
         """Some of these images."""
         chosen = np.asarray(indices, dtype=np.int64)
@@ -128,7 +110,8 @@ class ParquetSource:
         mixed = np.random.default_rng(0).permutation(len(unique)) % count
         return mixed[places].astype(np.int64)
 
-    def _stream(self, index: int) -> io.BytesIO:
+    def encoded(self, index: int) -> io.BytesIO:
+        """The image's bytes."""
         column = self._row_group(int(self._files[index]), int(self._groups[index]))
         value = column[int(self._rows[index])].as_py()
         value = value.get("bytes") if isinstance(value, dict) else value

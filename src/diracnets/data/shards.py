@@ -10,10 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from diracnets.data.augment import Size
-from diracnets.data.decode import Pixels, fitted, opened, random_part
+from diracnets.data.encoded import EncodedImages
 from diracnets.data.images import TOGETHER
 from diracnets.data.progress import Report
 from diracnets.data.shard_cache import LIMIT, ShardCache
@@ -28,7 +26,7 @@ _NAMED = 10  # of the samples that cannot be used
 _CHECKED = 20_000  # images of local shards: of larger sets, only the headers of the tar files are read before training
 
 
-class ShardSource:
+class ShardSource(EncodedImages):
     """Reads images out of shards; implements `diracnets.data.stream.Source`.
 
     Args:
@@ -61,22 +59,6 @@ class ShardSource:
         """The shard, and the image's name in it."""
         return f"{self._locations[self.shards[index]]}/{os.fsdecode(self._names[index])}"
 
-    def image(self, index: int) -> Image.Image:
-        """The image as it is in the shard."""
-        with opened(self._stream(index), self.name(index)) as image:
-            image.load()
-            return image
-
-    def fitted(self, index: int, size: Size) -> Pixels:
-        """See `diracnets.data.decode.fitted`."""
-        with opened(self._stream(index), self.name(index)) as image:
-            return fitted(image, size)
-
-    def random_part(self, index: int, size: Size, min_scale: float, draws: Sequence[float]) -> Pixels:
-        """See `diracnets.data.decode.random_part`."""
-        with opened(self._stream(index), self.name(index)) as image:
-            return random_part(image, size, min_scale, draws)
-
     def select(self, indices: Sequence[int]) -> ShardSource:
         """Some of these images."""
         chosen = np.asarray(indices, dtype=np.int64)
@@ -91,7 +73,8 @@ class ShardSource:
         """
         self._files.bring(self._locations[shard], stopped)
 
-    def _stream(self, index: int) -> io.BytesIO:
+    def encoded(self, index: int) -> io.BytesIO:
+        """The image's bytes."""
         place = self._locations[self.shards[index]]
         return io.BytesIO(self._files.content(place, int(self._offsets[index]), int(self._sizes[index])))
 
