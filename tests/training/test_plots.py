@@ -23,7 +23,8 @@ def test_curves(history, tmp_path):
 
 @needs_matplotlib
 @pytest.mark.parametrize("classes", [2, 10, 100])
-def test_confusions(classes, tmp_path):
+def test_confusions(classes, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)  # other tests' packages import it
     confusion = torch.randint(0, 9, (classes, classes))
     draw_confusion(confusion, [f"class ${number}" for number in range(classes)], tmp_path / "confusion.png")
     with Image.open(tmp_path / "confusion.png") as picture:
