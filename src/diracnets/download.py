@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import re
-import ssl
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from email.message import Message
 from pathlib import Path
 from typing import Literal
 
-from diracnets.errors import FileError, printable
+from diracnets.errors import FileError, UsageError, printable
+from diracnets.transfer import Report, Transfer
 
-_CHUNK = 1 << 18
-_ATTEMPTS, _PATIENT_ATTEMPTS = 4, 10  # connections
-_PATIENCE = 30.0  # seconds without an answer
-_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds between attempts: the first, doubled each time, and the longest
-_BUSY = (408, 425, 429, 500, 502, 503, 504)  # answers after which to try again
-_BROKEN = (urllib.error.URLError, ssl.SSLError, http.client.HTTPException, ConnectionError, TimeoutError)
-
-Report = Callable[[int, int | None], None]
+_PATIENT_ATTEMPTS = 10  # connections
+_FEWEST_DIGITS = 8  # of a hash
 
 
 @dataclass(frozen=True)
@@ -35,7 +24,11 @@ class Checksum:
 
     Args:
         algorithm: of the hash.
-        digits: all its hexadecimal digits, or the first ones where no more were published.
+        digits: all its hexadecimal digits, or the first ones, at least 8, where no more were published. So few tell
+            damage from the published file, but not another file that somebody made to have them.
+
+    Raises:
+        UsageError: fewer digits, more than the hash has, or something else.
 
     >>> Checksum("md5", "d41d8cd98f00b204e9800998ecf8427e")
     Checksum(algorithm='md5', digits='d41d8cd98f00b204e9800998ecf8427e')
@@ -43,6 +36,13 @@ class Checksum:
 
     algorithm: Literal["md5", "sha256"]
     digits: str
+
+    def __post_init__(self) -> None:
+        most = 2 * hashlib.new(self.algorithm, usedforsecurity=False).digest_size
+        if not isinstance(self.digits, str) or not re.fullmatch(rf"[0-9a-f]{{{_FEWEST_DIGITS},{most}}}", self.digits):
+            raise UsageError(
+                f"{str(self.digits)[:80]!r} is no {self.algorithm}: give {_FEWEST_DIGITS} to {most} digits of 0-9, a-f"
+            )
 
     def check(self, path: Path) -> str | None:
         """None where the file is the published one, else how it differs, for an error: "md5 12ab..., not 34cd...".
@@ -67,7 +67,7 @@ def hash_of(path: Path, algorithm: Literal["md5", "sha256"]) -> str:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def download(url: str, target: Path, checksum: Checksum) -> None:
+def download(url: str, target: Path, checksum: Checksum, largest: int) -> None:
     """Bring `url` to `target`, which appears when all of it is there and is what was published.
 
     What has come is kept as `<target>.part` when the connection breaks: a later call asks for the rest alone.
@@ -76,16 +76,17 @@ def download(url: str, target: Path, checksum: Checksum) -> None:
         url: http or https.
         target: the file; its folder is made, and taken away again where nothing comes.
         checksum: of the whole file.
+        largest: bytes that it may have.
 
     Raises:
-        FileError: the server does not give it, it is damaged, or it cannot be written.
+        FileError: the server does not give it, it is damaged or too large, or it cannot be written.
     """
     part = target.with_name(target.name + ".part")
     new = [folder for folder in target.parents if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _progress(url, target) as report:
-            transfer = _Transfer(url, part, report)
+            transfer = Transfer(url, part, report, largest)
             resumed = transfer.run()
             wrong = checksum.check(part)
             if wrong and resumed:  # what was there before may have been of another file
@@ -108,6 +109,7 @@ def fetch(
     url: str,
     target: Path,
     *,
+    largest: int,
     size: int | None = None,
     checksum: Checksum | None = None,
     stopped: Callable[[], bool] | None = None,
@@ -119,6 +121,7 @@ def fetch(
     Args:
         url: http or https.
         target: the file, in a folder that is there.
+        largest: bytes that it may have, where `size` does not say how many it has.
         size: that it must have, in bytes.
         checksum: that it must have.
         stopped: asked now and then whether to give up.
@@ -135,7 +138,8 @@ def fetch(
             raise InterruptedError("no longer wanted")
 
     part = target.with_name(target.name + ".part")
-    transfer = _Transfer(url, part, report, attempts=_PATIENT_ATTEMPTS, largest=size)
+    most = largest if size is None else size
+    transfer = Transfer(url, part, report, most, attempts=_PATIENT_ATTEMPTS, checked=checksum is not None)
     try:
         if checksum is None:
             part.unlink(missing_ok=True)  # which may be of another version
@@ -154,141 +158,6 @@ def fetch(
             part.unlink(missing_ok=True)
         raise FileError(f"cannot write {target}: {error.strerror or error}") from error
     return transfer.version
-
-
-def read_url(url: str, most: int) -> bytes | None:
-    """What a URL gives, if that is no more than `most` bytes; None where the server has no such page, or keeps it shut.
-
-    Raises:
-        FileError: the server does not answer, or gives more.
-    """
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            with urllib.request.urlopen(url, timeout=_PATIENCE) as answer:
-                content: bytes = answer.read(most + 1)
-                length = answer.headers.get("Content-Length")
-            if length is not None and length.isdigit() and len(content) < min(int(length), most):
-                raise ConnectionError(f"the connection broke after {len(content):,} of {length} bytes")
-        except urllib.error.HTTPError as error:
-            with error:
-                if error.code in (403, 404, 410):
-                    return None
-                if error.code not in _BUSY or attempt == _ATTEMPTS:
-                    raise FileError(f"cannot read {url}: the server answers {error.code} {error.reason}") from error
-                _wait(attempt, error.headers.get("Retry-After"))
-        except _BROKEN as error:
-            if attempt == _ATTEMPTS:
-                raise FileError(f"cannot read {url}: {getattr(error, 'reason', None) or error}") from error
-            _wait(attempt)
-        else:
-            if len(content) > most:
-                raise FileError(f"{url} gives more than {most:,} bytes")
-            return content
-    return None
-
-
-class _Transfer:
-    """Appends to a file until the server has no more, over as many connections as that takes, up to a limit."""
-
-    def __init__(
-        self, url: str, part: Path, report: Report, *, attempts: int = _ATTEMPTS, largest: int | None = None
-    ) -> None:
-        self._url, self._part, self._report = url, part, report
-        self._attempts, self._largest = attempts, largest
-        self._total: int | None = None  # bytes, by what the server said last
-        self.version: str | None = None
-
-    def run(self) -> bool:
-        """Bring all of it; True if bytes from an earlier call were kept."""
-        url, part = self._url, self._part
-        kept = self._have() > 0
-        for attempt in range(1, self._attempts + 1):
-            before = self._have()
-            try:
-                return self._once() and kept
-            except urllib.error.HTTPError as error:
-                with error:
-                    if error.code == 416 and part.exists():  # there is no more than that; its hash will tell
-                        return kept
-                    if error.code not in _BUSY or attempt == self._attempts:
-                        raise FileError(
-                            f"cannot download {url}: the server answers {error.code} {error.reason}"
-                        ) from error
-                    _wait(attempt, error.headers.get("Retry-After"))
-            except _BROKEN as error:
-                if attempt == self._attempts:
-                    reason = getattr(error, "reason", None) or error
-                    raise FileError(
-                        f"cannot download {url}: {reason} ({self._have():,} bytes kept); "
-                        f"try again to go on, or bring the file to {part.with_suffix('')} yourself"
-                    ) from error
-                if self._have() <= before:
-                    _wait(attempt)
-        return kept
-
-    def _have(self) -> int:
-        return self._part.stat().st_size if self._part.exists() else 0
-
-    def _once(self) -> bool:
-        """One request for what is lacking; False if the server starts over, as it does where the file has changed."""
-        have = self._have()
-        headers = {"Range": f"bytes={have}-"} if have else {}
-        if have and self.version:
-            headers["If-Range"] = self.version
-        request = urllib.request.Request(self._url, headers=headers)
-        with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:
-            version = _version(answer.headers)
-            total = _whole_size(answer.headers.get("Content-Range"))
-            same = version == self.version and total == self._total if self._total is not None else True
-            goes_on = (
-                bool(have)
-                and answer.status == 206
-                and same
-                and _first_byte(answer.headers.get("Content-Range")) == have
-            )
-            if have and answer.status == 206 and not goes_on:  # a part of another version, or from another place
-                self._part.unlink()
-                self.version = self._total = None
-                raise ConnectionError("the file changed on the server")
-            have = have if goes_on else 0
-            self.version = version
-            length = answer.headers.get("Content-Length")
-            self._total = total = have + int(length) if length is not None and length.isdigit() else None
-            with self._part.open("ab" if goes_on else "wb") as file:
-                while piece := answer.read(_CHUNK):
-                    have += len(piece)
-                    if self._largest is not None and have > self._largest:
-                        file.close()
-                        self._part.unlink()
-                        raise FileError(f"{self._url} gives more than {self._largest:,} bytes: it has changed")
-                    file.write(piece)
-                    self._report(have, total)
-        if total is not None and have < total:
-            raise ConnectionError(f"the connection broke after {have:,} of {total:,} bytes")
-        return goes_on
-
-
-def _version(headers: Message) -> str | None:
-    """What names this version of a file, for `If-Range`: a strong ETag, or else the date of its last change."""
-    etag: str | None = headers.get("ETag")
-    return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
-
-
-def _wait(attempt: int, asked: str | None = None) -> None:
-    """Back off: twice as long each time, or as long as the server asks for."""
-    seconds = float(asked) if asked is not None and asked.isdigit() else _PAUSE * 2 ** (attempt - 1)
-    time.sleep(min(seconds, _LONGEST_PAUSE))
-
-
-def _first_byte(content_range: str | None) -> int | None:
-    found = re.match(r"bytes (\d+)-", content_range or "")
-    return int(found[1]) if found else None
-
-
-def _whole_size(content_range: str | None) -> int | None:
-    """How many bytes there are in all, of `bytes 10-19/20`."""
-    found = re.search(r"/(\d+)$", content_range or "")
-    return int(found[1]) if found else None
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def test_the_archive_is_downloaded_where_it_is_missing(tmp_path, monkeypatch):
     fake = packed(fake, tmp_path / "made", tmp_path / "served.tar.gz")
     asked = []
 
-    def fetch(url, target, checksum):
+    def fetch(url, target, checksum, largest):
         asked.append((url, checksum.digits))
         target.parent.mkdir(parents=True)
         target.write_bytes((tmp_path / "served.tar.gz").read_bytes())
@@ -92,7 +92,7 @@ def test_a_mistyped_folder_is_said_and_not_left_empty(tmp_path, monkeypatch, cap
     (tmp_path / "pictures" / CIFAR10.folder).mkdir(parents=True)
     (tmp_path / "others").mkdir()
     nowhere = dataclasses.replace(CIFAR10, url="http://127.0.0.1:9/cifar-10-python.tar.gz")
-    monkeypatch.setattr("diracnets.download._PAUSE", 0.01)
+    monkeypatch.setattr("diracnets.web._PAUSE", 0.01)
     with pytest.raises(FileError, match="cannot download"):
         load_cifar(nowhere, tmp_path / "picturse")
     said = capsys.readouterr().err

@@ -16,8 +16,9 @@ from diracnets.data.load import load_data
 from diracnets.data.pack import pack
 from diracnets.data.shard_cache import ShardCache, cache_limit
 from diracnets.data.shard_where import Stated
-from diracnets.download import Checksum, fetch, read_url
+from diracnets.download import Checksum, fetch
 from diracnets.errors import FileError, UsageError
+from diracnets.web import read_url
 
 wds = pytest.importorskip("webdataset", reason='needs pip install "diracnets[shards]"')
 
@@ -80,7 +81,7 @@ def server():
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DIRACNETS_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("diracnets.download._PAUSE", 0.01)
+    monkeypatch.setattr("diracnets.web._PAUSE", 0.01)
     return tmp_path / "cache"
 
 
@@ -162,7 +163,7 @@ OLD, NEW = (np.random.default_rng(seed).bytes(700_000) for seed in (0, 1))
 def test_a_file_arrives_whatever_the_server_does(server, tmp_path, faults, ranges, names_versions, requests):
     server.files["a.tar"], server.ranges, server.names_versions = OLD, ranges, names_versions
     server.fail(*faults)
-    version = fetch(f"{server.url}/a.tar", tmp_path / "a.tar", size=len(OLD))
+    version = fetch(f"{server.url}/a.tar", tmp_path / "a.tar", largest=10**6, size=len(OLD))
     assert (tmp_path / "a.tar").read_bytes() == OLD
     assert version == ('"1"' if names_versions else None)
     assert server.asked["a.tar"] == requests
@@ -174,7 +175,7 @@ def test_a_file_arrives_whatever_the_server_does(server, tmp_path, faults, range
 def test_a_file_that_changes_meanwhile_is_begun_again(server, tmp_path, content, ranges):
     server.files["a.tar"], server.ranges = OLD, ranges
     server.fail(300_000, changed(server, "a.tar", content))
-    assert fetch(f"{server.url}/a.tar", tmp_path / "a.tar") == '"2"'
+    assert fetch(f"{server.url}/a.tar", tmp_path / "a.tar", largest=10**6) == '"2"'
     assert (tmp_path / "a.tar").read_bytes() == content
 
 
@@ -187,13 +188,13 @@ def test_what_is_not_what_was_listed_is_refused(server, tmp_path, monkeypatch):
         ({"checksum": wrong}, "damaged or has changed"),
     ]:
         with pytest.raises(FileError, match=message):
-            fetch(f"{server.url}/a.tar", tmp_path / "a.tar", **options)
+            fetch(f"{server.url}/a.tar", tmp_path / "a.tar", largest=10**6, **options)
     with pytest.raises(FileError, match="more than 1,000 bytes"):
         read_url(f"{server.url}/a.tar", 1000)
-    monkeypatch.setattr("diracnets.download._LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr("diracnets.web._LONGEST_PAUSE", 0.01)
     server.fail(*[503] * 10)
     with pytest.raises(FileError, match="answers 503"):
-        fetch(f"{server.url}/a.tar", tmp_path / "a.tar")
+        fetch(f"{server.url}/a.tar", tmp_path / "a.tar", largest=10**6)
     assert list(tmp_path.iterdir()) == []
 
 

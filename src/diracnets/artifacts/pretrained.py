@@ -15,6 +15,7 @@ from diracnets.errors import FileError, UsageError, did_you_mean
 from diracnets.files import cache_folder
 
 FOLDER = Path(__file__).with_name("weights")  # NAME.json for each, and NAME.safetensors for those without a url
+_LARGEST = 1 << 28  # bytes of a file whose size is not known; that of a DiracNet-34 has 87 million
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Weights:
             path = cache_folder() / "weights" / f"{self.name}-{self.sha256[:8]}{Path(self.url).suffix}"
             remedy = "delete it to have it downloaded again"
             if not path.exists():
-                download(self.url, path, checksum)
+                download(self.url, path, checksum, self.size or _LARGEST)
                 return path
         if wrong := checksum.check(path):
             raise FileError(f"{path} is damaged ({wrong}): {remedy}")

@@ -21,6 +21,8 @@ from diracnets.data.unpickle import read_pickle
 from diracnets.download import Checksum, download
 from diracnets.errors import DataError, FileError, did_you_mean, printable
 
+_LARGEST = 1 << 28  # bytes of an archive; they have 170 million
+
 
 @dataclass(frozen=True)
 class Published:
@@ -141,7 +143,7 @@ def find_files(published: Published, data_dir: Path, *, fetch: bool) -> Path:
             note = f"there is no folder {data_dir}: it is made, and {published.name} is downloaded into it"
             near = did_you_mean(data_dir.name, _holding(published, data_dir.absolute().parent))
             print(printable(f"{note}{'; ' * bool(near)}{near}"), file=sys.stderr, flush=True)
-        download(published.url, archive, checksum)
+        download(published.url, archive, checksum, _LARGEST)
     elif wrong := checksum.check(archive):
         raise FileError(f"{archive} is damaged or incomplete ({wrong}): delete it to have it downloaded again")
     unpack(archive, folder, published.files)

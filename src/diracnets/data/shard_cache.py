@@ -45,7 +45,7 @@ class ShardCache:
     Args:
         folder: of the copies; by default `shards` in `cache_folder()`.
         limit: bytes that the copies may have together, by default `cache_limit()`. The copies that were used last are
-            kept, and the one that was asked for last in any case.
+            kept, and the one that was asked for last in any case. A shard whose size is not listed may have as many.
     """
 
     def __init__(self, folder: Path | None = None, limit: int | None = None) -> None:
@@ -75,7 +75,7 @@ class ShardCache:
                 if not self._is_copy(file, stated):
                     self._make_room(stated.size or 0, keep=file)
                     checksum = Checksum("sha256", stated.sha256) if stated.sha256 else None
-                    found = fetch(url, file, size=stated.size, checksum=checksum, stopped=stopped)
+                    found = fetch(url, file, largest=self.limit, size=stated.size, checksum=checksum, stopped=stopped)
                     with written_whole(_about(file)) as part:
                         part.write_text(json.dumps({"url": url, "version": found, "bytes": file.stat().st_size}))
                     self._make_room(0, keep=file)

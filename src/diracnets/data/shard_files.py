@@ -13,11 +13,11 @@ from diracnets.data.shard_cache import ShardCache
 from diracnets.data.shard_index import ShardIndex, index_shard
 from diracnets.data.shard_where import Stated, Where
 from diracnets.data.tar import BLOCK, begins
-from diracnets.download import read_url
 from diracnets.errors import DataError, FileError
 from diracnets.files import cache_folder, locked, url_in, written_whole
+from diracnets.web import read_url
 
-_LONGEST = 1 << 30  # bytes of an index
+_LONGEST = 1 << 28  # bytes of an index
 
 
 class ShardFiles:

@@ -14,9 +14,9 @@ from urllib.parse import urljoin, urlsplit
 
 from diracnets.data.layout import Part, part_of
 from diracnets.data.tree import composed
-from diracnets.download import read_url
 from diracnets.errors import DataError, FileError, MissingExtraError, UsageError, printable, some_of
 from diracnets.files import url_in
+from diracnets.web import read_url
 
 LIST = "_info.json"  # of timm's sets, and ours
 CLASSES = ("classes.txt", "classnames.txt")  # a class a line, in the order of the labels
@@ -31,12 +31,22 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Stated:
-    """What a list of shards says of one: none of it is certain."""
+    """What a list of shards says of one: none of it is certain.
+
+    Raises:
+        ValueError: a size or hash that cannot be.
+    """
 
     images: int | None = None
     size: int | None = None
     sha256: str | None = None
     index: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None and not (isinstance(self.size, int) and self.size >= 0):
+            raise ValueError(f"{str(self.size)[:80]} is no number of bytes")
+        if self.sha256 is not None and not (isinstance(self.sha256, str) and re.fullmatch("[0-9a-f]{64}", self.sha256)):
+            raise ValueError(f"{str(self.sha256)[:80]} is no SHA-256")
 
 
 @dataclass
