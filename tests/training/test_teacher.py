@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from diracnets.artifacts.card import ModelCard, attach_card
+from diracnets.artifacts.load import load
 from diracnets.artifacts.program import load_program
 from diracnets.data.memory import MemoryImages
 from diracnets.errors import FileError, UsageError
@@ -118,17 +119,57 @@ def test_programs_teach_as_the_module_does(stripes, tmp_path):
     dynamic = torch.export.export(net, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     torch.export.save(dynamic, tmp_path / "program.pt2")
     for name in ("script.pt", "program.pt2"):
-        torch.testing.assert_close(load_teacher(tmp_path / name, stripes)(images), net(images).detach())
+        torch.testing.assert_close(load_teacher(tmp_path / name, stripes, trusted=True)(images), net(images).detach())
     with pytest.raises(UsageError, match="dynamic batch"):
-        load_teacher(tmp_path / "fixed.pt2", stripes)
+        load_teacher(tmp_path / "fixed.pt2", stripes, trusted=True)
+
+
+class Writes(nn.Module):
+    """As TorchScript, it writes a file as soon as it is loaded."""
+
+    def __init__(self, place: str):
+        super().__init__()
+        self.place = place
+
+    @torch.jit.export
+    def __getstate__(self):
+        return self.place, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]):
+        self.place = state[0]
+        self.training = state[1]
+        torch.save(torch.ones(1), self.place)
+
+    def forward(self, x: torch.Tensor):
+        return x
+
+
+@SCRIPTS
+def test_a_program_is_not_loaded_unless_it_is_trusted(stripes, tmp_path):
+    for folder in ("tried", "written"):
+        (tmp_path / folder).mkdir()
+    torch.jit.save(torch.jit.script(Writes(str(tmp_path / "written" / "x"))), tmp_path / "last.pt")
+    (tmp_path / "written" / "x").unlink(missing_ok=True)
+    for act in (
+        lambda: load_teacher(tmp_path / "last.pt", stripes),
+        lambda: run(tmp_path / "tried" / "run", stripes, teacher=tmp_path / "last.pt"),
+    ):
+        with pytest.raises(UsageError, match=r"last.pt is a TorchScript file: loading it can run any code.*--trust-t"):
+            act()
+    with pytest.raises(FileError, match=r"last.pt"):  # nor anywhere else, whatever its name says
+        load(tmp_path / "last.pt")
+    assert not (tmp_path / "written" / "x").exists()
+    load_program(tmp_path / "last.pt", trusted=True)
+    assert (tmp_path / "written" / "x").exists()  # why it has to be trusted
 
 
 def test_a_damaged_program_is_a_file_error(tmp_path):
     with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
         archive.writestr("script/code/__torch__.py", "class Net(Module):")
         archive.writestr("script/constants.pkl", b"no pickle")
-    with pytest.raises(FileError, match=r"cannot load the TorchScript in .*script.pt"):
-        load_program(tmp_path / "script.pt")
+    with pytest.raises(FileError, match=r"cannot load .*script.pt, a TorchScript file"):
+        load_program(tmp_path / "script.pt", trusted=True)
 
 
 def test_distillation_is_the_divergence_of_softened_probabilities():

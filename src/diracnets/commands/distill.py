@@ -45,6 +45,7 @@ class Distill(Train):
                 data_dir=self.data_dir,
                 device=self.device,
                 workers=self.workers,
+                trust_teacher=self.trust_teacher,
                 inherit=self.inherit,
                 compare=self.compare,
                 resume=self.resume,

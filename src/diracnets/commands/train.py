@@ -52,6 +52,8 @@ class Train:
     teacher: Annotated[str | None, arg(metavar="NAME|FILE", help_behavior_hint="")] = None
     """Learn from the answers of a trained network too (knowledge distillation): the name of a trained network, a run
     folder, checkpoint, model file, TorchScript file or exported program (.pt2) for the same classes."""
+    trust_teacher: FlagCreatePairsOff[bool] = False
+    """Load the teacher even if it is a TorchScript file or exported program: loading one can run any code."""
     inherit: FlagCreatePairsOff[bool] = False
     """Begin with the teacher's filters where the shapes allow."""
     device: str = "auto"
@@ -149,6 +151,7 @@ class Train:
             resume=self.resume,
             start=self.start,
             teacher=self.teacher,
+            trust_teacher=self.trust_teacher,
             inherit=self.inherit,
             workers=self.workers,
             safeguards=self.safeguards,

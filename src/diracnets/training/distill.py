@@ -60,6 +60,7 @@ def distill(
     data_dir: str | Path | None = None,
     device: str = "auto",
     workers: int | None = None,
+    trust_teacher: bool = False,
     inherit: bool = False,
     compare: bool = True,
     resume: bool = False,
@@ -75,7 +76,7 @@ def distill(
             end distill.json, the lines.
         data: what `load_data` makes or takes; by default what the recipe names.
         data_dir: where the recipe's images are.
-        device, workers, quiet: see `train`.
+        device, workers, trust_teacher, quiet: see `train`.
         inherit: begin with the teacher's filters where the shapes allow.
         compare: train the chain without the teacher too, by the same recipe, which takes about as long again.
         resume: go on with the training runs that the folder holds; those that are finished are not repeated.
@@ -94,7 +95,7 @@ def distill(
         data = load_data(named, data_dir=data_dir, image_size=size, device=place, workers=workers)
     if not on_meta({"name": recipe.model.name, "width": recipe.model.width}).is_chain:
         raise UsageError(f"{recipe.model.name} has branches: distill makes a chain, such as diracnet-28-1")
-    guide = load_teacher(teacher, data).to(place)
+    guide = load_teacher(teacher, data, trusted=trust_teacher).to(place)
     names = [WITH, WITHOUT] if compare else [WITH]
     if not resume:
         for name in names:
@@ -114,6 +115,7 @@ def distill(
             workers=workers,
             resume=begun,
             teacher=teacher,
+            trust_teacher=trust_teacher,
             inherit=inherit and not begun,
             quiet=quiet,
         )

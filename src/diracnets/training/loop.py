@@ -50,6 +50,7 @@ def train(
     resume: bool = False,
     start: nn.Module | str | Path | None = None,
     teacher: nn.Module | str | Path | None = None,
+    trust_teacher: bool = False,
     inherit: bool = False,
     safeguards: Safeguards | None = None,
     quiet: bool = False,
@@ -77,6 +78,7 @@ def train(
             back to; when the run is saved next, those after it go.
         teacher: a trained network to learn from besides the labels, see `load_teacher`; when resuming, by default the
             one of before, unless that was a module.
+        trust_teacher: the teacher may be a TorchScript file or exported program, which can run code of its author.
         inherit: begin with the teacher's filters where the shapes allow, see `Teacher.pass_on`.
         safeguards: how often to save, what to keep, and when to stop; when resuming, by default those of before.
         quiet: show nothing.
@@ -147,7 +149,7 @@ def train(
         if not there and ranks.first:  # not before: within a folder of images, an empty one would be taken for a class
             held.enter_context(folder.held())
             folder.check_unused()
-        guide = None if teacher is None else load_teacher(teacher, data).to(ranks.device)
+        guide = None if teacher is None else load_teacher(teacher, data, trusted=trust_teacher).to(ranks.device)
         check_teacher(guide, optimization, record if resume else None, inherit=inherit)
         steps = steps_per_epoch(optimization.batch_size, data)
         data.train.batches(

@@ -174,17 +174,18 @@ class Teacher(nn.Module):
             raise UsageError(f"the teacher {self.name} gives infinities or NaN")
 
 
-def load_teacher(teacher: nn.Module | str | Path, data: ImageData) -> Teacher:
+def load_teacher(teacher: nn.Module | str | Path, data: ImageData, *, trusted: bool = False) -> Teacher:
     """The teacher of a run.
 
     Args:
         teacher: any module, which is copied; the name of trained weights; a run folder, checkpoint or model file; a
             TorchScript file; or an exported program (.pt2) whose batch is dynamic.
         data: the images of the run.
+        trusted: a TorchScript file or exported program may run code of its author, see `load_program`.
 
     Raises:
         FileError: there is no such file, or it holds no network.
-        UsageError: see `Teacher`.
+        UsageError: see `Teacher` and `load_program`.
     """
     if isinstance(teacher, nn.Module):
         try:
@@ -195,7 +196,7 @@ def load_teacher(teacher: nn.Module | str | Path, data: ImageData) -> Teacher:
     path = network_file(teacher)
     if is_weights(path):
         return Teacher(load_as_stored(path), data, str(path), str(path))
-    program = load_program(path)
+    program = load_program(path, trusted=trusted)
     net = load_as_stored(path) if program is None else program
     return Teacher(net, data, str(teacher), str(path.absolute()))
 
