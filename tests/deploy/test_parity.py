@@ -64,7 +64,7 @@ def test_what_cannot_be_measured_has_its_reason(monkeypatch):
     from diracnets.deploy import parity as module
 
     monkeypatch.setattr(module, "side_by_side", lambda candidates, **_: [_row(each) for each in candidates])
-    monkeypatch.setattr(module, "instructions", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(module, "has_bfloat16", lambda: False)
     monkeypatch.setattr(module, "_unusable", lambda backend: "needs something" if backend == "onnx" else "")
     chosen = {"backends": ["torch", "torch.compile", "onnx"], "precisions": ["float32", "bfloat16", "int8"]}
     table = bench(["plain-10-0.25"], **chosen)

@@ -23,7 +23,7 @@ from diracnets.errors import UsageError
 from diracnets.folding.fold import fold
 from diracnets.models.build import build_model
 from diracnets.models.integer import IntConv
-from diracnets.runtime.environment import instructions
+from diracnets.runtime.processor import instructions
 
 CARD = ModelCard((1, 8, 8), (0.3,), (0.2,), ("low", "middle", "high"), {"accuracy": 0.9})
 

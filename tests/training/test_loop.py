@@ -202,7 +202,7 @@ def test_a_signal_during_the_evaluation_is_heeded(whole, stripes, tmp_path, monk
 
 @pytest.mark.parametrize("step", ["starting_network", "choose_precision"])
 def test_a_signal_before_the_run_begins_ends_it_at_once(step, stripes, tmp_path, monkeypatch):
-    monkeypatch.setattr(f"diracnets.training.loop.{step}", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(f"diracnets.training.loop.{step}", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         run(RECIPE, tmp_path / "run", stripes)
     assert not (tmp_path / "run").exists()
@@ -450,7 +450,7 @@ def test_compiling_changes_no_names(whole, stripes, tmp_path, monkeypatch):
 def test_auto_precision_is_kept_when_resuming(stripes, tmp_path, monkeypatch):
     recipe = RECIPE.replaced(precision="auto")
     with monkeypatch.context() as patch:
-        patch.setattr("diracnets.training.loop.choose_precision", lambda *_: Precision("bfloat16", "measured"))
+        patch.setattr("diracnets.training.loop.choose_precision", lambda *_, **__: Precision("bfloat16", "measured"))
         stop_after(patch, 7)
         with pytest.raises(Interrupted):
             run(recipe, tmp_path / "run", stripes)

@@ -18,7 +18,8 @@ from diracnets.deploy.onnx_int8 import QUANTIZED, int8_writer
 from diracnets.deploy.process import COMPILED, EAGER
 from diracnets.deploy.subject import Given, Subject, subject_of
 from diracnets.errors import DiracNetsError, MissingExtraError, UsageError, did_you_mean, first_line
-from diracnets.runtime.environment import circumstances, instructions
+from diracnets.runtime.environment import circumstances
+from diracnets.runtime.processor import has_bfloat16
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 _CALIBRATION = 256  # images from which an int8 chain takes the ranges of its activations
@@ -210,7 +211,7 @@ def _candidate(subject: Subject, integers: Subject | str, backend: str, precisio
     elif precision == "bfloat16":
         if backend not in (EAGER, COMPILED):
             reason = reason or f"{backend} is not written in bfloat16"
-        if not instructions() & {"avx512_bf16", "amx_bf16"}:
+        if not has_bfloat16():
             reason = "this processor has no instructions for bfloat16"
         model = copy.deepcopy(model).bfloat16()
     if backend not in (EAGER, COMPILED) and precision not in ("bfloat16", *backends_module.find(backend).tolerance):

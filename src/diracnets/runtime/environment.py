@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from diracnets._version import __version__
 from diracnets.errors import FileError
 from diracnets.files import absolute_place, written_whole
 from diracnets.runtime.precision import Precision
+from diracnets.runtime.processor import cpuinfo, instructions
 
 
 def versions() -> dict[str, str]:
@@ -114,23 +114,8 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
         return "Apple GPU"
-    model = re.search(r"^model name\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
+    model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo(), re.MULTILINE)
     return model[1] if model else platform.processor() or platform.machine()
-
-
-@cache
-def instructions() -> frozenset[str]:
-    """Those of the processor's instructions that decide how fast it trains, as Linux calls them; elsewhere none.
-
-    >>> instructions() <= {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}
-    True
-    """
-    return frozenset(re.findall(r"\b(?:avx2|avx512f|avx512_bf16|amx_bf16)\b", _cpuinfo()))
-
-
-def _cpuinfo() -> str:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def _without_place(word: str) -> str:

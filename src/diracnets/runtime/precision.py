@@ -13,12 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from diracnets.runtime.device import synchronize
+from diracnets.runtime.processor import has_bfloat16
 
 Name = Literal["float32", "bfloat16", "float16"]
 
 WORTH = 1.05  # a shorter type must be this much faster to be chosen
 ROUNDS = 3
 SECONDS = 5.0  # no further round is begun after so many
+FEW = 8  # images of the first steps
+SEVERAL = 4.0  # where a first step in the shorter type is so many times slower, it is not measured further
+STEP_SECONDS = 0.5  # of a step that is measured
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,13 @@ def choose_precision(
     batch_size: int,
     input_size: tuple[int, int, int],
     clock: Callable[[], float] = time.perf_counter,
+    say: Callable[[str], None] | None = None,
 ) -> Precision:
     """The precision that was asked for, or with "auto" the one in which a training step of this network is fastest.
 
-    The measurement runs a few steps on noise with a copy of the network, so that the network, its statistics and the
-    random state stay as they are.
+    A processor without instructions for bfloat16 trains in float32, and nothing is measured. Else a few steps on noise
+    are, with a copy of the network, so that the network, its statistics and the random state stay as they are: first of
+    a few images, which end it where the shorter type is several times slower, then of as many as take half a second.
 
     Args:
         wanted: "auto", "float32", "bfloat16" or "float16".
@@ -59,30 +65,57 @@ def choose_precision(
         batch_size: images a step.
         input_size: (channels, height, width) of an image.
         clock: seconds from any start.
+        say: is told what is measured, before it is.
     """
     if wanted != "auto":
         return Precision(wanted, "as the recipe says")
     device = next(net.parameters()).device
     if device.type == "mps":
         return Precision("float32", "auto measures on CPU and CUDA only")
+    if device.type == "cpu" and not has_bfloat16():
+        return Precision("float32", "this processor has no instructions for bfloat16")
     candidate: Name = "bfloat16"
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         candidate = "float16"
+    if say is not None:
+        say(f"measuring {candidate} against float32")
     copy = deepcopy(net).train()
-    times: dict[Name, list[float]] = {"float32": [], candidate: []}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        images = torch.randn(batch_size, *input_size, device=device).to(memory_format=torch.channels_last)
-        begun = clock()
-        for attempt in range(ROUNDS + 1):
-            for name, seconds in times.items():
-                taken = _step_time(copy, images, Precision(name, ""), clock)
-                if attempt > 0:  # the first one warms up
-                    seconds.append(taken)
-            if attempt > 0 and clock() - begun > SECONDS:
-                break
-    full, short = (min(seconds) for seconds in times.values())  # the least disturbed by what else the machine does
-    measured = f"a step takes {1000 * short:.1f} ms in {candidate}, {1000 * full:.1f} ms in float32"
-    return Precision(candidate if short * WORTH < full else "float32", measured)
+        return _faster(candidate, copy, batch_size, input_size, clock)
+
+
+def _faster(
+    candidate: Name, net: nn.Module, batch_size: int, input_size: tuple[int, int, int], clock: Callable[[], float]
+) -> Precision:
+    """The faster one of float32 and the candidate."""
+    device = next(net.parameters()).device
+
+    def round_of(count: int) -> tuple[float, float]:
+        images = torch.randn(count, *input_size, device=device).to(memory_format=torch.channels_last)
+        return (
+            _step_time(net, images, Precision("float32", ""), clock),
+            _step_time(net, images, Precision(candidate, ""), clock),
+        )
+
+    begun, count = clock(), min(batch_size, FEW)
+    full, short = round_of(count)  # what is done once is in both
+    if short > SEVERAL * full:
+        return Precision("float32", _words(candidate, short, full, f"a first step of {count} images"))
+    rounds = [round_of(count)]
+    fitting = int(count * STEP_SECONDS / max(*rounds[0], 1e-9))
+    if fitting > count < batch_size:
+        count = min(batch_size, fitting)
+        round_of(count)  # warms up
+        rounds = []
+    while len(rounds) < ROUNDS and not (rounds and clock() - begun > SECONDS):
+        rounds.append(round_of(count))
+    full, short = (min(times) for times in zip(*rounds, strict=True))  # the least disturbed by what else is done
+    what = "a step" if count == batch_size else f"a step of {count} images"
+    return Precision(candidate if short * WORTH < full else "float32", _words(candidate, short, full, what))
+
+
+def _words(candidate: Name, short: float, full: float, what: str) -> str:
+    return f"{what} takes {1000 * short:.1f} ms in {candidate}, {1000 * full:.1f} ms in float32"
 
 
 def _step_time(net: nn.Module, images: Tensor, precision: Precision, clock: Callable[[], float]) -> float:

@@ -30,7 +30,7 @@ from diracnets.training.interruption import Interruption, command_to_resume
 from diracnets.training.parallel import Trainee
 from diracnets.training.recipe import Recipe
 from diracnets.training.reporter import Events, Reporter
-from diracnets.training.run import Run, Trained, steps_per_epoch
+from diracnets.training.run import Run, Trained, introduction, steps_per_epoch
 from diracnets.training.safeguards import Safeguards
 from diracnets.training.start import network_to_resume, start_name, starting_network
 from diracnets.training.state import State
@@ -163,11 +163,14 @@ def train(
             record = replace(record, start=f"{count} filters of {guide.name}")
         check_progressive_size(recipe.data, data.input_size, net.min_image_size)
         net.to(ranks.device, memory_format=memory_format(recipe.runtime.channels_last))  # type: ignore[call-overload]
+        reporter = Reporter(optimization.epochs, steps, quiet=quiet or not ranks.first)
+        for line in introduction(recipe, data, folder.path, guide):
+            reporter.say(line)
         if saved is None:
             at_once = -(-min(optimization.batch_size, len(data.train)) // (ranks.count * optimization.accumulate))
-            precision = ranks.from_first(
-                partial(choose_precision, recipe.runtime.precision, net, max(2, at_once), data.input_size)
-            )
+            size = data.input_size
+            measure = partial(choose_precision, recipe.runtime.precision, net, max(2, at_once), size, say=reporter.say)
+            precision = ranks.from_first(measure)
         else:
             precision = Precision(*resumed["precision"])
         trainee = Trainee(net, ranks, sync_bn=optimization.sync_bn, compiled=recipe.runtime.compile)
@@ -180,7 +183,7 @@ def train(
             Interruption(
                 several=not ranks.alone
             ) as interruption,  # before, there is nothing to save: a signal ends the program at once
-            Reporter(optimization.epochs, steps, quiet=quiet or not ranks.first) as reporter,
+            reporter,
             closing(Events(folder.events, state.epoch - 1)) as events,
         ):
             watch = LossWatch(len(data.classes), safeguards.diverged_steps, state, steps, resumed.get("watch"))

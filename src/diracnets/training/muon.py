@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import required
 
-from diracnets.runtime.environment import instructions
+from diracnets.runtime.processor import instructions
 
 STEPS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic: steep at 0, and about 1 from there on

@@ -99,7 +99,7 @@ class Run:
     """Numbers of the images that are known to be unreadable."""
 
     def begin(self, *, resumed: bool) -> None:
-        """Write the run's first files, and say what is going to happen, on what, and in which arithmetic."""
+        """Write the run's first files, and say on what it is going to run, and in which arithmetic."""
         recipe, state, say = self.recipe, self.state, self.reporter.say
         if state.ranks.first:
             self._write_record(resumed=resumed)
@@ -108,10 +108,6 @@ class Run:
         for damage in self.folder.damaged:
             say(f"{damage}; an earlier checkpoint is resumed instead")
         self.check_best()
-        images = f"{len(self.data.train):,} images to train on, {validated_on(self.data)} to validate on"
-        say(f"{recipe.model.name} on {self.data.name}: {images}; everything goes to {self.folder.path}")
-        for line in (*self.data.summary(), *([] if self.teacher is None else self.teacher.summary())):
-            say(line)
         say(f"{device_name(state.device)}, {state.precision.name}: {state.precision.reason}")
         epochs = recipe.optimization.epochs
         if late := [milestone for milestone in recipe.optimization.milestones if milestone > epochs]:
@@ -379,6 +375,13 @@ class Run:
             f"try a lower learning rate (lr is {self.recipe.optimization.lr}), a longer warmup, clip_grad = 1, or "
             f"float32 (it was {self.state.precision.name}); {self.folder.last} is from before, and can be started from"
         )
+
+
+def introduction(recipe: Recipe, data: ImageData, folder: Path, teacher: Teacher | None) -> list[str]:
+    """The first lines of a run: which network, which images, and where everything goes."""
+    images = f"{len(data.train):,} images to train on, {validated_on(data)} to validate on"
+    first = f"{recipe.model.name} on {data.name}: {images}; everything goes to {folder}"
+    return [first, *data.summary(), *([] if teacher is None else teacher.summary())]
 
 
 def steps_per_epoch(batch_size: int, data: ImageData) -> int:
