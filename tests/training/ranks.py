@@ -1,12 +1,19 @@
-"""What `test_parallel.py` starts in several processes: `python ranks.py FOLDER CASE...`, one result file a process."""
+"""What `test_parallel.py` starts: `python ranks.py FOLDER COUNT CASE...` is COUNT processes, of one result file each.
+
+Where they can be forks they are, which spares all but one of them the imports.
+"""
 
 import json
+import multiprocessing
+import os
 import signal
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch._dynamo  # as DDP does, which takes as long as importing torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -128,21 +135,37 @@ def ended(run, rank, how):
     return {}
 
 
-def main(folder, rank, cases):
-    results = {}
+def results(folder, rank, cases):
     for case in cases:
         if case in RECIPES:
-            results[case] = trained(case, folder / case)
+            yield case, trained(case, folder / case)
         elif case.startswith("resumed:"):
-            results[case] = trained("sync", folder / case.removeprefix("resumed:"), resume=True)
+            yield case, trained("sync", folder / case.removeprefix("resumed:"), resume=True)
         else:
-            results[case] = ended(folder / case, rank, case)
-    (folder / f"rank{rank}.json").write_text(json.dumps(results))
+            yield case, ended(folder / case, rank, case.partition(":")[0])
+
+
+def work(folder, rank, count, port, cases):
+    """What a process does that `torchrun` would have started."""
+    torch.set_num_threads(1)
+    RunFolder.draw, Events.write = lambda *_: None, lambda *_: None  # they take longer than training
+    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()})
+    (folder / f"rank{rank}.json").write_text(json.dumps(dict(results(folder, rank, cases))))
+
+
+def main(folder, count, cases):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    processes = [context.Process(target=work, args=(folder, rank, count, port, cases)) for rank in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    sys.exit(any(process.exitcode for process in processes))
 
 
 if __name__ == "__main__":
-    import os
-
-    torch.set_num_threads(1)
-    RunFolder.draw, Events.write = lambda *_: None, lambda *_: None  # they take longer than training
-    main(Path(sys.argv[1]), int(os.environ["RANK"]), sys.argv[2:])
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

@@ -3,8 +3,8 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -34,38 +34,29 @@ def ranks():
 
 
 def together(count, folder, *cases):
-    """What `count` processes find, one after the other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = []
-    for rank in range(count):
-        own = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
-        command = [sys.executable, str(SCRIPT), str(folder), *cases]
-        started.append(subprocess.Popen(command, env={**os.environ, **own, "OMP_NUM_THREADS": "1"}))
+    """What `count` processes find, one case after the other."""
+    command = [sys.executable, str(SCRIPT), str(folder), str(count), *cases]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
     try:
-        assert [process.wait(timeout=300) for process in started] == [0] * count
+        assert process.wait(timeout=300) == 0
     finally:
-        for process in started:
-            process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(count)]
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    return folder, together(2, folder, "sync", "signalled", "broken")
+    stopped = ("signalled", "signalled:again", "resumed:signalled:again")
+    return folder, together(2, folder, "sync", "muon", "apart", "frozen", *stopped, "broken", "crashed")
 
 
 @pytest.fixture(scope="module")
-def two_more(tmp_path_factory):
-    return together(2, tmp_path_factory.mktemp("two_more"), "muon", "apart", "frozen", "crashed")
-
-
-@pytest.fixture(scope="module")
-def three(tmp_path_factory):
-    return together(3, tmp_path_factory.mktemp("three"), "sync", "muon", "apart", "frozen")
+def three(two, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("three")
+    shutil.copytree(two[0] / "signalled", folder / "signalled")
+    return together(3, folder, "resumed:signalled", "sync", "muon", "apart", "frozen")
 
 
 @pytest.fixture(scope="module")
@@ -97,15 +88,15 @@ def test_two_processes_train_as_one_does(two, one):
     assert found[0]["sync"]["weights"] == found[1]["sync"]["weights"]
 
 
-def test_a_signal_to_one_process_stops_all_at_the_same_step(two, one, ranks):
+def test_a_signal_to_one_process_stops_all_at_the_same_step(two, one, ranks, tmp_path):
     folder, found = two
     ends = [mine["signalled"] for mine in found]
     assert {end["error"] for end in ends} == {"Interrupted"}
     assert {end["code"] for end in ends} == {128 + signal.SIGTERM}
     assert "after 1 of 2 epochs and 2 of 5 batches and saved" in ends[0]["says"]
     assert sorted(end["silent"] for end in ends) == [False, True]
-    resumed = ranks.trained("sync", folder / "signalled", resume=True)
-    assert_same(resumed, one("sync"))
+    shutil.copytree(folder / "signalled", tmp_path / "run")
+    assert_same(ranks.trained("sync", tmp_path / "run", resume=True), one("sync"))
 
 
 def test_an_image_that_one_process_cannot_read_ends_all_with_one_message_and_is_no_loss(two):
@@ -116,10 +107,9 @@ def test_an_image_that_one_process_cannot_read_ends_all_with_one_message_and_is_
     assert torch.load(folder / "broken" / "last.pt", weights_only=True)["resume"]["batch"] == 3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", ["muon", "frozen"])
-def test_two_processes_train_as_one_does_in_parts_too(case, two_more, one):
-    for mine in two_more:
+def test_two_processes_train_as_one_does_in_parts_too(case, two, one):
+    for mine in two[1]:
         assert_same(mine[case], one(case))
 
 
@@ -131,15 +121,15 @@ def test_three_processes_train_as_one_does_though_one_gets_no_image_of_the_last_
 
 
 @pytest.mark.slow
-def test_each_image_is_seen_once_an_epoch(two_more, three):
+def test_each_image_is_seen_once_an_epoch(two, three):
     everything = {(epoch, index): 1 for epoch in (1, 2) for index in range(37)}
-    for found in (two_more, three):
+    for found in (two[1], three):
         assert Counter(tuple(each) for mine in found for each in mine["apart"]["seen"]) == everything
 
 
 @pytest.mark.slow
-def test_without_synchronized_norms_all_processes_still_have_the_same_network(two_more, three):
-    for found in (two_more, three):
+def test_without_synchronized_norms_all_processes_still_have_the_same_network(two, three):
+    for found in (two[1], three):
         first = {name: values for name, values in found[0]["apart"]["weights"].items() if "tracked" not in name}
         for mine in found:
             assert first.items() <= mine["apart"]["weights"].items()
@@ -147,20 +137,18 @@ def test_without_synchronized_norms_all_processes_still_have_the_same_network(tw
         assert found[0]["apart"]["history"][-1]["loss"] < found[0]["apart"]["history"][0]["loss"]
 
 
-@pytest.mark.slow
-def test_an_error_of_one_process_ends_the_others_too(two_more):
-    crashed, left = two_more[1]["crashed"], two_more[0]["crashed"]
+def test_an_error_of_one_process_ends_the_others_too(two):
+    left, crashed = (mine["crashed"] for mine in two[1])
     assert (crashed["error"], crashed["silent"]) == ("ValueError", False)
     assert (left["error"], left["silent"]) == ("TrainingError", True)
     assert "another process of this run has ended" in left["says"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 3])
-def test_a_run_of_two_processes_is_resumed_by_others(count, tmp_path, one):
-    together(2, tmp_path, "signalled")
-    found = together(count, tmp_path, "resumed:signalled")
-    for mine in found:
+def test_a_run_of_two_processes_is_resumed_by_others(two, three, one):
+    for mine in two[1]:
+        assert_same(mine["resumed:signalled:again"], one("sync"))
+    for mine in three:
         assert_same(mine["resumed:signalled"], one("sync"))
 
 
@@ -189,17 +177,14 @@ def test_compiled_pieces_between_synchronized_norms_are_refused():
         Trainee(torch.nn.Linear(2, 2), two, sync_bn=True, compiled=True)
 
 
-FLAGS = "--data digits --recipe demo --model diracnet-10-0.25 --precision float32 --device cpu --epochs 500 --sync-bn"
-
-
-def children(pid):
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+FLAGS = (
+    "--data digits --num-train 100 --recipe demo --model diracnet-10-0.25 --precision float32 --device cpu "
+    "--epochs 500 --sync-bn"
+)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("to", ["rank", "torchrun"])
-def test_torchrun_is_stopped_by_a_signal(to, tmp_path):
+def test_torchrun_is_stopped_by_a_signal(tmp_path):
     torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2 -m diracnets train"
     process = subprocess.Popen(
         [sys.executable, *torchrun.split(), *FLAGS.split(), "--run-dir", str(tmp_path / "run")],
@@ -215,7 +200,7 @@ def test_torchrun_is_stopped_by_a_signal(to, tmp_path):
             if lines.exists() and lines.read_text().count("\n") >= 2:
                 break
             time.sleep(0.02)
-        os.kill(process.pid if to == "torchrun" else children(process.pid)[-1], signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
         out, said = process.communicate(timeout=120)
     finally:
         with suppress(ProcessLookupError):
