@@ -1,13 +1,18 @@
 import io
 import os
+import struct
+import sys
 import threading
+import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from diracnets.data.decode import decoded, fitted, is_grey, opened, random_part, to_input
+from diracnets.data.decode import SUFFIXES, decoded, fitted, is_grey, opened, random_part, to_input
+from diracnets.deploy.memory import peak_memory, reset_peak, used_memory
 from diracnets.errors import DataError, FileError, UsageError
 
 HALF = [0.5] * 3
@@ -159,6 +164,73 @@ def test_decompression_bombs_are_refused(tmp_path, picture, monkeypatch, limit):
     opened_before.load()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     assert to_input(opened_before, (3, 32, 32), HALF, HALF).shape == (3, 32, 32)  # it is in memory already
+
+
+def header(kind, width, height):
+    """A file of a few hundred bytes that says to be of some size."""
+    big, little = struct.pack(">II", width, height), struct.pack("<II", width, height)
+    short = struct.pack(">HH", height % 65536, width % 65536)
+    options = {"no_jp2": True} if kind == "jp2" else {}
+    if kind == "ppm":
+        return f"P6 {width} {height} 255\n".encode()
+    if kind == "tiff":
+        tags = [(256, width), (257, height), (258, 8), (259, 8), (262, 1), (273, 8), (277, 1), (278, height), (279, 60)]
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+        return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(64)
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, {"jp2": "jpeg2000", "jpg": "jpeg"}.get(kind, kind), **options)
+    made = bytearray(buffer.getvalue())
+    if kind == "png":
+        made[16:24] = big
+        made[29:33] = struct.pack(">I", zlib.crc32(made[12:29]))
+    elif kind == "jpg":
+        place = made.index(b"\xff\xc0") + 5
+        made[place : place + 4] = short
+    elif kind == "gif":
+        made[6:10] = struct.pack("<HH", width % 65536, height % 65536)
+    elif kind == "bmp":
+        made[18:26] = little
+    elif kind == "webp":
+        made[26:30] = struct.pack("<HH", width % 16384, height % 16384)
+    elif kind == "avif":
+        place = made.index(b"ispe") + 8
+        made[place : place + 8] = big
+    else:
+        place = made.index(b"\xff\x51") + 6
+        made[place : place + 8] = big
+    return bytes(made)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured through /proc")
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "gif", "bmp", "tiff", "ppm", "jp2", "avif"])
+def test_a_few_bytes_never_become_gigabytes(tmp_path, kind):
+    suffix = f".{kind}"
+    if suffix not in SUFFIXES:
+        pytest.skip(f"this Pillow does not read {kind}")
+    for size, said in [
+        ((16_000, 16_000), "pixels, more than the 89,478,485"),  # more than twice as many as are safe
+        ((11_000, 11_000), "11000x11000 pixels, more than the 89,478,485"),
+        ((9_400, 9_400), r"9400x9400 pixels in [0-9]+ bytes"),
+        ((1, 89_000_000), "(1x89000000|too many) pixels"),
+    ]:
+        if max(size) > 65_535 and kind in ("jpg", "gif", "webp", "avif"):
+            continue  # which cannot say so
+        (tmp_path / f"x{suffix}").write_bytes(header(kind, *size))
+        reset_peak()
+        before = used_memory()
+        with pytest.raises(DataError, match=said):
+            read(tmp_path / f"x{suffix}")
+        assert peak_memory() - before < 1 << 24
+
+
+@pytest.mark.parametrize("kind", ["ico", "icns", "eps", "tga", "pdf", "pcx", "psd"])
+def test_formats_that_are_not_named_are_not_tried(tmp_path, picture, kind):
+    with suppress(KeyError, ValueError, OSError):
+        picture(64, 64).save(tmp_path / f"x.{kind}")
+    if kind == "psd":
+        (tmp_path / "x.psd").write_bytes(b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 9, 9, 8, 3) + bytes(99))
+    with pytest.raises(DataError, match="is not an image that can be read"):
+        read(tmp_path / f"x.{kind}")
 
 
 @pytest.mark.parametrize("size", [(40, 30), (300, 500), (1000, 90), (96, 96), (1, 1), (700, 3)])

@@ -49,6 +49,8 @@ _MARGIN = 256 / 224  # Zagoruyko & Komodakis 2017 evaluate ImageNet resized to 2
 _SPARE = 2.0  # a JPEG of which a part is taken is decoded smaller, as long as it stays this much larger than needed
 _ORIENTATION = 0x0112
 _PIPED = 1 << 29  # bytes that may come through a pipe for one picture
+_LONGEST = 65_535  # pixels of a side, as in JPEG; each row costs memory and time of its own, however short
+_FREE, _DENSEST = 1 << 22, 10_000  # pixels that any file may have, and those for each of its bytes; PNG allows 8,258
 
 
 def to_input(
@@ -108,7 +110,7 @@ def opened(source: str | Path | BinaryIO, name: str | None = None) -> Iterator[I
             raise DataError(f"{name} gives more than {_PIPED >> 20} MiB: give a file instead of a pipe")
         file.seek(0)
         with Image.open(file, formats=_FORMATS) as image:
-            _refuse_bomb(image, name)
+            _refuse_bomb(image, name, file.seek(0, io.SEEK_END))
             yield image
 
 
@@ -263,7 +265,8 @@ def decoded(image: Image.Image, channels: int) -> Image.Image:
     """The whole image, upright, grey (1) or RGB (3)."""
     if channels not in (1, 3):
         raise UsageError(f"an image file gives 1 or 3 channels, and the network takes {channels}")
-    _refuse_bomb(image, "the image")
+    if isinstance(image, ImageFile.ImageFile) and image.tile:  # not decoded yet, and maybe not from `opened`
+        _refuse_bomb(image, "the image")
     image.load()
     if _orientation(image) > 1:
         with suppress(Exception):  # of damaged metadata, which it writes again
@@ -310,12 +313,27 @@ def as_array(image: Image.Image) -> Pixels:
     return np.array(image, dtype=np.uint8).reshape(image.height, image.width, -1)
 
 
-def _refuse_bomb(image: Image.Image, name: str) -> None:
-    """Refuse an image that is not decoded yet and may not fit into memory."""
-    limit = Image.MAX_IMAGE_PIXELS
-    undecoded = isinstance(image, ImageFile.ImageFile) and bool(image.tile)
-    if undecoded and limit is not None and image.width * image.height > limit:
+def _refuse_bomb(image: Image.Image, name: str, size: int | None = None) -> None:
+    """Refuse an image, by its header, that may not fit into memory, or that says to be more than its bytes can be.
+
+    Args:
+        image: not decoded yet.
+        name: for errors.
+        size: of its file, bytes.
+    """
+    pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
+    if limit is not None and pixels > limit:
         raise DataError(_too_large(name, f"{image.width}x{image.height}"))
+    if max(image.size) > _LONGEST:
+        raise DataError(
+            f"{name} has {image.width}x{image.height} pixels, and sides may have {_LONGEST:,}: "
+            "make it smaller or remove it"
+        )
+    if size is not None and pixels > _FREE + _DENSEST * size:
+        raise DataError(
+            f"{name} has {image.width}x{image.height} pixels in {size:,} bytes, as files have that are made to fill "
+            "the memory: remove it"
+        )
 
 
 def _too_large(name: str, pixels: str) -> str:
