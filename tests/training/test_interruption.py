@@ -21,6 +21,25 @@ def test_the_first_signal_is_remembered_and_the_second_acts(number):
         signal.signal(number, before)
 
 
+@pytest.mark.parametrize(
+    ("several", "second"), [(False, "stops at once, and loses what was not saved"), (True, "changes nothing")]
+)
+def test_the_first_signal_is_answered_at_once(several, second, capfd):
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        with Interruption(say=True, several=several):
+            signal.raise_signal(signal.SIGINT)
+            said = f"Ctrl-C: the run stops after this batch and is saved; a second Ctrl-C {second}"
+            assert capfd.readouterr().err.strip() == said
+            signal.raise_signal(signal.SIGINT)
+            assert not capfd.readouterr().err
+        with Interruption():
+            signal.raise_signal(signal.SIGINT)
+        assert not capfd.readouterr().err
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_handlers_come_back_without_a_signal_and_after_an_error():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with Interruption():

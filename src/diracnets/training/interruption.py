@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -27,6 +29,7 @@ class Interruption:
     usual. A signal that is ignored, as SIGHUP is under nohup, stays ignored.
 
     Args:
+        say: whether to write at once, on standard error, that the request was heard and what a second one does.
         several: whether this is one of several processes. A second signal then does nothing: `torchrun` passes signals
             on that have come here already, and sends SIGTERM to those that are left when the first process has ended.
 
@@ -38,8 +41,9 @@ class Interruption:
     True
     """
 
-    def __init__(self, *, several: bool = False) -> None:
+    def __init__(self, *, say: bool = False, several: bool = False) -> None:
         self.signal: int | None = None
+        self._say = say
         self._several = several
         self._before: dict[signal.Signals, signal._HANDLER] = {}
 
@@ -56,9 +60,17 @@ class Interruption:
         self._restore()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self._say and self.signal is None:
+            with suppress(OSError):  # of a terminal that has gone
+                os.write(2, self._answer(number).encode())  # print may be at work, and cannot be entered again
         self.signal = number
         if not self._several:
             self._restore()
+
+    def _answer(self, number: int) -> str:
+        asked, again = ("Ctrl-C", "Ctrl-C") if number == signal.SIGINT else (signal.Signals(number).name, "signal")
+        second = "changes nothing" if self._several else "stops at once, and loses what was not saved"
+        return f"\n{asked}: the run stops after this batch and is saved; a second {again} {second}\n"
 
     def _restore(self) -> None:
         while self._before:

@@ -181,7 +181,7 @@ def train(
         command = command_to_resume(folder.path, data_dir, device, workers)
         with (
             Interruption(
-                several=not ranks.alone
+                say=ranks.first and not quiet, several=not ranks.alone
             ) as interruption,  # before, there is nothing to save: a signal ends the program at once
             reporter,
             closing(Events(folder.events, state.epoch - 1)) as events,
