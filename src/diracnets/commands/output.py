@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from diracnets.errors import printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
 _PIPE_WIDTH = 400  # nothing is cut or wrapped where no terminal shows it
@@ -35,9 +35,10 @@ def note(text: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A table with numbers aligned right and floats to three decimals.
+    """A table with numbers aligned right and floats to three decimals, whose words are never broken.
 
-    The first column is never wrapped: it holds the names that a reader copies.
+    The first column is never wrapped: it holds the names that a reader copies. In the others lines end between words.
+    Where a terminal is too narrow for that, the table is wider than it.
 
     >>> stdout().print(table(["name", "parameters"], [["diracnet-16-1", 173402]]))
     name            parameters
@@ -48,16 +49,42 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     from rich.cells import cell_len
     from rich.table import Table
 
-    made = Table(box=SIMPLE_HEAD, pad_edge=False)
-    made.show_edge = False
     rows = list(rows)
+    cells = [[column, *(_cell(row[index]) for row in rows)] for index, column in enumerate(columns)]
+    wanted = [max(map(cell_len, texts)) for texts in cells]
+    least = [max(cell_len(word) for text in texts for word in text.split() or [""]) for texts in cells]
+    least[0] = wanted[0]
+
+    class Unbroken(Table):
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            between = 3 * (len(columns) - 1)  # a space, a line of the box and a space
+            widths = _shared(options.max_width - between, least, wanted)
+            for column, width in zip(self.columns, widths, strict=True):
+                column.width = width
+            yield from super().__rich_console__(console, options.update(max_width=sum(widths) + between))
+
+    made = Unbroken(box=SIMPLE_HEAD, pad_edge=False)
+    made.show_edge = False
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float) for row in rows)
-        widest = max((cell_len(_cell(row[0])) for row in rows), default=0) if index == 0 else None
-        made.add_column(column, justify="right" if numeric else "left", overflow="fold", min_width=widest)
+        made.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         made.add_row(*map(_cell, row))
     return made
+
+
+def _shared(room: int, least: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    """A width for each column, from the least to the one that it wants; the narrowest get theirs first.
+
+    >>> _shared(20, [4, 4, 4], [4, 5, 30]), _shared(5, [4, 4], [4, 9])
+    ([4, 5, 11], [4, 4])
+    """
+    widths, left = list(least), room - sum(least)
+    for index in sorted(range(len(least)), key=lambda index: wanted[index] - least[index]):
+        more = max(0, min(left, wanted[index] - least[index]))
+        widths[index] += more
+        left -= more
+    return widths
 
 
 def _cell(value: object) -> str:

@@ -1,0 +1,28 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from diracnets.commands.output import table
+
+
+def shown(rows, width):
+    columns = ["name", "what it is", "suffix"]
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(table(columns, rows), crop=False)
+    return console.file.getvalue()
+
+
+ROWS = [["diracnet-28-1-cifar10-int8", "a network in integers for microcontrollers", ".safetensors"]]
+
+
+@pytest.mark.parametrize("width", [400, 80, 60, 40, 10])
+def test_no_word_is_broken_at_any_width(width):
+    words = shown(ROWS, width).split()
+    assert {"diracnet-28-1-cifar10-int8", "microcontrollers", ".safetensors"} <= set(words)
+
+
+def test_a_table_is_as_wide_as_its_words_and_no_wider_than_the_terminal():
+    assert max(map(len, shown(ROWS, 400).splitlines())) == 26 + 42 + 12 + 6
+    assert max(map(len, shown(ROWS, 70).splitlines())) == 70
+    assert max(map(len, shown(ROWS, 40).splitlines())) == 26 + 16 + 12 + 6
