@@ -10,7 +10,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11, 4))
 
 JOBS := 2
 
-.PHONY: help demo test test-all test-avx2 lint clean
+.PHONY: help demo test test-all test-avx2 lint audit clean
 
 help:
 	@echo "make demo        train on digits, fold, prove it, classify pictures: the main job"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-all    run all tests"
 	@echo "make test-avx2   run those of networks and training with the kernels of CPUs without AVX-512"
 	@echo "make lint        check style and types"
+	@echo "make audit       look for known vulnerabilities of the packages in .venv"
 	@echo "make clean       remove the environment and the caches (runs/, demo/ and data/ stay)"
 
 demo: $(READY)
@@ -37,6 +38,14 @@ lint: $(READY)
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+
+# In an environment of its own. --strict: a package that cannot be looked up is no clean one.
+audit: $(READY)
+	@test -x build/audit/bin/pip-audit || { $(BIN)/python -m venv --clear build/audit \
+		&& build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit; }
+	@$(BIN)/python -m pip list --format=freeze --exclude diracnets --disable-pip-version-check \
+		| sed 's/+.*//' > build/audit/packages.txt
+	@build/audit/bin/pip-audit --strict --no-deps --disable-pip -r build/audit/packages.txt $(ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist

@@ -4,6 +4,7 @@ A new use fails here. Take another way, or add it with the reason why nobody els
 """
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -164,3 +165,11 @@ def test_a_risky_use_is_seen(source):
 )
 def test_a_harmless_use_is_not(source):
     assert not list(uses(source))
+
+
+def test_what_security_md_names_exists():
+    text = (Path(__file__).parent.parent / "SECURITY.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 10
+    for file, test in named:
+        assert f"def {test}(" in (Path(__file__).parent.parent / file).read_text(encoding="utf-8") or not test, test

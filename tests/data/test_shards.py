@@ -273,6 +273,12 @@ def test_shards_of_a_list_are_checked_against_it(split_folder, tmp_path):
     with pytest.raises(DataError, match=r"holds less than is listed, 9 or more are lost|9 of 16"):
         find_samples(tmp_path / "shards")
     info = json.loads((tmp_path / "shards" / "_info.json").read_text())
+    listed = info["splits"]["train"]["shards"][0]
+    for key, value in (("sha256", ""), ("sha256", "12ab"), ("sha256", 5), ("bytes", -1), ("bytes", "many")):
+        info["splits"]["train"]["shards"][0] = {**listed, key: value}
+        (tmp_path / "shards" / "_info.json").write_text(json.dumps(info))
+        with pytest.raises(FileError, match=r"is no SHA-256|is no number of bytes"):
+            find_samples(tmp_path / "shards")
     info["splits"]["train"]["filenames"] = ["../../secret.tar"]
     (tmp_path / "shards" / "_info.json").write_text(json.dumps(info))
     with pytest.raises(DataError, match="not beside it"):
