@@ -4,12 +4,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
-from diracnets import bench, load, load_data, parity
+from diracnets import bench, load, load_data, parity, quantize
+from diracnets.artifacts.card import ModelCard, attach_card
 from diracnets.cli import main
 from diracnets.deploy.activations import live_activations
+from diracnets.deploy.integer import rounded_chain
 from diracnets.deploy.measure import Candidate, Row, exactly, side_by_side
+from diracnets.deploy.parity import _first
 from diracnets.deploy.process import store
 from diracnets.deploy.subject import subject_of
 from diracnets.errors import UsageError
@@ -35,7 +39,7 @@ def test_the_backends_that_are_installed_agree(tmp_path, capsys):
         assert row["latency"]["3"]["seconds"] > 0
         assert row["file_bytes"] > 4 * 90_000  # its weights
         assert row["start_seconds"] > 0
-    assert rows["torch", "int8"]["agreement"] > 0.8
+    assert rows["torch", "int8"]["agreement"] > 0.9
     for row in rows.values():
         assert bool(row["reason"]) == (row["difference"] is None)
     assert "| torch | float32 |" in (tmp_path / "parity.md").read_text()
@@ -76,6 +80,30 @@ def test_what_cannot_be_measured_has_its_reason(monkeypatch):
     assert reasons["onnx", "float32"] == "needs something"
     branched = bench(["wrn-10-0.25"], backends=["torch"])
     assert "no int8 form" in branched.rows[1].reason
+
+
+def test_int8_is_what_quantize_makes_or_the_file_as_it_is(monkeypatch):
+    from diracnets.deploy import parity as module
+
+    taken, said = [], []
+    monkeypatch.setattr(module, "side_by_side", lambda candidates, **_: taken.extend(candidates) or [])
+    digits = load_data("digits")
+    torch.manual_seed(0)
+    chain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)).eval()
+    attach_card(chain, ModelCard(digits.input_size, digits.mean, digits.std))
+    images = torch.from_numpy(_first(digits.train, 256)[0])
+    wanted = quantize(chain, images).chain
+    options = {"backends": ["torch"], "images": 20}
+    parity(chain, digits, precisions=["int8"], say=said.append, **options)
+    assert torch.equal(taken[-1].model(images), wanted(images))
+    assert not torch.equal(rounded_chain(chain, chain.card, images)(images), wanted(images))
+    assert any("quantizing" in line for line in said)
+    said.clear()
+    table = parity(wanted, digits, precisions=["float32", "int8"], say=said.append, **options)
+    assert taken[-1].model is wanted
+    assert "holds an int8 chain" in taken[-2].reason
+    assert table.facts["exact_in"] == "int8"
+    assert not any("quantizing" in line for line in said)
 
 
 def _row(candidate):

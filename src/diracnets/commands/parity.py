@@ -48,7 +48,7 @@ class Parity(Measured):
     data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
     """The folder of the images, or where the shards are; by default the one that the file's training run used."""
     precisions: tuple[str, ...] = ("float32", "bfloat16", "int8")
-    """Some of float32, bfloat16 and int8."""
+    """Some of float32, bfloat16 and int8. A float network is turned into int8 as by `diracnets quantize`."""
     images: int = 1000
     """How many of the held-out images to classify."""
 
@@ -80,7 +80,7 @@ class Parity(Measured):
         )
         facts = found.facts
         title = (
-            f"{facts['network']} on {facts['images']:,} held-out images of {facts['data']}; in float64 "
+            f"{facts['network']} on {facts['images']:,} held-out images of {facts['data']}; in {facts['exact_in']} "
             f"top-1 {facts['exact_top1']:.2%}, outputs up to {facts['largest_output']:.3g}"
         )
         show(found, title, json=self.json, markdown=self.markdown)

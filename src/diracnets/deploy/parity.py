@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,15 @@ from diracnets.deploy.integer import rounded_chain
 from diracnets.deploy.measure import BATCHES, ROUNDS, Candidate, Exact, Row, Say, check, exactly, side_by_side
 from diracnets.deploy.onnx_int8 import QUANTIZED, int8_writer
 from diracnets.deploy.process import COMPILED, EAGER
+from diracnets.deploy.quantize import quantize
 from diracnets.deploy.subject import Given, Subject, subject_of
 from diracnets.errors import DiracNetsError, MissingExtraError, UsageError, did_you_mean, first_line
+from diracnets.models.integer import IntegerChain
 from diracnets.runtime.environment import circumstances
 from diracnets.runtime.processor import has_bfloat16
 
 PRECISIONS = ("float32", "bfloat16", "int8")
-_CALIBRATION = 256  # images from which an int8 chain takes the ranges of its activations
+_CALIBRATION = 256  # training images that an int8 chain is made by
 _BENCH_IMAGES = 8  # on which bench compares answers
 
 
@@ -68,7 +71,7 @@ def parity(
 
     Args:
         model: a file, the name of trained weights, or a module with a card.
-        data: its held-out images are classified. The ranges of int8 come from training images.
+        data: its held-out images are classified. A float chain is turned into int8 by `quantize` on training images.
         backends: some of `known_backends()`; by default all.
         precisions: some of "float32", "bfloat16" and "int8".
         images: how many held-out images, the first ones; fewer where there are no more.
@@ -100,17 +103,20 @@ def parity(
         sizes = ["x".join(map(str, size)) for size in (subject.card.input_size, data.input_size)]
         raise UsageError(f"{subject.name} takes images of {sizes[0]}, those of {data.name} are {sizes[1]}")
     pictures, labels = _first(data.val, images)
-    say(f"{subject.name} in float64 on {len(pictures):,} images")
+    say(f"{subject.name} in {'its integers' if subject.is_integer else 'float64'} on {len(pictures):,} images")
     exact = exactly(subject.model, pictures, labels)
     integers: Subject | str = subject
     if "int8" in precisions and not subject.is_integer:
-        integers = _rounded(subject, _first(data.train, _CALIBRATION)[0])
+        calibration = torch.from_numpy(_first(data.train, _CALIBRATION)[0])
+        say(f"quantizing it by {len(calibration)} training images, as diracnets quantize does")
+        integers = _in_int8(subject, lambda: quantize(subject.model, calibration, card=subject.card).chain)
     candidates = [_candidate(subject, integers, *each, exact) for each in chosen]
     rows = side_by_side(candidates, batches=batches, rounds=rounds, say=say)
     facts = {
         "network": subject.name,
         "data": data.name,
         "images": len(pictures),
+        "exact_in": "int8" if subject.is_integer else "float64",
         "exact_top1": float((exact.logits.argmax(1) == labels).mean()),
         "largest_output": float(np.abs(exact.logits).max()),
         **_how(rounds),
@@ -167,7 +173,8 @@ def bench(
         exact[subject.name] = exactly(subject.model, pictures)
         integers[subject.name] = subject
         if "int8" in precisions and not subject.is_integer:
-            integers[subject.name] = _rounded(subject, pictures)
+            some = torch.from_numpy(pictures)
+            integers[subject.name] = _in_int8(subject, partial(rounded_chain, subject.model, subject.card, some))
     rows: list[Row] = []
     for backend, precision in chosen:
         group = []
@@ -232,13 +239,12 @@ def _unusable(backend: str) -> str:
     return backends_module.find(backend).unrunnable
 
 
-def _rounded(subject: Subject, pictures: np.ndarray[Any, np.dtype[np.float32]]) -> Subject | str:
-    """The network as an int8 chain, or why there is none."""
+def _in_int8(subject: Subject, make: Callable[[], IntegerChain]) -> Subject | str:
+    """The network as the int8 chain that `make` gives, or why there is none."""
     try:
-        chain = rounded_chain(subject.model, subject.card, torch.from_numpy(pictures))
+        return replace(subject, model=make())
     except DiracNetsError as error:
         return f"it has no int8 form: {first_line(error)}"
-    return replace(subject, model=chain)
 
 
 def _first(
