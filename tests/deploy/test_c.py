@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from diracnets.artifacts.card import ModelCard
+from diracnets.artifacts.model_file import save
+from diracnets.cli import main
 from diracnets.deploy.c import load_c, write_c
 from diracnets.deploy.c.compiled import FLAGS, compile_c, lacks_compiler, library
 from diracnets.deploy.c.network import network_of
@@ -24,7 +26,7 @@ from diracnets.models.build import build_model
 from diracnets.models.integer import IntegerChain
 
 needs_compiler = pytest.mark.skipif(bool(lacks_compiler()), reason=f"needs {lacks_compiler()}")
-PLANS = ("mixed", "row by row", "in place")
+PLANS = ("mixed", "row-by-row", "in-place")
 QUICK = ("-std=c99", "-O0", *FLAGS[2:])
 
 
@@ -142,7 +144,7 @@ def test_the_memory_of_our_networks(name, most, tmp_path):
     assert stated <= most
     steps = network_of(integers, card).steps
     by_name = {plan.name: plan.size for plan in plans(steps)}
-    assert by_name["in place"] == 32 * 32 * 16 + 2 * 32 * 16  # one map and two rows
+    assert by_name["in-place"] == 32 * 32 * 16 + 2 * 32 * 16  # one map and two rows
     assert two_buffers(steps) == 2 * 32 * 32 * 16
 
 
@@ -364,7 +366,7 @@ def test_what_cannot_be_written_is_named(tmp_path):
     ):
         with pytest.raises(UsageError, match=message):
             write_c(nn.Sequential(*layers), card, tmp_path / "net.c")
-    with pytest.raises(UsageError, match="no plan 'fast': there are mixed, row by row, in place"):
+    with pytest.raises(UsageError, match="no plan 'fast': choose of mixed, row-by-row, in-place"):
         write_c(nn.Sequential(nn.Conv2d(3, 4, 3)), card, tmp_path / "net.c", plan="fast")
     assert not list(tmp_path.iterdir())
     with pytest.raises(UsageError, match="c takes chains, and this ResNet has branches"):
@@ -382,5 +384,27 @@ def test_export(tmp_path):
         assert made.notes.startswith("Static memory: ")
         assert made.images == 4
         assert made.difference <= (0 if isinstance(network, IntegerChain) else 1e-5)
+    with pytest.raises(UsageError, match="onnx has no --plan"):
+        export(network, "onnx", tmp_path / "net.onnx", plan="mixed", card=card)
     with pytest.raises(UsageError, match="C takes one image at a time, not 8"):
         export(network, "c", tmp_path / "net.c", batch=8, card=card)
+
+
+@needs_compiler
+def test_the_command_has_weights_apart_and_plans(tmp_path, capsys):
+    _, integers = folded("diracnet-10-0.25")
+    file, out = tmp_path / "net.safetensors", tmp_path / "net.c"
+    save(integers, file, card=card_of_size(3, 32, 32))
+    options = ["--to", "c", "--out", str(out), "--weights-apart", "--plan", "in-place"]
+    assert main(["export", str(file), *options]) == 0
+    said = capsys.readouterr().out
+    assert "Plan of the activations: in-place" in said
+    assert "largest difference 0.0e+00" in said  # it was run, with the weights loaded
+    assert (tmp_path / "net.bin").stat().st_size > 4_000 > (tmp_path / "net.bin").stat().st_size // 2
+    assert "net_load" in (tmp_path / "net.h").read_text()
+    (tmp_path / "net.bin").write_bytes((tmp_path / "net.bin").read_bytes()[:-1])
+    with pytest.raises(ExportError, match=r"net\.bin does not hold the weights of"):
+        load_c(out, QUICK)
+    assert main(["export", str(file), "--to", "c", "--out", str(tmp_path / "b.c"), "--plan", "in-plase"]) == 2
+    assert "did you mean in-place" in capsys.readouterr().err
+    assert not (tmp_path / "b.c").exists()

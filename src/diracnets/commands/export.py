@@ -31,6 +31,10 @@ class Export:
     that, and any height and width, where the network has that too."""
     from_pixels: FlagCreatePairsOff[bool] = False
     """Take pixels, uint8 from 0 to 255, and normalize them in the file."""
+    weights_apart: FlagCreatePairsOff[bool] = False
+    """c only: write the weights to a .bin file of their own, which the program loads, instead of into the code."""
+    plan: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """c only: where activations lie in memory: mixed, row-by-row or in-place; by default what needs least."""
     force: FlagCreatePairsOff[bool] = False
     """Replace files that are there."""
     list: FlagCreatePairsOff[bool] = False
@@ -53,6 +57,8 @@ class Export:
             batch=self.batch,
             from_pixels=self.from_pixels,
             force=self.force,
+            weights_apart=self.weights_apart,
+            plan=self.plan,
         )
         stdout().print(str(exported), soft_wrap=True)
 

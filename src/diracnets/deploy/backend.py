@@ -34,11 +34,15 @@ class Options:
         batch: how many images the file takes at a time; None for any number.
         from_pixels: whether it takes pixels, uint8 0..255, and normalizes them itself.
         any_size: whether it takes images of any height and width; else of the card's.
+        weights_apart: whether the weights go into a file of their own, where a format has the choice.
+        plan: of the memory, where a format has several; None for the one that needs least.
     """
 
     batch: int | None = None
     from_pixels: bool = False
     any_size: bool = False
+    weights_apart: bool = False
+    plan: str | None = None
 
 
 class Run(Protocol):
@@ -74,6 +78,7 @@ class Backend:
         dynamic: whether a file can take any number of images; else it takes 1, if not told otherwise.
         sizes: whether a file can take images of any height and width, where it can take any number.
         branches: whether networks that are no chain can be written.
+        takes: the options beyond the first three that it knows, by name; others are refused.
         notes: called with the path, gives what a user should know of a file that was written, in lines of text.
     """
 
@@ -92,6 +97,7 @@ class Backend:
     dynamic: bool = True
     sizes: bool = True
     branches: bool = True
+    takes: tuple[str, ...] = ()
     notes: Callable[[Path], str] = lambda path: ""
 
     def missing(self) -> str:

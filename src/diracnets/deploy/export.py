@@ -73,6 +73,8 @@ def export(
     from_pixels: bool = False,
     card: ModelCard | None = None,
     force: bool = False,
+    weights_apart: bool = False,
+    plan: str | None = None,
 ) -> Exported:
     """Write a network to a file of another format, run that file, and keep it if it computes the same.
 
@@ -86,6 +88,8 @@ def export(
         from_pixels: let the file take pixels, uint8 0..255, and normalize them itself.
         card: what the network is, for one that has no `card` itself.
         force: replace files that are there.
+        weights_apart: write the weights to a file of their own; only "c" has this.
+        plan: of the memory, "mixed", "row-by-row" or "in-place"; by default the one that needs least. Only "c" has it.
 
     Returns:
         What was written, and how far it is from what the network computes in float64.
@@ -107,6 +111,9 @@ def export(
     path = _path(model, path, backend)
     if batch is not None and batch < 1:
         raise UsageError(f"batch is {batch}; it must be at least 1, or left out for any number")
+    for option, given in (("weights_apart", weights_apart), ("plan", plan is not None)):
+        if given and option not in backend.takes:
+            raise UsageError(f"{to} has no --{option.replace('_', '-')} ({option}): that is for c alone")
     _refuse_existing([path], force)
     network, card = _network(model, card)
     precision = precision_of(network)
@@ -117,7 +124,7 @@ def export(
     if not backend.dynamic:
         batch = batch or 1
     any_size = _takes_any_size(network, card) and backend.sizes and batch is None and precision == "float32"
-    options = Options(batch, from_pixels, any_size)
+    options = Options(batch, from_pixels, any_size, weights_apart, plan)
     with written_together(path) as part:
         try:
             backend.write(deepcopy(network), card, part, options)

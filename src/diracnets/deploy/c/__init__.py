@@ -21,7 +21,7 @@ from diracnets.deploy.c.describe import describe
 from diracnets.deploy.c.network import network_of
 from diracnets.deploy.c.plan import plans
 from diracnets.deploy.c.write import identifier, source_of
-from diracnets.errors import UsageError
+from diracnets.errors import ExportError, UsageError, did_you_mean
 from diracnets.files import written_whole
 from diracnets.models.fixed_point import Quantization
 
@@ -43,7 +43,7 @@ def write_c(
         path: of the .c file.
         from_pixels: take pixels, 0..255; otherwise normalized floats, or the int8 that stand for them.
         weights_apart: write the weights to PATH.bin rather than into the code; the program loads them with NAME_load.
-        plan: of the memory: "mixed", "row by row" or "in place"; by default the one that needs least.
+        plan: of the memory: "mixed", "row-by-row" or "in-place"; by default the one that needs least.
 
     Returns:
         The files.
@@ -63,7 +63,8 @@ def write_c(
     row = card.input_size[0] * card.input_size[2] * (1 if network.integers else 4)
     known = {each.name: each for each in plans(network.steps, row if from_pixels else 0)}
     if plan is not None and plan not in known:
-        raise UsageError(f"there is no plan {plan!r}: there are {', '.join(known)}")
+        choice = f"choose of {', '.join(known)}"
+        raise UsageError(f"there is no plan {plan!r}: {did_you_mean(plan, known, choice)}")
     chosen = known[plan] if plan else min(known.values(), key=lambda each: (each.size, len(each.segments)))
     about = describe(network, card, chosen, known, str((card.architecture or {}).get("name", path.stem)))
     source = source_of(network, card, chosen, path.stem, about, from_pixels, weights_apart)
@@ -78,10 +79,10 @@ def write_c(
 
 
 def load_c(path: str | Path, flags: Sequence[str] = FLAGS) -> Run:
-    """Compile a .c file that `write_c` wrote, with its weights inside, and call it from Python.
+    """Compile a .c file that `write_c` wrote and call it from Python.
 
     Args:
-        path: of the .c file; the .h file is beside it.
+        path: of the .c file; the .h file is beside it, and the .bin file, if the weights are apart.
         flags: of the compiler.
 
     Returns:
@@ -89,15 +90,24 @@ def load_c(path: str | Path, flags: Sequence[str] = FLAGS) -> Run:
         float32 [batch, outputs].
 
     Raises:
-        ExportError: there is no compiler, or it fails.
+        ExportError: there is no compiler, or it fails; or the weights belong to another file.
+        OSError: a file that cannot be read.
     """
     path = Path(path)
-    classify = getattr(library(path, flags), f"{identifier(path.stem)}_run")
+    compiled, name = library(path, flags), identifier(path.stem)
+    classify = getattr(compiled, f"{name}_run")
     header = path.with_suffix(".h").read_text(encoding="utf-8")
     known = {key: float(value) for key, value in _DEFINED.findall(header)}
+    weights = np.empty(0, np.uint8)  # has to stay where it is as long as `run` lives
+    if "WEIGHTS_SIZE" in known:
+        apart = path.with_suffix(".bin")
+        weights = np.fromfile(apart, np.uint8)
+        load = getattr(compiled, f"{name}_load")
+        if len(weights) != known["WEIGHTS_SIZE"] or not load(weights.ctypes.data_as(ctypes.c_void_p)):
+            raise ExportError(f"{apart} does not hold the weights of {path}")
     outputs = np.zeros(int(known["OUTPUTS"]), np.int8 if "OUTPUT_SCALE" in known else np.float32)
 
-    def run(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def run(images: npt.NDArray[Any], weights: object = weights) -> npt.NDArray[np.float32]:
         if "INPUT_SCALE" in known:
             taken = Quantization(known["INPUT_SCALE"], int(known["INPUT_ZERO_POINT"]))
             images = taken.integers(torch.from_numpy(images.astype(np.float32))).numpy().astype(np.int8)
@@ -120,7 +130,8 @@ def load_c(path: str | Path, flags: Sequence[str] = FLAGS) -> Run:
 def _write(model: nn.Module, card: ModelCard, path: Path, options: Options) -> None:
     if options.batch != 1:
         raise UsageError(f"C takes one image at a time, not {options.batch}: leave --batch (batch) out")
-    write_c(model, card, path, from_pixels=options.from_pixels)
+    apart, plan = options.weights_apart, options.plan
+    write_c(model, card, path, from_pixels=options.from_pixels, weights_apart=apart, plan=plan)
     beside(path).write_text(description(card, options, precision_of(model)), encoding="utf-8")
 
 
@@ -131,7 +142,8 @@ def _notes(path: Path) -> str:
 
 
 _DEFINED = re.compile(
-    r"^#define \w+?_(OUTPUTS|OUTPUT_CHANNELS|(?:IN|OUT)PUT_(?:SCALE|ZERO_POINT)) \(?([-+.\de]+)", re.MULTILINE
+    r"^#define \w+?_(OUTPUTS|OUTPUT_CHANNELS|WEIGHTS_SIZE|(?:IN|OUT)PUT_(?:SCALE|ZERO_POINT)) \(?([-+.\de]+)",
+    re.MULTILINE,
 )
 
 BACKEND = Backend(
@@ -146,4 +158,5 @@ BACKEND = Backend(
     dynamic=False,
     branches=False,
     notes=_notes,
+    takes=("weights_apart", "plan"),
 )

@@ -70,7 +70,7 @@ class Plan:
 
 
 def plans(steps: Sequence[Step], image_row: int = 0) -> tuple[Plan, ...]:
-    """The plans for a chain, the best one first: "mixed", "row by row" and "in place".
+    """The plans for a chain, the best one first: "mixed", "row-by-row" and "in-place".
 
     Args:
         steps: the layers.
@@ -80,8 +80,8 @@ def plans(steps: Sequence[Step], image_row: int = 0) -> tuple[Plan, ...]:
         Plan(name, tuple(segment(steps, first, last, image_row) for first, last in pairs))
         for name, pairs in (
             ("mixed", _best_cuts(steps, image_row)),
-            ("row by row", [(0, len(steps) - 1)]),
-            ("in place", [(index, index) for index in range(len(steps))]),
+            ("row-by-row", [(0, len(steps) - 1)]),
+            ("in-place", [(index, index) for index in range(len(steps))]),
         )
     )
 
