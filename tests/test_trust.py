@@ -57,8 +57,8 @@ HARMLESS |= {"subprocess.SubprocessError", "subprocess.DEVNULL", "subprocess.STD
 NAMES = {"eval", "exec", "compile", "__import__", "builtins.eval", "builtins.exec", "importlib.import_module"}
 NAMES |= {"os.system", "os.popen", "tempfile.mktemp", "shutil.unpack_archive", "ctypes.CDLL", "ctypes.cdll"}
 NAMES |= {"torch.load", "torch.jit.load", "torch.export.load", "torch._inductor.aoti_load_package"}
-NAMES |= {"torch.distributed.checkpoint.load", "torch.utils.cpp_extension.load", "numpy.load", "numpy.memmap"}
-NAMES |= {"PIL.Image.open", "numpy.fromfile", "pandas.read_pickle", "sklearn.datasets.fetch_openml"}
+NAMES |= {"torch.distributed.checkpoint.load", "torch.utils.cpp_extension.load", "numpy.load"}
+NAMES |= {"PIL.Image.open", "pandas.read_pickle", "sklearn.datasets.fetch_openml"}
 STARTS = ("os.exec", "os.spawn", "os.posix_spawn")
 METHODS = {"extract", "extractall"}  # of an archive, whatever its name
 SAFE = {  # names that a keyword makes harmless
@@ -73,9 +73,9 @@ ANY = {("web.py", "urllib.request")}  # a module that one file may use as it nee
 
 def uses(source):
     """Each risky name in a program and its line, by its full name, whatever it was imported as."""
-    tree = ast.parse(source)
+    nodes = list(ast.walk(ast.parse(source)))
     known = {}
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             known |= {
                 each.asname or each.name.partition(".")[0]: each.name if each.asname else each.name.partition(".")[0]
@@ -84,9 +84,7 @@ def uses(source):
         elif isinstance(node, ast.ImportFrom) and not node.level:
             known |= {each.asname or each.name: f"{node.module}.{each.name}" for each in node.names}
     keywords = {
-        id(node.func): {key.arg: key.value for key in node.keywords}
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
+        id(node.func): {key.arg: key.value for key in node.keywords} for node in nodes if isinstance(node, ast.Call)
     }
 
     def full(node):
@@ -96,7 +94,7 @@ def uses(source):
             return f"{before}.{node.attr}"
         return None
 
-    for node in ast.walk(tree):
+    for node in nodes:
         if not isinstance(node, ast.Name | ast.Attribute) or not isinstance(node.ctx, ast.Load):
             continue
         name = full(node) or ""

@@ -18,6 +18,7 @@ from diracnets.data.shard_cache import ShardCache, cache_limit
 from diracnets.data.shard_where import Stated
 from diracnets.download import Checksum, fetch
 from diracnets.errors import FileError, UsageError
+from diracnets.files import locked
 from diracnets.web import read_url
 
 wds = pytest.importorskip("webdataset", reason='needs pip install "diracnets[shards]"')
@@ -266,6 +267,22 @@ def test_a_download_that_was_killed_is_not_taken_for_whole(server, tmp_path):
     file.with_name(file.name + ".part").write_bytes(NEW[:2000])
     with ShardCache(tmp_path, 10**9).open(f"{server.url}/0.tar", Stated()) as copy:
         assert copy.read() == OLD
+
+
+def test_what_a_killed_download_left_counts_and_goes(server, tmp_path):
+    for number in range(2):
+        server.files[f"{number}.tar"] = OLD
+    left, under_way = tmp_path / "dead-7.tar.part", tmp_path / "busy-8.tar.part"
+    for file in (left, under_way):
+        file.write_bytes(OLD)
+        os.utime(file, (1, 1))
+    cache = ShardCache(tmp_path, 3 * len(OLD))
+    with locked(tmp_path / "busy-8.lock"):
+        for number in (0, 1):
+            cache.open(f"{server.url}/{number}.tar", Stated()).close()
+    assert not left.exists()
+    assert under_way.exists()
+    assert len(list(tmp_path.glob("*.tar"))) == 2
 
 
 def test_the_next_shards_are_brought_ahead_and_no_more(make_folder, tmp_path, server):

@@ -101,9 +101,12 @@ class ShardCache:
             return False
 
     def _make_room(self, size: int, keep: Path) -> None:
-        """Remove the copies that were used least recently, until there is room for `size` more bytes."""
+        """Remove the copies that were used least recently, until there is room for `size` more bytes.
+
+        Downloads that were broken off count too, and go likewise: the lock of one under way is held by its process.
+        """
         copies = []
-        for file in self.folder.glob("*.tar"):
+        for file in (*self.folder.glob("*.tar"), *self.folder.glob("*.tar.part")):
             with suppress(OSError):  # another process removes too
                 facts = file.stat()
                 copies.append((facts.st_mtime, facts.st_size, file))
@@ -112,12 +115,14 @@ class ShardCache:
         for _, copy, file in sorted(copies):
             if used <= self.limit and size <= free:
                 return
-            if file != keep:
-                with locked(_lock(file), wait=False) as alone, suppress(OSError):
+            whole = file.with_suffix("") if file.suffix == ".part" else file
+            if whole != keep:
+                with locked(_lock(whole), wait=False) as alone, suppress(OSError):
                     if alone:
                         file.unlink()
-                        _about(file).unlink()
                         used, free = used - copy, free + copy
+                        if file == whole:
+                            _about(file).unlink()
 
 
 def _about(file: Path) -> Path:
