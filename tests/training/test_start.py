@@ -9,14 +9,16 @@ from torch import nn
 from diracnets.artifacts.card import ModelCard, attach_card
 from diracnets.artifacts.create import create_model
 from diracnets.artifacts.model_file import save
+from diracnets.cli import parse
 from diracnets.data.images import ImageData
 from diracnets.data.memory import MemoryImages
 from diracnets.errors import FileError, UsageError
+from diracnets.evaluation.metrics import evaluate
 from diracnets.folding.fold import fold
 from diracnets.models.init import Init
 from diracnets.training.loop import train
 from diracnets.training.recipe import Recipe
-from diracnets.training.start import starting_network
+from diracnets.training.start import following, starting_network
 
 pytestmark = pytest.mark.usefixtures("bare_runs")
 
@@ -199,3 +201,27 @@ def test_a_file_that_is_not_there(stripes, tmp_path):
 def test_resuming_takes_no_other_weights(stripes, warm_net, tmp_path):
     with pytest.raises(UsageError, match="its own weights"):
         train(RECIPE, run=tmp_path, data=stripes, resume=True, start=warm_net)
+
+
+def test_images_are_normalized_as_the_weights_were_trained_and_a_resumed_run_keeps_it(stripes, tmp_path):
+    net = create_model("diracnet-10-0.25", num_classes=3, in_channels=1, image_size=8)
+    attach_card(net, CARD)
+    trained = train(RECIPE, run=tmp_path / "run", data=stripes, device="cpu", start=net, quiet=True)
+    assert (trained.net.card.mean, trained.net.card.std) == (CARD.mean, CARD.std)
+    own = stripes.normalized(CARD.mean, CARD.std)
+    assert evaluate(trained.net, own.val).top1 == trained.accuracy
+    again = train(RECIPE, run=tmp_path / "run", data=stripes, device="cpu", resume=True, quiet=True)
+    assert again.net.card.mean == CARD.mean
+
+
+def test_network_and_image_size_follow_the_weights_unless_asked_otherwise():
+    recipe = Recipe.load("fast-imagenet")
+    followed = following(recipe, "diracnet-28-1-cifar10")
+    assert (followed.model.name, followed.data.image_size) == ("diracnet-28-1", 32)
+    assert followed.optimization == recipe.optimization
+    asked = following(recipe, "diracnet-28-1-cifar10", ["image_size"])
+    assert (asked.model.name, asked.data.image_size) == ("diracnet-28-1", 128)
+    flags = ["--data", "folder", "--from", "diracnet-28-1-cifar10"]
+    assert parse(["train", *flags]).settings.data.image_size == 32
+    assert parse(["train", *flags, "--image-size", "64"]).settings.data.image_size == 64
+    assert parse(["train", *flags, "--image-size", "64"]).settings.model.name == "diracnet-28-1"

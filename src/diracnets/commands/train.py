@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -13,7 +14,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, arg
 
 from diracnets.artifacts.run_record import RunRecord
 from diracnets.commands.help import texts
-from diracnets.errors import UsageError
+from diracnets.errors import DiracNetsError, UsageError
 from diracnets.training.recipe import GROUPS, Recipe, recipe_names
 from diracnets.training.renamed import RENAMED, renamed_words
 from diracnets.training.safeguards import Safeguards
@@ -24,6 +25,8 @@ _USUAL = {
     **dict.fromkeys(("cifar10", "cifar100"), "fast-cifar"),
     **dict.fromkeys(("folder", "shards", "parquet"), "fast-imagenet"),
 }
+_ON_OFF = {f"--{no}recalibrate{dash}bn" for no in ("", "no-") for dash in "-_"}
+_THREE = (["True"], ["False"], ["None"])
 _RECIPES = (
     f"The recipe that the settings below start from: one of the package ({', '.join(recipe_names())}) or a file. "
     "By default one that suits --data."
@@ -47,8 +50,9 @@ class Train:
     'train-{000000..000146}.tar', or URLs."""
     start: Annotated[Path | None, arg(name="from", metavar="FILE", help_behavior_hint="")] = None
     """Start from trained weights: a checkpoint, a model file, a run folder (its best checkpoint), or the name of a
-    trained network. If the classes differ, the classifier is replaced by a new one. With --resume: the checkpoint of
-    the run to go back to."""
+    trained network. Network and image size are those of the weights, unless flags or a recipe file ask for others, and
+    images are normalized as they were for them. If the classes differ, the classifier is replaced by a new one. With
+    --resume: the checkpoint of the run to go back to."""
     teacher: Annotated[str | None, arg(metavar="NAME|FILE", help_behavior_hint="")] = None
     """Learn from the answers of a trained network too (knowledge distillation): the name of a trained network, a run
     folder, checkpoint, model file, TorchScript file or exported program (.pt2) for the same classes."""
@@ -116,6 +120,7 @@ class Train:
             recipe = _recipe_of(Path(str(run)))
         else:
             recipe = Recipe.load(name or _USUAL.get(_given(options, "data") or "", "fast-cifar"))
+        recipe = _following(recipe, options)
         groups = [(group, _flags(getattr(recipe, group), group)) for group in GROUPS]
         return make_dataclass(cls.__name__, groups, bases=(cls,), frozen=True, kw_only=True), options
 
@@ -159,6 +164,24 @@ class Train:
         )
 
 
+def _following(recipe: Recipe, options: Sequence[str]) -> Recipe:
+    """The recipe with network and image size of the weights given by --from, where no flag or file asks for others."""
+    start, own = _given(options, "from"), _given(options, "recipe")
+    if start is None or {"--resume", "--help", "-h"} & set(options) or (own or "").endswith(".toml"):
+        return recipe
+    from diracnets.training.start import following
+
+    data = _given(options, "data")
+    with suppress(DiracNetsError):  # which is said where the weights are taken
+        asked = [name for name in ("model", "width", "pool", "image_size") if _asked(options, name)]
+        return following(recipe if data is None else recipe.replaced(data=data), start, asked)
+    return recipe
+
+
+def _asked(options: Sequence[str], setting: str) -> bool:
+    return any(_given(options, flag) is not None for flag in {setting, setting.replace("_", "-")})
+
+
 def _flags(settings: Any, title: str) -> Any:  # noqa: ANN401
     """A dataclass of a group's settings by their short names, with their values as defaults."""
     made: Any = make_dataclass(title, _flat_fields(settings), frozen=True, kw_only=True)
@@ -184,6 +207,9 @@ def _modern(options: Sequence[str]) -> list[str]:
     old: dict[str, str] = {}
     made: list[str] = []
     words = list(options)
+    for index, word in enumerate(words):  # which was a flag without a value
+        if word in _ON_OFF and (word.startswith("--no-") or words[index + 1 : index + 2] not in _THREE):
+            words[index : index + 1] = [f"{word.replace('--no-', '--')}={not word.startswith('--no-')}"]
     values = {option: _given(words, option) for option in ("start", "init")}
     drawn = values["start"] is not None or values["init"] in ("normal", "None") or _is_number(values["init"])
     for word in words:

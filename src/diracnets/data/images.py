@@ -48,6 +48,9 @@ class Images(Protocol):
     def select(self, numbers: Sequence[int]) -> Images:
         """The images of these numbers, as a set of its own."""
 
+    def normalized(self, mean: Sequence[float], std: Sequence[float]) -> Images:
+        """The same images, normalized otherwise: (pixel - mean) / std per channel, of pixels in 0..1."""
+
     def batches(
         self,
         batch_size: int,
@@ -108,6 +111,17 @@ class ImageData:
     def summary(self) -> list[str]:
         """What to say before the images are used: the classes, and the notes."""
         return [f"{len(self.classes)} classes: {some_of(self.classes, limit=10)}", *self.notes]
+
+    def normalized(self, mean: Sequence[float], std: Sequence[float]) -> ImageData:
+        """This data, normalized as a network wants it: (pixel - mean) / std per channel, of pixels in 0..1.
+
+        >>> from diracnets.data.digits import load_digits
+        >>> load_digits().normalized([0.5], [0.5]).mean
+        (0.5,)
+        """
+        train, val = self.train.normalized(mean, std), self.val.normalized(mean, std)
+        test = None if self.test is None else self.test.normalized(mean, std)
+        return replace(self, mean=tuple(mean), std=tuple(std), train=train, val=val, test=test)
 
     def selecting_on(self, count: int) -> ImageData:
         """This data with `count` of its training images held out, as many of each class, to validate on instead.

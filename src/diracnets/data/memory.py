@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 
 import torch
 from PIL import Image
@@ -90,6 +91,13 @@ class MemoryImages:
             device=self._device,
             numbers=numbers if self._numbers is None else [self._numbers[number] for number in numbers],
         )
+
+    def normalized(self, mean: Sequence[float], std: Sequence[float]) -> MemoryImages:
+        """See `Images.normalized`; the pixels are shared."""
+        other = copy(self)
+        other._mean, other._std = mean, std
+        other._normalize = Normalizer(self._size, mean, std, self._home)
+        return other
 
     def batches(
         self,

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from copy import copy
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -125,6 +126,13 @@ class StreamedImages:
         )
         some.stall_seconds = self.stall_seconds
         return some
+
+    def normalized(self, mean: Sequence[float], std: Sequence[float]) -> StreamedImages:
+        """See `Images.normalized`; what is skipped is shared."""
+        other = copy(self)
+        other._mean, other._std = mean, std
+        other._normalize = Normalizer(self._size, mean, std, self._home)
+        return other
 
     def batches(
         self,

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from diracnets.artifacts.load import load_as_stored
 from diracnets.artifacts.network_file import network_file
 from diracnets.artifacts.run_record import RunRecord
 from diracnets.data.dataset import DATASET
@@ -32,7 +33,7 @@ from diracnets.training.recipe import Recipe
 from diracnets.training.reporter import Events, Reporter
 from diracnets.training.run import Run, Trained, introduction, steps_per_epoch
 from diracnets.training.safeguards import Safeguards
-from diracnets.training.start import network_to_resume, start_name, starting_network
+from diracnets.training.start import followed, network_to_resume, start_name, starting_network, with_normalization
 from diracnets.training.state import State
 from diracnets.training.step import share_of_batches, train_step
 from diracnets.training.teacher import check_teacher, load_teacher
@@ -74,7 +75,8 @@ def train(
         workers: processes that decode images of a folder; by default one a core, at most 4.
         resume: go on from the run's last checkpoint: of the last epoch, unless writing it takes so long that some are
             left out. One that is damaged is passed over, and the one before it taken.
-        start: trained weights to begin with, see `starting_network`. With `resume`, the checkpoint of the run to go
+        start: trained weights to begin with, see `starting_network`; images are normalized as those that they were
+            trained on. With `resume`, the checkpoint of the run to go
             back to; when the run is saved next, those after it go.
         teacher: a trained network to learn from besides the labels, see `load_teacher`; when resuming, by default the
             one of before, unless that was a module.
@@ -143,6 +145,9 @@ def train(
             data = data.selecting_on(recipe.data.select_on)
         if recipe.data.num_train is not None:
             data = data.with_fewer(recipe.data.num_train)
+        trained = load_as_stored(start) if isinstance(start, str | Path) and saved is None else start
+        weights = trained if isinstance(trained, nn.Module) else None
+        data = with_normalization(data, weights, None if saved is None else saved.card)
         for images in (data.train, data.val, data.test):
             if isinstance(images, StreamedImages):
                 images.stall_seconds = safeguards.stall_seconds
@@ -155,7 +160,7 @@ def train(
         data.train.batches(
             optimization.batch_size, epoch=1, augment=recipe.data.augment
         )  # refuses what does not suit the images
-        net = starting_network(recipe, data, start) if saved is None else network_to_resume(saved.card, recipe, data)
+        net = starting_network(recipe, data, weights) if saved is None else network_to_resume(saved.card, recipe, data)
         if guide is not None and inherit and saved is None:
             count = guide.pass_on(net)
             if count == 0:
@@ -166,6 +171,8 @@ def train(
         reporter = Reporter(optimization.epochs, steps, quiet=quiet or not ranks.first)
         for line in introduction(recipe, data, folder.path, guide):
             reporter.say(line)
+        if weights is not None:
+            reporter.say(followed(data, weights))
         if saved is None:
             at_once = -(-min(optimization.batch_size, len(data.train)) // (ranks.count * optimization.accumulate))
             size = data.input_size

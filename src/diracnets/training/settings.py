@@ -12,6 +12,8 @@ from diracnets.models.init import Init
 from diracnets.models.names import Pool
 from diracnets.training.tables import converted, short_names
 
+FEW_STEPS = 100  # an epoch, of which running statistics lag a tenth
+PHOTOGRAPHS = ("folder", "shards", "parquet")
 Schedule = Literal["constant", "step", "cosine", "one-cycle"]
 
 
@@ -155,9 +157,10 @@ class OptimizationSettings(Settings):
     swa_fraction: float = 0.0
     """Last fraction of the run over which the weights are averaged evenly (stochastic weight averaging); the average is
     evaluated and saved. 0: no average."""
-    recalibrate_bn: bool = False
+    recalibrate_bn: bool | None = None
     """Recalibrate BatchNorm statistics, in float32 and on training images, before each evaluation; very deep networks
-    need it."""
+    need it. None: where the data are photographs or an epoch has less than 100 steps, since running statistics lag by
+    ten."""
     freeze: bool = False
     """Train only the classifier, on the features of the network given by --from."""
 
@@ -202,6 +205,23 @@ class OptimizationSettings(Settings):
                 "freeze trains only the classifier, at the learning rate lr: "
                 "leave out muon, scale_lr, stem_lr, classifier_lr and recalibrate_bn"
             )
+
+    def recalibrates(self, data: str, steps: int) -> bool:
+        """Whether BatchNorm statistics are recalibrated before an evaluation.
+
+        Running statistics with a momentum of 0.1 are those of the last ten steps or so: of other weights than those
+        that are evaluated, which in the short epochs of a small set leaves the first networks at chance.
+
+        Args:
+            data: the name of the data.
+            steps: an epoch.
+
+        >>> OptimizationSettings().recalibrates("cifar10", steps=391), OptimizationSettings().recalibrates("folder", 8)
+        (False, True)
+        """
+        if self.freeze or self.recalibrate_bn is not None:
+            return bool(self.recalibrate_bn)
+        return steps < FEW_STEPS or data in PHOTOGRAPHS
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from diracnets.errors import UsageError
 from diracnets.models.build import build_model, on_meta
 from diracnets.models.network import Network
 from diracnets.training.recipe import Recipe
+from diracnets.training.settings import PHOTOGRAPHS
 
 UNFOLD_IMAGES = 256  # whose statistics a chain's batch norms get back
 
@@ -74,6 +76,55 @@ def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | P
         net.reset_classifier(len(data.classes))
     _freeze(net, recipe)
     return net
+
+
+def following(recipe: Recipe, start: str | Path, asked: Collection[str] = ()) -> Recipe:
+    """The recipe with the network of trained weights and, for photographs, the image size that they are made for.
+
+    Args:
+        recipe: for the rest.
+        start: a file that `load` reads, or a name of trained weights.
+        asked: short names of settings that stay as they are.
+
+    Raises:
+        FileError: `start` is a file that cannot be read.
+
+    >>> recipe = following(Recipe.load("fast-imagenet"), "diracnet-28-1-cifar10")
+    >>> recipe.model.name, recipe.data.image_size
+    ('diracnet-28-1', 32)
+    """
+    trained = load_as_stored(start)
+    card = card_of(trained)
+    found = dict(trained.config if isinstance(trained, Network) else card.architecture or {} if card else {})
+    if not found:
+        return recipe
+    size = found.get("image_size")
+    side = max(size) if isinstance(size, Sequence) else size
+    settings: dict[str, Any] = {"model": found["name"], "width": found.get("width"), "pool": found.get("pool", "max")}
+    if recipe.data.name in PHOTOGRAPHS and side is not None:
+        settings["image_size"] = side
+    given = {name: value for name, value in settings.items() if name not in asked and value is not None}
+    return recipe.replaced(**given)
+
+
+def with_normalization(data: ImageData, net: nn.Module | None, card: ModelCard | None) -> ImageData:
+    """The images, normalized as those that the weights were trained on, where that is known and they fit."""
+    card = card_of(net) if net is not None and card is None else card
+    if card is None or len(card.mean) != len(data.mean):
+        return data
+    same = (tuple(card.mean), tuple(card.std)) == (tuple(data.mean), tuple(data.std))
+    return data if same else data.normalized(card.mean, card.std)
+
+
+def followed(data: ImageData, trained: nn.Module) -> str:
+    """What a run with these images takes from the weights that it starts from, to be said."""
+    card = card_of(trained)
+    size = "x".join(map(str, data.input_size[1:]))
+    if card is None:
+        return f"starts from trained weights, with images of {size}"
+    own = "x".join(map(str, card.input_size[1:]))
+    images = f"images of {size}" if size == own else f"images of {size}, where the weights were trained on {own}"
+    return f"starts from trained weights, and normalizes as they were trained; {images}"
 
 
 def start_name(start: nn.Module | str | Path | None) -> str | None:
