@@ -17,6 +17,7 @@ from diracnets.artifacts.chain import write_model_file
 from diracnets.artifacts.checkpoint import read_checkpoint, save_checkpoint
 from diracnets.artifacts.create import create_model
 from diracnets.artifacts.load import load
+from diracnets.cli import main, parse
 from diracnets.data.augmentation import Augmentation
 from diracnets.data.memory import MemoryImages
 from diracnets.errors import DataError, FileError, FoldError, TrainingError, UsageError
@@ -736,3 +737,54 @@ def test_a_run_that_diverges_leaves_a_checkpoint_from_before(stripes, tmp_path, 
         run(RECIPE, tmp_path / "run", stripes, safeguards=Safeguards(save_every=1, diverged_steps=8))
     resume = read_checkpoint(tmp_path / "run" / "last.pt").resume
     assert (resume["epoch"], resume["batch"]) == (2, 2)
+
+
+def test_the_best_network_is_the_one_that_is_kept_said_and_tested(stripes, tmp_path, monkeypatch, capsys):
+    """The second of three epochs is the best one, by a validation that says so."""
+    honest, accuracies = evaluate, iter([0.2, 0.9, 0.5])
+
+    def claimed(model, images, **options):
+        found = honest(model, images, **options)
+        return replace(found, top1=next(accuracies)) if images is not stripes.val else found
+
+    monkeypatch.setattr("diracnets.training.run.evaluate", claimed)
+    recipe = RECIPE.replaced(epochs=3, select_on=12, swa_fraction=0.5)
+    trained = train(recipe, run=tmp_path / "run", data=stripes, device="cpu")
+    best, last = load(trained.run), load(trained.run / "last.pt")
+    assert (trained.epoch, trained.accuracy, best.card.provenance["epoch"]) == (2, 0.9, 2)
+    assert same_weights(trained.net, best)
+    assert not same_weights(trained.net, last)
+    assert trained.history[-1]["test_accuracy"] == evaluate(best, stripes.val).top1
+    assert "90.00% on 12 held-out training images" in (said := capsys.readouterr().out)
+    assert "epoch 2 of 3, the best" in said
+    images = next(stripes.val.batches(8))[0]
+    torch.testing.assert_close(load(trained.model_file)(images), best(images), atol=1e-4, rtol=1e-4)
+    assert main(["fold", str(trained.run)]) == 0
+    assert {path.name for path in trained.run.glob("*.safetensors")} == {"model.safetensors"}
+    (trained.run / "best.pt").unlink()  # and no epoch is left that could replace it
+    assert run(recipe, trained.run, stripes, resume=True).epoch == 3
+
+
+def test_short_epochs_are_evaluated_with_statistics_of_their_own(stripes, tmp_path, capsys):
+    """After five steps, running statistics are those of a network that is no more."""
+    recipe = RECIPE.replaced(epochs=2)
+    train(recipe, run=tmp_path / "usual", data=stripes, device="cpu")
+    assert "running statistics lag by ten steps, of the 5 of an epoch" in capsys.readouterr().out
+    asked = run(recipe.replaced(recalibrate_bn=True), tmp_path / "asked", stripes)
+    lagging = run(recipe.replaced(recalibrate_bn=False), tmp_path / "lagging", stripes)
+    losses = [row["val_loss"] for row in metrics(tmp_path / "usual")]
+    assert losses == [row["val_loss"] for row in asked.history]
+    assert losses[0] < lagging.history[0]["val_loss"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "value"),
+    [
+        ([], None),
+        (["--recalibrate-bn"], True),
+        (["--no-recalibrate-bn"], False),
+        (["--recalibrate-bn", "False"], False),
+    ],
+)
+def test_recalibrating_is_a_flag_as_before_and_a_choice(flags, value):
+    assert parse(["train", *flags, "--epochs", "1"]).settings.optimization.recalibrate_bn is value

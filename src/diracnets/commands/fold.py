@@ -24,7 +24,8 @@ class Fold:
     """A checkpoint (of diracnets, or a .pt7 file of the paper's authors), a run folder (its best checkpoint), or a name
     from `diracnets models --trained`."""
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """The model file to write; by default the checkpoint's name with the suffix .safetensors."""
+    """The model file to write; by default the checkpoint's name with the suffix .safetensors, and of a run folder its
+    model.safetensors."""
 
     def execute(self) -> None:
         """Fold, write, and print how exact it is."""
@@ -42,7 +43,9 @@ class Fold:
                 f"{file} records no input size and normalization, which a model file needs; fold it in Python"
             )
         named = is_weights(file)  # and in a name a dot begins no suffix
-        out = self.out or (Path(f"{file}.safetensors") if named else file.with_suffix(".safetensors"))
+        of_run = file != self.file
+        beside = file.with_name("model.safetensors") if of_run else file.with_suffix(".safetensors")
+        out = self.out or (Path(f"{file}.safetensors") if named else beside)
         if not named and out.exists() and out.samefile(file):
             raise UsageError(f"{out} is the checkpoint itself and would be overwritten; choose another --out")
         chain = write_model_file(net, out)

@@ -120,9 +120,10 @@ def record_of(row: Row, full_epochs: int, folder: Path, jobs: int, *, diverged: 
             "images_per_second": round(statistics.median(rates), 1) if rates else None,
         }
         if images == "test" and not diverged:
-            result["selection_accuracy"] = history[-1]["val_accuracy"]
+            chosen = history[-1].get("test_epoch", history[-1]["epoch"])  # what was tested
+            result["selection_accuracy"] = next(row["val_accuracy"] for row in history if row["epoch"] == chosen)
         machine = {**{name: environment[name] for name in _ENVIRONMENT}, "jobs": jobs}
-    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, StopIteration, RecursionError) as error:
         raise FileError(f"the run in {folder} is damaged ({error}): delete it, and it is trained again") from error
     return Record(row.name, dict(row.axes), row.recipe.table(), full_epochs, result, machine)
 

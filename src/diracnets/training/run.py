@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -34,13 +35,15 @@ from diracnets.training.reporter import Reporter
 from diracnets.training.safeguards import Safeguards
 from diracnets.training.scales import record_scales
 from diracnets.training.schedule import learning_rate
+from diracnets.training.settings import FEW_STEPS
 from diracnets.training.state import State
 from diracnets.training.sync_bn import synchronized
 from diracnets.training.teacher import Teacher
 from diracnets.training.watchdog import LossWatch
 
 CHECK_STEPS = 20  # from one look at the loss to the next; a look waits for the device
-STATISTICS_BATCHES = 50  # from which BatchNorm statistics are recalibrated
+STATISTICS_BATCHES = 50  # from which BatchNorm statistics are recalibrated,
+USUAL_BATCHES = 20  # and where the recipe does not ask for it: running statistics are of no more
 DRAW_SECONDS = 30.0  # between two drawings of the curve
 LONG_SAVE = 1.0  # seconds; a checkpoint that takes longer is not written after every epoch,
 SAVE_SHARE = 0.05  # but so rarely that this part of the time goes into it
@@ -53,7 +56,8 @@ class Trained:
     run: Path
     """The run folder."""
     net: Network
-    """The trained network, with averaged weights where the recipe averages, in evaluation mode."""
+    """The network with the highest validation accuracy, that of best.pt, with averaged weights where the recipe
+    averages, in evaluation mode."""
     chain: nn.Module | None
     """What the network folds to, on the same device; None if it has branches."""
     accuracy: float
@@ -63,6 +67,8 @@ class Trained:
     """The rows of `metrics.jsonl`, one per epoch."""
     model_file: Path | None
     """The chain, in a file that describes itself; None if there is no chain."""
+    epoch: int
+    """The epoch after which the network was the best, counted from 1."""
 
 
 @dataclass
@@ -112,6 +118,9 @@ class Run:
         epochs = recipe.optimization.epochs
         if late := [milestone for milestone in recipe.optimization.milestones if milestone > epochs]:
             say(f"the milestones {', '.join(map(str, late))} are after the last epoch, {epochs}")
+        if self.recalibrates and recipe.optimization.recalibrate_bn is None:
+            lag = f", of the {self.steps} of an epoch" if self.steps < FEW_STEPS else ""
+            say(f"BatchNorm is recalibrated before each evaluation: running statistics lag by ten steps{lag}")
         if resumed:
             say(f"resumed after {state.epoch - 1} epochs and {state.batch} of {self.steps} batches")
 
@@ -145,7 +154,7 @@ class Run:
         if last or state.epoch % recipe.runtime.eval_every == 0:
             averaged = state.average is not None and state.average.started()
             try:
-                if (averaged or recipe.optimization.recalibrate_bn) and not recipe.optimization.freeze:
+                if (averaged or self.recalibrates) and not recipe.optimization.freeze:
                     begun = time.perf_counter()
                     self.recalibrate_bn()
                     synchronize(state.device)
@@ -159,7 +168,7 @@ class Run:
                     self.save()
                 raise
             row |= {"val_loss": evaluation.loss, "val_accuracy": evaluation.top1}
-            improved = evaluation.top1 > state.best
+            improved = evaluation.top1 >= state.best  # of equals the last, which has trained for longer
             state.best = max(state.best, evaluation.top1)
         state.history.append(row)
         state.begin_epoch(state.epoch + 1)
@@ -190,7 +199,7 @@ class Run:
         return len(found)
 
     def check_best(self) -> None:
-        """Where the best checkpoint is damaged, say so, and let the next network that is evaluated take its place."""
+        """Where the best checkpoint is damaged, or of a course that was left, let the next network take its place."""
         damage = self.state.ranks.from_first(self._damage_of_best)
         if damage is not None:
             self.state.best = -1.0
@@ -199,7 +208,9 @@ class Run:
     def _damage_of_best(self) -> str | None:
         try:
             if self.folder.best.exists():
-                read_checkpoint(self.folder.best)
+                epoch = read_checkpoint(self.folder.best).card.provenance.get("epoch")
+                if isinstance(epoch, int) and epoch >= self.state.epoch:
+                    return f"{self.folder.best} is of epoch {epoch}, which is trained again"
         except FileError as error:
             return str(error)
         return None
@@ -237,6 +248,11 @@ class Run:
                 return
             yield batch
 
+    @property
+    def recalibrates(self) -> bool:
+        """Whether BatchNorm statistics are recalibrated before each evaluation."""
+        return self.recipe.optimization.recalibrates(self.data.name, self.steps)
+
     def recalibrate_bn(self) -> None:
         """Set the BatchNorm statistics of the network to evaluate to their means over some of the epoch's batches.
 
@@ -252,17 +268,19 @@ class Run:
             seed=recipe.runtime.seed,
             share=Share(state.ranks.rank, state.ranks.count),
         )
-        some = state.ranks.together(islice(batches, min(self.steps, STATISTICS_BATCHES)))
+        averaged = state.average is not None and state.average.started()
+        count = STATISTICS_BATCHES if averaged or recipe.optimization.recalibrate_bn else USUAL_BATCHES
+        some = state.ranks.together(islice(batches, min(self.steps, count)))
         layout = memory_format(recipe.runtime.channels_last)
         moved = (images.to(state.device, memory_format=layout) for images, _, _ in some)
         update_bn(moved, state.evaluated if state.ranks.alone else synchronized(state.evaluated))
         if state.average is not None and state.average.started():
             state.average.ready = True
 
-    def evaluated(self, images: Images) -> Evaluation:
-        """How good the network to evaluate is; each process evaluates a share."""
+    def evaluated(self, images: Images, net: Network | None = None) -> Evaluation:
+        """How good a network is, by default the one to evaluate; each process evaluates a share."""
         show = partial(self.evaluating, count=len(images))
-        return evaluate(self.state.evaluated, images, on_batch=show, ranks=self.state.ranks)
+        return evaluate(self.state.evaluated if net is None else net, images, on_batch=show, ranks=self.state.ranks)
 
     def evaluating(self, done: int, count: int) -> None:
         """Show how far the evaluation is; a run that is to stop leaves it, and repeats it when it is resumed."""
@@ -270,29 +288,51 @@ class Run:
         self.reporter.evaluating(done, count)
 
     def finish(self) -> Trained:
-        """Fold the trained network and write the model file, if it has no branches.
+        """Fold the best network, that of best.pt, and write the model file, if it has no branches.
 
         A run that was validated on training images is first evaluated on the test images, this once.
         """
-        net, history = self.state.evaluated.eval(), self.state.history
-        if self.data.test is not None and "test_accuracy" not in history[-1]:
-            evaluation = self.evaluated(self.data.test)
-            history[-1] |= {"test_loss": evaluation.loss, "test_accuracy": evaluation.top1}
+        history = self.state.history
+        net, card = self.best()
+        row = next((row for row in history if row["epoch"] == card.provenance.get("epoch")), history[-1])
+        epoch, accuracy = row["epoch"], row["val_accuracy"]
+        if self.data.test is not None and history[-1].get("test_epoch") != epoch:
+            evaluation = self.evaluated(self.data.test, net)
+            history[-1] |= {"test_loss": evaluation.loss, "test_accuracy": evaluation.top1, "test_epoch": epoch}
             if self.state.ranks.first:
                 self.folder.rewrite_metrics(history)
             self.save()
-        attach_card(net, self.card(net))
-        accuracy = history[-1]["val_accuracy"]
-        trained = Trained(self.folder.path, net, None, accuracy, history, None)
-        where = f"{self.recipe.model.name} has branches and folds to no chain: the network is in {self.folder.last}"
+        attach_card(net, card)
+        trained = Trained(self.folder.path, net, None, accuracy, history, None, epoch)
+        where = f"{net.config['name']} has branches and folds to no chain: the network is in {self.folder.best}"
         if net.is_chain:
             chain = write_model_file(net, self.folder.model) if self.state.ranks.first else to_chain(net)
             chain = chain.to(self.state.device)
             trained = replace(trained, chain=chain, model_file=self.folder.model)
-            where = f"the folded network is in {self.folder.model}"
+            where = f"its folded network is in {self.folder.model}"
         tested = f", {history[-1]['test_accuracy']:.2%} on the test images" if self.data.test is not None else ""
-        self.reporter.say(f"validation accuracy {accuracy:.2%} on {validated_on(self.data)}{tested}; {where}")
+        which = f"epoch {epoch} of {self.recipe.optimization.epochs}, the best"
+        self.reporter.say(f"validation accuracy {accuracy:.2%} on {validated_on(self.data)}{tested}: {which}; {where}")
         return trained
+
+    def best(self) -> tuple[Network, ModelCard]:
+        """The network of best.pt on the run's device, in evaluation mode, and its card: on all processes.
+
+        Where that file is gone or damaged, and no epoch is left to replace it, it is the last one.
+        """
+        state = self.state
+        found = state.ranks.from_first(self._read_best)
+        if found is None:
+            self.reporter.say(f"{self.folder.best} cannot be read: the last network stands in for the best one")
+            return state.evaluated.eval(), self.card(state.evaluated)
+        layout = memory_format(self.recipe.runtime.channels_last)
+        net = found.network().to(state.device, memory_format=layout)  # type: ignore[call-overload]
+        return net.eval(), found.card
+
+    def _read_best(self) -> Checkpoint | None:
+        with suppress(FileError):
+            return read_checkpoint(self.folder.best)
+        return None
 
     def card(self, net: Network) -> ModelCard:
         """What the run's files say about its network."""
