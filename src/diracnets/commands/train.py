@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, ClassVar, get_type_hints
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, arg
 
@@ -62,6 +62,11 @@ class Train:
     """Begin with the teacher's filters where the shapes allow."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto for the best available."""
+    devices: Annotated[str | None, arg(metavar="auto|N", help_behavior_hint="")] = None
+    """How many devices of this machine train together, one process each: graphics cards, or processes on the CPU. auto:
+    all graphics cards. For several machines, start it by torchrun instead."""
+    restarts: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """With --devices: how often to go on from the last checkpoint after a process has died; by default 0."""
     workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
     """Worker processes that decode images from a folder, shards or Parquet; by default one per core, at most 4."""
     save_every: Annotated[int | None, arg(metavar="STEPS", help_behavior_hint="")] = None
@@ -74,6 +79,9 @@ class Train:
     """Stop if the training loss stays above 3 times that of guessing for this many steps; by default 200. 0: go on."""
     quiet: FlagCreatePairsOff[bool] = False
     """Print nothing but errors."""
+
+    options: ClassVar[Sequence[str]] = ()
+    """The flags that were given."""
 
     @property
     def settings(self) -> Recipe:
@@ -122,7 +130,10 @@ class Train:
             recipe = Recipe.load(name or _USUAL.get(_given(options, "data") or "", "fast-cifar"))
         recipe = _following(recipe, options)
         groups = [(group, _flags(getattr(recipe, group), group)) for group in GROUPS]
-        return make_dataclass(cls.__name__, groups, bases=(cls,), frozen=True, kw_only=True), options
+        made = make_dataclass(
+            cls.__name__, groups, bases=(cls,), namespace={"options": tuple(options)}, frozen=True, kw_only=True
+        )
+        return made, options
 
     def kept_settings(self) -> Recipe:
         """The recipe; that of the run, where one is resumed.
@@ -140,9 +151,40 @@ class Train:
                 )
         return recipe
 
+    def launched(self, recipe: Recipe) -> bool:
+        """Start the command in several processes and wait for them, if --devices asks for several.
+
+        Raises:
+            UsageError: so many there are not; --restarts without --devices; a folder that holds a run.
+            TrainingError: a process was killed.
+            SystemExit: with the code that the processes ended with, if that is not 0.
+        """
+        if self.restarts is not None and (self.restarts < 0 or self.devices is None):
+            raise UsageError(
+                f"--restarts is {self.restarts}, but must be 0 or more"
+                if self.restarts < 0
+                else "--restarts needs --devices; torchrun itself has --max-restarts"
+            )
+        if self.devices is None:
+            return False
+        from diracnets.runtime.launch import count_processes, launch
+        from diracnets.training.folder import RunFolder, new_folder
+
+        count = count_processes(self.devices, self.device)
+        if count == 1 and not self.restarts:
+            return False
+        run = self.run or new_folder(recipe)
+        if not self.resume:
+            RunFolder(run).check_unused()
+        words = _without(self.options, "devices", "restarts", "run-dir")
+        launch(["train", *words, "--run-dir", str(run)], count, restarts=self.restarts or 0, devices=self.devices)
+        return True
+
     def execute(self) -> None:
         """Train, or resume training."""
         recipe = self.kept_settings()
+        if self.launched(recipe):
+            return
         from diracnets.runtime.device import choose_device, keep_memory
         from diracnets.training.loop import train
 
@@ -246,6 +288,22 @@ def _given(options: Sequence[str], flag: str) -> str | None:
         if option.startswith(f"--{flag}="):
             return option.partition("=")[2]
     return None
+
+
+def _without(options: Sequence[str], *flags: str) -> list[str]:
+    """The options without some flags and their values.
+
+    >>> _without(["--quiet", "--devices", "2", "--run-dir=here"], "devices", "run-dir")
+    ['--quiet']
+    """
+    names = {f"--{flag}" for flag in flags}
+    heads = [word.partition("=")[0].replace("_", "-") for word in options]
+    befores = ["", *(head if "=" not in word else "" for head, word in zip(heads, options, strict=True))]
+    return [
+        word
+        for before, head, word in zip(befores, heads, options, strict=False)
+        if before not in names and head not in names
+    ]
 
 
 def _recipe_of(run: Path) -> Recipe:
