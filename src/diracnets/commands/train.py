@@ -156,7 +156,7 @@ class Train:
 
         Raises:
             UsageError: so many there are not; --restarts without --devices; a folder that holds a run.
-            TrainingError: a process was killed.
+            DiracNetsError: a process was killed.
             SystemExit: with the code that the processes ended with, if that is not 0.
         """
         if self.restarts is not None and (self.restarts < 0 or self.devices is None):

@@ -1,11 +1,10 @@
-"""One process a device on this machine: torchrun, started by the program itself, and which job a process belongs to."""
+"""One process a device on this machine: torchrun, started and stopped by the program itself."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +19,10 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from diracnets.errors import TrainingError, UsageError
+from diracnets.errors import DiracNetsError, TrainingError, UsageError
 from diracnets.runtime.device import choose_device
+from diracnets.runtime.job import DEVICES
 
-DEVICES = "DIRACNETS_DEVICES"  # what --devices was, for the command that resumes
 SAVING = 120  # seconds that a process has to save its state after a signal
 
 
@@ -69,7 +68,7 @@ def launch(words: Sequence[str], processes: int, *, restarts: int = 0, devices: 
 
     Raises:
         SystemExit: they have ended with this code, after a message of their own; 128 + n after signal n.
-        TrainingError: one was killed.
+        DiracNetsError: one was killed.
     """
     stopping = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     heard = [name for name in stopping if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]  # under nohup
@@ -100,27 +99,17 @@ def launch(words: Sequence[str], processes: int, *, restarts: int = 0, devices: 
             _report(failed.failures)
 
 
-def job() -> str | None:
-    """The job that torchrun started this process for, the same after restarts; None where it did not.
-
-    Without an id of its own (`--rdzv-id`), a job is that of the torchrun process which started rank 0.
-    """
-    number = os.environ.get("TORCHELASTIC_RUN_ID")
-    if number is None:
-        return None
-    return number if number != "none" else f"{socket.gethostname()}-{os.getppid()}-{os.environ.get('MASTER_PORT')}"
-
-
 def _report(failures: Mapping[int, ProcessFailure]) -> None:
     """Raise what the failed processes, by rank, came to."""
     for rank, failure in failures.items():
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:  # which torchrun sends to those that are left
-            raise TrainingError(
+            raise DiracNetsError(
                 f"process {rank} of the run was killed by {signal.Signals(-failure.exitcode).name}, and with it the "
                 "run: resume from the last checkpoint"
             )
     codes = [failure.exitcode for failure in failures.values() if failure.exitcode > 0]
-    raise SystemExit(max(codes, key=lambda code: code != 1, default=1))  # 1 is also that of those that lost another
+    lost = TrainingError.exit_code  # also that of a process which another one has left alone
+    raise SystemExit(max(codes, key=lambda code: code not in (1, lost), default=1))
 
 
 def _processors() -> int:

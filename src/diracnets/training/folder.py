@@ -27,11 +27,12 @@ except ImportError:  # on Windows, which has no such locks
 WAIT = 10.0  # seconds; processes that decode images for a run that was killed keep its lock for half of that
 
 
-def new_folder(recipe: Recipe) -> Path:
-    """A folder in runs/ that is not there yet, named by network and data."""
+def new_folder(recipe: Recipe, job: str | None = None) -> Path:
+    """A folder in runs/ that is not there yet, or that of a job which torchrun has restarted, named by network and
+    data."""
     name = f"runs/{recipe.model.name}-{recipe.data.name}"
     tries = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    return next(folder for folder in map(Path, tries) if not folder.exists())
+    return next(folder for folder in map(Path, tries) if not folder.exists() or RunFolder(folder).saved_by(job))
 
 
 class RunFolder:
@@ -59,6 +60,16 @@ class RunFolder:
         """Raise `UsageError` where the folder already holds a run."""
         if self.checkpoints.exist():  # without it a start failed, of which nothing is worth keeping
             raise UsageError(f"{self.path} already holds a run: resume it, or choose another folder")
+
+    def saved_by(self, job: str | None) -> bool:
+        """Whether the newest whole checkpoint was written for this job of torchrun."""
+        if job is None or not self.checkpoints.exist():
+            return False
+        try:
+            checkpoint, _ = self.checkpoints.read()
+        except FileError:
+            return False
+        return checkpoint.resume is not None and checkpoint.resume.get("job") == job
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from diracnets.errors import DiracNetsError
+from diracnets.runtime.job import DEVICES
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -84,6 +85,11 @@ def command_to_resume(run: Path, data_dir: str | Path | None, device: str, worke
     >>> command_to_resume(Path("runs/first one"), None, "cpu", None)
     "diracnets train --resume --run-dir 'runs/first one' --device cpu"
     """
-    options = {"--data-dir": data_dir, "--device": None if device == "auto" else device, "--workers": workers}
+    options = {
+        "--data-dir": data_dir,
+        "--device": None if device == "auto" else device,
+        "--devices": os.environ.get(DEVICES),
+        "--workers": workers,
+    }
     given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
     return shlex.join(["diracnets", "train", "--resume", "--run-dir", str(run), *given])

@@ -23,6 +23,7 @@ from diracnets.data.load import load_data
 from diracnets.data.stream import StreamedImages, default_workers
 from diracnets.errors import UsageError
 from diracnets.runtime.device import memory_format, repeatable, synchronize
+from diracnets.runtime.job import job
 from diracnets.runtime.precision import Precision, choose_precision
 from diracnets.runtime.ranks import joined
 from diracnets.training.folder import RunFolder, new_folder
@@ -114,10 +115,12 @@ def train(
 
     repeated = repeatable(recipe.runtime.seed, deterministic=recipe.runtime.deterministic)
     with joined(device) as ranks, ExitStack() as held, repeated:
-        folder = RunFolder(ranks.from_first(lambda: new_folder(recipe)) if run is None else run)
+        folder = RunFolder(ranks.from_first(lambda: new_folder(recipe, job())) if run is None else run)
         there = folder.path.exists()
         if there and ranks.first:
             held.enter_context(folder.held())
+        if ranks.from_first(lambda: folder.saved_by(job())):  # torchrun has restarted it
+            resume, start, inherit = True, None, False
         if not resume and ranks.first:
             folder.check_unused()
         from_file = None if isinstance(start, nn.Module) else start

@@ -26,6 +26,7 @@ from diracnets.files import absolute_place
 from diracnets.models.network import Network
 from diracnets.runtime.device import memory_format, synchronize
 from diracnets.runtime.environment import device_name, record_environment
+from diracnets.runtime.job import job
 from diracnets.runtime.ranks import UNREADABLE, fetched
 from diracnets.training.finish import card_of_run
 from diracnets.training.folder import RunFolder
@@ -351,7 +352,7 @@ class Run:
         """
         self.check_finite()
         begun = time.monotonic()
-        data = {**self.state.to_data(), "watch": self.watch.to_data()}
+        data = {**self.state.to_data(), "watch": self.watch.to_data(), "job": job()}
         if self.state.ranks.first:
             try:
                 self.folder.checkpoints.write(self.checkpoint(data), keep=self.safeguards.keep, safe=self.watch.good)
