@@ -221,7 +221,8 @@ def _initialize(device: torch.device) -> Any:  # noqa: ANN401
     global _times_joined
     _times_joined += 1  # or the second run of a program would meet the addresses that the first one left
     store, rank, count = next(rendezvous("env://"))
-    store = PrefixStore(f"diracnets/{_times_joined}", store)
+    attempt = _number("TORCHELASTIC_RESTART_COUNT", 0)  # torchrun keeps the store of those that have died
+    store = PrefixStore(f"diracnets/{attempt}-{count}-{_times_joined}", store)
     backend, own = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
     distributed.init_process_group(backend, store=store, rank=rank, world_size=count, device_id=own)
     return store
