@@ -5,71 +5,98 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import HashStore
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from diracnets.cli import main
-from diracnets.errors import UsageError
-from diracnets.runtime.launch import count_processes
+from diracnets.errors import DiracNetsError, TrainingError, UsageError
+from diracnets.runtime.job import STOP, exit_code, job
+from diracnets.runtime.launch import count_processes, report
+from diracnets.runtime.meeting import fresh_store
+from diracnets.runtime.ranks import _own_device
 
-pytestmark = pytest.mark.usefixtures("bare_runs")
-FLAGS = "--data digits --recipe demo --model diracnet-10-0.25 --precision float32 --device cpu --num-train 200"
-IN_PROC = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+FLAGS = (
+    "--data digits --recipe demo --model diracnet-10-0.25 --precision float32 --device cpu --num-train 200 --epochs 500"
+)
+STARTED = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 
 
 @pytest.fixture
-def begin(request):
-    """Starts a command line of the package in a session of its own."""
+def begin(request, tmp_path):
+    """Starts `diracnets train` in a session of its own; the process, what it prints, and its run folder."""
 
-    def begun(*words, module="diracnets"):
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, *map(str, words)],
-            start_new_session=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+    def begun(*words):
+        said, run = tmp_path / "said", tmp_path / "run"
+        with said.open("w") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "diracnets", "train", *FLAGS.split(), *words, "--run-dir", str(run)],
+                start_new_session=True,
+                stdout=file,
+                stderr=file,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
 
         def end():
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            for each in (process.pid, *children(process.pid)):
+                with suppress(ProcessLookupError):
+                    os.killpg(each, signal.SIGKILL)
 
         request.addfinalizer(end)
-        return process
+        return process, said, run
 
     return begun
 
 
 def children(pid):
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    with suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
 
 
-def wait_for_epochs(run, count):
+def wait_for_epochs(said, count, text="epoch "):
     for _ in range(6000):
-        lines = run / "metrics.jsonl"
-        if lines.exists() and lines.read_text().count("\n") >= count:
+        if said.read_text().partition(text)[2].count("epoch ") >= count:
             return
         time.sleep(0.02)
-    raise AssertionError("no epoch was done")
+    raise AssertionError(said.read_text())
 
 
-def weights(run):
-    return torch.load(run / "last.pt", weights_only=True)["resume"]["net"]
+@pytest.mark.slow
+@STARTED
+def test_a_killed_process_is_restarted_and_ctrl_c_stops_all(begin):
+    process, said, run = begin("--devices", "2", "--restarts", "1")
+    wait_for_epochs(said, 2)
+    os.kill(children(process.pid)[1], signal.SIGKILL)
+    wait_for_epochs(said, 1, "resumed after")
+    ranks = children(process.pid)
+    assert len(ranks) == 2
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(120) == 128 + signal.SIGINT, said.read_text()
+    *_, last = said.read_text().splitlines()
+    assert "and saved; go on with: diracnets train --resume" in last
+    assert last.endswith("--device cpu --devices 2")
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    epochs = [line.split(",")[0] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert epochs == [f'{{"epoch": {each + 1}' for each in range(len(epochs))]
+    assert said.read_text().count(" 1/500 ") == 1
 
 
 def test_how_many_processes(monkeypatch):
-    for cards in (0, 4):
+    for cards in (0, 8):
         monkeypatch.setattr(torch.cuda, "device_count", lambda cards=cards: cards)
         monkeypatch.setattr(torch.cuda, "is_available", lambda cards=cards: cards > 0)
         assert count_processes("auto", "auto") == max(1, cards)
     assert count_processes("auto", "cpu") == count_processes("auto", "cuda:1") == 1
     assert count_processes("3", "cuda") == count_processes("3", "cpu") == 3
     for devices, device, words in (
-        ("5", "cuda", "has 4 graphics cards"),
+        ("9", "cuda", "has 8 graphics cards"),
         ("2", "cuda:1", "is one device"),
         ("0", "cpu", "auto or a number"),
         ("two", "cpu", "auto or a number"),
@@ -82,6 +109,18 @@ def test_how_many_processes(monkeypatch):
         count_processes("auto", "cpu")
 
 
+def test_each_process_takes_the_card_of_its_number(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    assert [_own_device(name, 5, 8) for name in ("auto", "cuda")] == [torch.device("cuda", 5)] * 2
+    assert taken == [5, 5]
+    assert _own_device("cpu", 5, 16) == torch.device("cpu")
+    with pytest.raises(UsageError, match="9 processes were started on a machine with 8 graphics cards"):
+        _own_device("auto", 5, 9)
+
+
 def test_what_the_launcher_refuses_before_it_starts_anything(tmp_path, capsys):
     (tmp_path / "last.pt").touch()
     for words, said in {
@@ -91,68 +130,49 @@ def test_what_the_launcher_refuses_before_it_starts_anything(tmp_path, capsys):
     }.items():
         assert main(["train", *FLAGS.split(), *words]) == 2
         assert said in capsys.readouterr().err
+    assert main(["distill", "--devices", "2"]) == 2
 
 
-@pytest.mark.slow
-@IN_PROC
-@pytest.mark.parametrize(("number", "to"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
-def test_a_signal_stops_all_with_one_message(number, to, begin, tmp_path):
-    run = tmp_path / "run"
-    process = begin("train", *FLAGS.split(), "--epochs", 500, "--devices", 2, "--run-dir", run)
-    wait_for_epochs(run, 1)
-    ranks = children(process.pid)
-    assert len(ranks) == 2
-    to(process.pid, number)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 128 + number, said
-    assert said.count("\n") == 1, said
-    assert "and saved; go on with: diracnets train --resume" in said
-    assert said.rstrip().endswith("--device cpu --devices 2")
-    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [((1, 2), 2), ((TrainingError.exit_code, 1), 1), ((1, -signal.SIGTERM), 1), ((0, -signal.SIGTERM), 1)],
+)
+def test_the_command_ends_as_the_process_that_knows_why(codes, code):
+    failures = {rank: ProcessFailure(rank, 0, each, "") for rank, each in enumerate(codes)}
+    with pytest.raises(SystemExit) as ended:
+        report(failures)
+    assert ended.value.code == code
+    with pytest.raises(DiracNetsError, match="process 2 of the run was killed by SIGKILL"):
+        report({**failures, 2: ProcessFailure(2, 0, -signal.SIGKILL, "")})
 
 
-@pytest.mark.slow
-@IN_PROC
-def test_a_killed_process_is_restarted_and_nothing_is_lost(begin, tmp_path):
-    flags = [*FLAGS.split(), "--epochs", 6, "--devices", 2]
-    whole = begin("train", *flags, "--run-dir", tmp_path / "whole")
-    _, said = whole.communicate(timeout=200)
-    assert whole.returncode == 0, said
-    process = begin("train", *flags, "--restarts", 1, "--run-dir", tmp_path / "run")
-    wait_for_epochs(tmp_path / "run", 2)
-    os.kill(children(process.pid)[0], signal.SIGKILL)
-    out, said = process.communicate(timeout=200)
-    assert process.returncode == 0, said
-    assert "resumed after" in out
-    expected = weights(tmp_path / "whole")
-    for name, tensor in weights(tmp_path / "run").items():
-        assert torch.equal(tensor, expected[name]), name
+def test_a_process_that_was_stopped_is_not_started_again(monkeypatch, tmp_path):
+    assert exit_code(15) == 143
+    monkeypatch.setenv(STOP, str(tmp_path / "stop"))
+    assert exit_code(15) == 0
+    assert (tmp_path / "stop").read_text() == "15"
+    monkeypatch.setenv(STOP, str(tmp_path / "gone" / "stop"))
+    assert exit_code(15) == 143
 
 
-@pytest.mark.slow
-@IN_PROC
-def test_a_killed_process_ends_the_run_without_restarts(begin, tmp_path):
-    process = begin("train", *FLAGS.split(), "--epochs", 500, "--devices", 2, "--run-dir", tmp_path / "run")
-    wait_for_epochs(tmp_path / "run", 1)
-    os.kill(children(process.pid)[1], signal.SIGKILL)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "Traceback" not in said
-    assert "was killed by SIGKILL" in said
+def test_restarted_processes_meet_whatever_the_dead_have_left():
+    store = HashStore()
+    store.add("here/numbers", 2)  # two that died before they were told
+    for count in (3, 3, 2):
+        with ThreadPoolExecutor(count) as pool:
+            parts = list(pool.map(lambda rank, count=count: fresh_store(store, rank, count, "here"), range(count)))
+        assert [part.add("starts", 1) for part in parts] == list(range(1, count + 1))
+    store.set_timeout(timedelta(milliseconds=50))
+    with pytest.raises(TrainingError, match="have come"):
+        fresh_store(store, 0, 2, "here")
 
 
-@pytest.mark.slow
-def test_two_machines(begin, tmp_path):
-    """Two of torchrun's agents, each with a process, as on two machines."""
-    agents = [
-        begin(
-            *("--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d", "--rdzv-id", "job"),
-            *("--rdzv-endpoint", "localhost:29731", "--local-addr", "localhost"),
-            *("-m", "diracnets", "train", *FLAGS.split(), "--epochs", 1, "--run-dir", tmp_path / "run"),
-            module="torch.distributed.run",
-        )
-        for _ in range(2)
-    ]
-    out = [agent.communicate(timeout=200) for agent in agents]
-    assert [agent.returncode for agent in agents] == [0, 0], out
-    assert sum(text.count("epoch 1/1") for text, _ in out) == 1
+def test_a_job_is_known_by_its_id_or_by_who_started_it(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert job() is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # as torchrun says it
+    agent = job()
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert job() not in (agent, None, "none")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+    assert job() == "mine"

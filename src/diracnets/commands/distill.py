@@ -17,7 +17,8 @@ class Distill(Train):
     """Train a chain under a trained network, such as a residual one, fold it, and compare.
 
     The chain is trained twice by the same recipe, with the teacher and without it; teacher and chains are printed side
-    by side, and written to distill.json. All options but --teacher and --compare are those of `diracnets train`."""
+    by side, and written to distill.json. All options but --teacher and --compare are those of `diracnets train`, which
+    also trains on several devices (--devices, --teacher)."""
 
     teacher: Annotated[str, arg(metavar="NAME|FILE")] = tyro.MISSING
     """The network to learn from: the name of a trained network, a run folder, checkpoint, model file, TorchScript file

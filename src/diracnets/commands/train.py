@@ -14,6 +14,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, arg
 
 from diracnets.artifacts.run_record import RunRecord
 from diracnets.commands.help import texts
+from diracnets.commands.output import note
 from diracnets.errors import DiracNetsError, UsageError
 from diracnets.training.recipe import GROUPS, Recipe, recipe_names
 from diracnets.training.renamed import RENAMED, renamed_words
@@ -171,6 +172,8 @@ class Train:
         from diracnets.training.folder import RunFolder, new_folder
 
         count = count_processes(self.devices, self.device)
+        if count == 1 and self.devices == "auto" and not self.quiet:
+            note("--devices auto: one process, since there is one device; it uses all cores of a processor")
         if count == 1 and not self.restarts:
             return False
         run = self.run or new_folder(recipe)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
+from pathlib import Path
 
 DEVICES = "DIRACNETS_DEVICES"  # what --devices was, for the command that resumes
+STOP = "DIRACNETS_STOP"  # a file for the number of the signal that stopped a process, so that none is restarted
 
 
 def job() -> str | None:
@@ -16,4 +19,20 @@ def job() -> str | None:
     number = os.environ.get("TORCHELASTIC_RUN_ID")
     if number is None:
         return None
-    return number if number != "none" else f"{socket.gethostname()}-{os.getppid()}-{os.environ.get('MASTER_PORT')}"
+    agent = f"{socket.gethostname()} {os.getppid()} {os.environ.get('MASTER_PORT')}"
+    return number if number != "none" else hashlib.sha256(agent.encode()).hexdigest()[:16]
+
+
+def exit_code(stopped_by: int) -> int:
+    """The exit code of a process that has stopped for a signal: 128 and its number, as shells report it.
+
+    `--devices` is told the number, and the code is 0: torchrun starts again what ends with another.
+
+    >>> exit_code(15)
+    143
+    """
+    try:
+        Path(os.environ[STOP]).write_text(str(stopped_by))
+    except (KeyError, OSError):  # nobody is there to be told
+        return 128 + stopped_by
+    return 0

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from types import FrameType
 from typing import Any
 from uuid import uuid4
@@ -21,7 +22,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from diracnets.errors import DiracNetsError, TrainingError, UsageError
 from diracnets.runtime.device import choose_device
-from diracnets.runtime.job import DEVICES
+from diracnets.runtime.job import DEVICES, STOP
 
 SAVING = 120  # seconds that a process has to save its state after a signal
 
@@ -73,9 +74,10 @@ def launch(words: Sequence[str], processes: int, *, restarts: int = 0, devices: 
     stopping = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     heard = [name for name in stopping if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]  # under nohup
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, _processors() // processes)))
+    debug = ["--debug"] if "--debug" in sys.argv else []
     with (
-        tempfile.TemporaryDirectory(prefix="diracnets-") as logs,
-        _environment({"OMP_NUM_THREADS": threads, DEVICES: devices}),
+        tempfile.TemporaryDirectory(prefix="diracnets-") as place,
+        _environment({"OMP_NUM_THREADS": threads, DEVICES: devices, STOP: str(Path(place, "stop"))}),
         _quiet(),
         _first_signal_alone(heard),
     ):
@@ -88,19 +90,21 @@ def launch(words: Sequence[str], processes: int, *, restarts: int = 0, devices: 
             rdzv_endpoint="localhost:0",
             local_addr="localhost",
             max_restarts=restarts,
-            logs_specs=DefaultLogsSpecs(log_dir=logs),
+            logs_specs=DefaultLogsSpecs(log_dir=place),
             **_signals(),
         )
         try:
-            elastic_launch(config, sys.executable)("-u", "-m", "diracnets", *words)
+            elastic_launch(config, sys.executable)("-u", "-m", "diracnets", *words, *debug)
         except SignalException as stop:
             raise SystemExit(128 + stop.sigval) from stop
         except ChildFailedError as failed:
-            _report(failed.failures)
+            report(failed.failures)
+        if Path(place, "stop").exists():  # a signal came to one of them
+            raise SystemExit(128 + int(Path(place, "stop").read_text()))
 
 
-def _report(failures: Mapping[int, ProcessFailure]) -> None:
-    """Raise what the failed processes, by rank, came to."""
+def report(failures: Mapping[int, ProcessFailure]) -> None:
+    """Raise what processes came to that failed, by rank: SystemExit with the exit code of the one that knows why."""
     for rank, failure in failures.items():
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:  # which torchrun sends to those that are left
             raise DiracNetsError(
@@ -109,7 +113,7 @@ def _report(failures: Mapping[int, ProcessFailure]) -> None:
             )
     codes = [failure.exitcode for failure in failures.values() if failure.exitcode > 0]
     lost = TrainingError.exit_code  # also that of a process which another one has left alone
-    raise SystemExit(max(codes, key=lambda code: code not in (1, lost), default=1))
+    raise SystemExit(min(codes, key=lambda code: (code == lost, code == 1), default=1))
 
 
 def _processors() -> int:

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from diracnets.errors import DataError, DiracNetsError, FileError, TrainingError, UsageError
 from diracnets.runtime.device import choose_device
+from diracnets.runtime.meeting import fresh_store
 
 T = TypeVar("T")
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what it sets, and we go by
@@ -77,8 +77,7 @@ class Ranks:
 
     def wait(self) -> None:
         """Wait until all ranks have come here."""
-        if not self.alone:
-            distributed.barrier(self.control)
+        self.highest(0)  # a barrier would be one of graphics cards, where there are
 
     def from_first(self, make: Callable[[], T]) -> T:
         """What rank 0 makes, on all ranks. An error of it ends all of them."""
@@ -187,7 +186,7 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
         raise lost from error
     else:
         with suppress(RuntimeError):  # a rank that has left already
-            distributed.barrier(control)
+            ranks.wait()
         _leave(there)
 
 
@@ -220,11 +219,13 @@ def _initialize(device: torch.device) -> Any:  # noqa: ANN401
     """Initialize `torch.distributed`; the store that all processes share."""
     global _times_joined
     _times_joined += 1  # or the second run of a program would meet the addresses that the first one left
-    store, rank, count = next(rendezvous("env://"))
-    attempt = _number("TORCHELASTIC_RESTART_COUNT", 0)  # torchrun keeps the store of those that have died
-    store = PrefixStore(f"diracnets/{attempt}-{count}-{_times_joined}", store)
     backend, own = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=count, device_id=own)
+    try:
+        store, rank, count = next(rendezvous("env://"))
+        store = fresh_store(store, rank, count, f"diracnets/{_times_joined}")
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=count, device_id=own)
+    except RuntimeError as error:
+        raise _as_loss(error) from error
     return store
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from diracnets.errors import DiracNetsError
-from diracnets.runtime.job import DEVICES
+from diracnets.runtime.job import DEVICES, exit_code
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -22,7 +22,7 @@ class Interrupted(DiracNetsError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.signal = signal_number
-        self.exit_code = 128 + signal_number  # as shells report a process that a signal ended
+        self.exit_code = exit_code(signal_number)
 
 
 class Interruption:
