@@ -22,12 +22,13 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,18 @@ time_t time(time_t *t) { struct timespec s; clock_gettime(CLOCK_REALTIME, &s); i
 int gettimeofday(struct timeval *restrict t, void *restrict z) {
     struct timespec s; clock_gettime(CLOCK_REALTIME, &s); t->tv_sec = s.tv_sec; t->tv_usec = s.tv_nsec / 1000; return 0;
 }
+"""
+
+
+AT_FSYNC = """
+import os
+if os.environ.get("RANK") == os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
+    real, calls = os.fsync, iter(range(1, 10_000))
+    def killing(file):
+        if next(calls) == int(os.environ["AT_FSYNC"]):
+            os.kill(os.getpid(), 9)
+        real(file)
+    os.fsync = killing
 """
 
 
@@ -603,6 +616,111 @@ def stall(bench: Bench) -> Iterator[Kind]:
     yield kind
 
 
+class Together:
+    """Runs of two processes that torchrun starts: each with a launcher of its own, in a session of its own."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.number = bench, 0
+        (bench.place / "hook").mkdir(exist_ok=True)
+        (bench.place / "hook" / "sitecustomize.py").write_text("")
+        begun, run = time.monotonic(), self.new()
+        assert self.start(run, restarts=0).wait() == 0, bench.log(run)
+        self.duration, self.whole = time.monotonic() - begun, outcome(run)
+
+    def new(self) -> Path:
+        self.number += 1
+        return self.bench.place / f"together-{self.number}"
+
+    def start(
+        self, run: Path, restarts: int = 1, at_fsync: int = 0, before: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
+        """Start or resume a run; `before` are the words that start its processes, if it is not --devices."""
+        hook = self.bench.place / ("hook" if at_fsync else "none")
+        words = ["train", "--run-dir", str(run), *COMMON, *DIGITS, "--save-every", str(SAVE_EVERY)]
+        if not before:
+            words += ["--devices", "2", "--restarts", str(restarts)]
+        if Checkpoints(run).exist():
+            words = ["train", "--resume", "--run-dir", str(run), "--device", "cpu", "--devices", "2"]
+        paths = [str(hook), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "AT_FSYNC": str(at_fsync)}
+        with (self.bench.place / f"{run.name}.log").open("a") as log:
+            words = [sys.executable, *(before or ("-m", "diracnets")), *words]
+            process = subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
+        self.bench.started.append(process.pid)
+        return process
+
+    def end(self, kind: Kind, run: Path, process: subprocess.Popen[bytes], expected: int = 0) -> None:
+        """Wait for the end of a run that had a fault, and compare it with the undisturbed one."""
+        kind.faults += 1
+        if (code := process.wait(600)) != expected:
+            kind.wrong.append(f"{run.name}: ended with {code}: {self.bench.log(run)[-300:]}")
+        if expected:
+            process = self.start(run)
+            process.wait(600)
+        kind.runs += 1
+        if process.returncode or not same(outcome(run), self.whole):
+            kind.wrong.append(f"{run.name}: weights or log differ: {self.bench.log(run)[-300:]}")
+        elif left := [path.name for path in run.rglob(".*")]:
+            kind.wrong.append(f"{run.name}: left {left}")
+
+
+def ranks(bench: Bench) -> Iterator[Kind]:
+    """One of two processes killed, in saving included, and started again by torchrun; one of them stopped."""
+    together = Together(bench)
+    killed = Kind("SIGKILL of one of two processes, --restarts 1")
+    stopped = Kind("SIGTERM to one of two processes, --restarts 1, and resumed")
+    for kind, number, code in ((killed, signal.SIGKILL, 0), (stopped, signal.SIGTERM, 128 + signal.SIGTERM)):
+        while kind.faults < (2 * bench.times if kind is killed else bench.times):
+            run = together.new()
+            process = together.start(run)
+            while process.poll() is None and not (run / "last.pt").exists():
+                time.sleep(0.01)
+            time.sleep(bench.random.uniform(0.0, 0.5) * together.duration)
+            hit = bench.random.choice(children(process.pid) or [0])
+            if not hit:  # it has finished
+                process.wait()
+                continue
+            os.kill(hit, number)
+            together.end(kind, run, process, code)
+        yield kind
+    saving = Kind("SIGKILL of the process that saves, of two, --restarts 1")
+    (bench.place / "hook" / "sitecustomize.py").write_text(AT_FSYNC)
+    for _ in range(2 * bench.times):
+        run = together.new()
+        process = together.start(run, at_fsync=bench.random.randint(4, 30))
+        together.end(saving, run, process)
+        if "resumed after" not in bench.log(run):
+            saving.wrong.append(f"{run.name}: was not killed")
+    yield saving
+    machine = Kind("SIGKILL of one of two torchruns and its process, --nnodes 1:2")
+    for _ in range(bench.times):
+        run = together.new()
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        words = ["-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
+        words += ["--rdzv-endpoint", f"localhost:{port}", "--local-addr", "localhost", "--rdzv-id", run.name]
+        words += ["--max-restarts", "1", "--rdzv-conf", "last_call_timeout=10", "-m", "diracnets"]
+        first, second = together.start(run, before=words), together.start(run, before=words)
+        while first.poll() is None and not list(run.glob("earlier/*")):
+            time.sleep(0.01)
+        for each in (*children(second.pid), second.pid):
+            os.kill(each, signal.SIGKILL)
+        second.wait()
+        machine.faults, machine.runs = machine.faults + 1, machine.runs + 1
+        if first.wait(600) or "resumed after" not in bench.log(run):
+            machine.wrong.append(f"{run.name}: ended with {first.returncode}: {bench.log(run)[-300:]}")
+        elif [row["epoch"] for row in outcome(run)[1]] != [row["epoch"] for row in together.whole[1]]:
+            machine.wrong.append(f"{run.name}: another log")
+    yield machine
+
+
+def children(process: int) -> list[int]:
+    with suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return []
+
+
 def slowly() -> None:
     """Let this process take its time for each step."""
     end = state.State.end_step
@@ -624,6 +742,7 @@ KINDS = {
     "damage": damage,
     "lock": lock,
     "stall": stall,
+    "ranks": ranks,
 }
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 
-from torch.distributed import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from diracnets.errors import TrainingError
 
 POLL = 0.01  # seconds
+WAIT = 1800.0  # seconds; as torch waits for others
 
 
-def fresh_store(store: Store, rank: int, count: int, name: str) -> Store:
+def fresh_store(store: Store, rank: int, count: int, name: str, wait: float = WAIT) -> Store:
     """A part of the store that no processes have written to but the ones that call this together.
 
     torchrun may keep its store when it starts processes again, and they cannot tell how often that was: each machine
@@ -25,9 +25,10 @@ def fresh_store(store: Store, rank: int, count: int, name: str) -> Store:
         rank: number of this process.
         count: how many there are; each calls this, with a rank of its own.
         name: what they meet for; they use it once.
+        wait: how many seconds rank 0 waits for the others; they wait as long as the store does.
 
     Raises:
-        TrainingError: some have not come within the timeout of the store.
+        TrainingError: some have not come within that time.
 
     >>> from torch.distributed import HashStore
     >>> store = HashStore()
@@ -40,7 +41,7 @@ def fresh_store(store: Store, rank: int, count: int, name: str) -> Store:
     number = store.add(f"{name}/numbers", 1)
     if rank == 0:
         told = 0
-        for _ in _until(store.timeout):
+        for _ in _until(wait):
             taken = store.add(f"{name}/numbers", 0)
             for each in range(told + 1, taken + 1):
                 store.set(f"{name}/{each}", str(number))
@@ -53,12 +54,10 @@ def fresh_store(store: Store, rank: int, count: int, name: str) -> Store:
     return PrefixStore(f"{name}/{number}", store)
 
 
-def _until(timeout: timedelta) -> Iterator[None]:
+def _until(wait: float) -> Iterator[None]:
     """Again and again, until the time is over."""
-    end = time.monotonic() + timeout.total_seconds()
+    end = time.monotonic() + wait
     while time.monotonic() < end:
         yield
         time.sleep(POLL)
-    raise TrainingError(
-        f"not all processes of this run have come within {timeout.total_seconds() / 60:.0f} minutes: see their messages"
-    )
+    raise TrainingError(f"not all processes of this run have come within {wait:.0f} seconds: see their messages")
