@@ -775,6 +775,8 @@ def main() -> None:
             for process in bench.started:
                 with suppress(ProcessLookupError, ChildProcessError):  # most have ended, and been waited for
                     if os.waitpid(process, os.WNOHANG)[0] == 0:
+                        for each in children(process):  # of --devices, in sessions of their own
+                            os.kill(each, signal.SIGKILL)
                         os.killpg(process, signal.SIGKILL)
     sys.exit(any(row["wrong"] for row in rows.values()))
 

@@ -19,7 +19,7 @@ from diracnets.errors import DiracNetsError, TrainingError, UsageError
 from diracnets.runtime.job import STOP, exit_code, job
 from diracnets.runtime.launch import count_processes, report
 from diracnets.runtime.meeting import fresh_store
-from diracnets.runtime.ranks import _own_device
+from diracnets.runtime.ranks import TORCHRUN, _own_device
 
 FLAGS = (
     "--data digits --recipe demo --model diracnet-10-0.25 --precision float32 --device cpu --num-train 200 --epochs 500"
@@ -102,8 +102,8 @@ def test_how_many_processes(monkeypatch):
     ):
         with pytest.raises(UsageError, match=words):
             count_processes(devices, device)
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in TORCHRUN:
+        monkeypatch.setenv(name, "1")
     with pytest.raises(UsageError, match="leave out --devices"):
         count_processes("auto", "cpu")
 

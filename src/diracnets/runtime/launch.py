@@ -23,6 +23,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from diracnets.errors import DiracNetsError, TrainingError, UsageError
 from diracnets.runtime.device import choose_device
 from diracnets.runtime.job import DEVICES, STOP
+from diracnets.runtime.ranks import TORCHRUN
 
 SAVING = 120  # seconds that a process has to save its state after a signal
 
@@ -40,7 +41,7 @@ def count_processes(devices: str, device: str) -> int:
     >>> count_processes("auto", "cpu"), count_processes("2", "cpu")
     (1, 2)
     """
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+    if set(TORCHRUN) <= set(os.environ):
         raise UsageError(
             "torchrun has started these processes already: leave out --devices, and tell it how many (--nproc-per-node)"
         )
