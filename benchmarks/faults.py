@@ -31,6 +31,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -622,7 +623,7 @@ class Together:
     def __init__(self, bench: Bench) -> None:
         self.bench, self.number = bench, 0
         (bench.place / "hook").mkdir(exist_ok=True)
-        (bench.place / "hook" / "sitecustomize.py").write_text("")
+        (bench.place / "hook" / "sitecustomize.py").write_text(AT_FSYNC)
         begun, run = time.monotonic(), self.new()
         assert self.start(run, restarts=0).wait() == 0, bench.log(run)
         self.duration, self.whole = time.monotonic() - begun, outcome(run)
@@ -664,55 +665,73 @@ class Together:
             kind.wrong.append(f"{run.name}: left {left}")
 
 
-def ranks(bench: Bench) -> Iterator[Kind]:
-    """One of two processes killed, in saving included, and started again by torchrun; one of them stopped."""
-    together = Together(bench)
-    killed = Kind("SIGKILL of one of two processes, --restarts 1")
-    stopped = Kind("SIGTERM to one of two processes, --restarts 1, and resumed")
-    for kind, number, code in ((killed, signal.SIGKILL, 0), (stopped, signal.SIGTERM, 128 + signal.SIGTERM)):
-        while kind.faults < (2 * bench.times if kind is killed else bench.times):
-            run = together.new()
-            process = together.start(run)
-            while process.poll() is None and not (run / "last.pt").exists():
-                time.sleep(0.01)
-            time.sleep(bench.random.uniform(0.0, 0.5) * together.duration)
-            hit = bench.random.choice(children(process.pid) or [0])
-            if not hit:  # it has finished
-                process.wait()
-                continue
-            os.kill(hit, number)
-            together.end(kind, run, process, code)
-        yield kind
-    saving = Kind("SIGKILL of the process that saves, of two, --restarts 1")
-    (bench.place / "hook" / "sitecustomize.py").write_text(AT_FSYNC)
+@cache
+def together(bench: Bench) -> Together:
+    return Together(bench)
+
+
+def hit(bench: Bench, kind: Kind, number: int, expected: int, times: int) -> Iterator[Kind]:
+    """A signal to one of two processes, at a random moment."""
+    runs = together(bench)
+    while kind.faults < times:
+        run = runs.new()
+        process = runs.start(run)
+        while process.poll() is None and not (run / "last.pt").exists():
+            time.sleep(0.01)
+        time.sleep(bench.random.uniform(0.0, 0.5) * runs.duration)
+        if rank := bench.random.choice(children(process.pid) or [0]):
+            os.kill(rank, number)
+            runs.end(kind, run, process, expected)
+        else:  # it has finished
+            process.wait()
+    yield kind
+
+
+def rank_killed(bench: Bench) -> Iterator[Kind]:
+    """One of two processes killed, and both started again by torchrun."""
+    return hit(bench, Kind("SIGKILL of one of two processes, --restarts 1"), signal.SIGKILL, 0, 2 * bench.times)
+
+
+def rank_stopped(bench: Bench) -> Iterator[Kind]:
+    """One of two processes stopped, and with it the run, which is resumed."""
+    kind = Kind("SIGTERM to one of two processes, --restarts 1")
+    return hit(bench, kind, signal.SIGTERM, 128 + signal.SIGTERM, bench.times)
+
+
+def rank_saving(bench: Bench) -> Iterator[Kind]:
+    """The one of two processes that saves killed while it does."""
+    kind, runs = Kind("SIGKILL of the one of two processes that saves, in saving, --restarts 1"), together(bench)
     for _ in range(2 * bench.times):
-        run = together.new()
-        process = together.start(run, at_fsync=bench.random.randint(4, 30))
-        together.end(saving, run, process)
+        run = runs.new()
+        runs.end(kind, run, runs.start(run, at_fsync=bench.random.randint(4, 30)))
         if "resumed after" not in bench.log(run):
-            saving.wrong.append(f"{run.name}: was not killed")
-    yield saving
-    machine = Kind("SIGKILL of one of two torchruns and its process, --nnodes 1:2")
+            kind.wrong.append(f"{run.name}: was not killed")
+    yield kind
+
+
+def machine(bench: Bench) -> Iterator[Kind]:
+    """One of two torchruns killed with its process, as if its machine had lost power: the other goes on alone."""
+    kind, runs = Kind("SIGKILL of one of two torchruns and its process, --nnodes 1:2"), together(bench)
     for _ in range(bench.times):
-        run = together.new()
+        run = runs.new()
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         words = ["-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
         words += ["--rdzv-endpoint", f"localhost:{port}", "--local-addr", "localhost", "--rdzv-id", run.name]
         words += ["--max-restarts", "1", "--rdzv-conf", "last_call_timeout=10", "-m", "diracnets"]
-        first, second = together.start(run, before=words), together.start(run, before=words)
+        first, second = runs.start(run, before=words), runs.start(run, before=words)
         while first.poll() is None and not list(run.glob("earlier/*")):
             time.sleep(0.01)
         for each in (*children(second.pid), second.pid):
             os.kill(each, signal.SIGKILL)
         second.wait()
-        machine.faults, machine.runs = machine.faults + 1, machine.runs + 1
+        kind.faults, kind.runs = kind.faults + 1, kind.runs + 1
         if first.wait(600) or "resumed after" not in bench.log(run):
-            machine.wrong.append(f"{run.name}: ended with {first.returncode}: {bench.log(run)[-300:]}")
-        elif [row["epoch"] for row in outcome(run)[1]] != [row["epoch"] for row in together.whole[1]]:
-            machine.wrong.append(f"{run.name}: another log")
-    yield machine
+            kind.wrong.append(f"{run.name}: ended with {first.returncode}: {bench.log(run)[-300:]}")
+        elif [row["epoch"] for row in outcome(run)[1]] != [row["epoch"] for row in runs.whole[1]]:
+            kind.wrong.append(f"{run.name}: another log")
+    yield kind
 
 
 def children(process: int) -> list[int]:
@@ -742,7 +761,10 @@ KINDS = {
     "damage": damage,
     "lock": lock,
     "stall": stall,
-    "ranks": ranks,
+    "rank": rank_killed,
+    "rank-stop": rank_stopped,
+    "rank-save": rank_saving,
+    "machine": machine,
 }
 
 

@@ -134,7 +134,13 @@ def test_what_the_launcher_refuses_before_it_starts_anything(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("codes", "code"),
-    [((1, 2), 2), ((TrainingError.exit_code, 1), 1), ((1, -signal.SIGTERM), 1), ((0, -signal.SIGTERM), 1)],
+    [
+        ((1, 2), 2),
+        ((TrainingError.exit_code, 1), 1),
+        ((1, 128 + signal.SIGTERM), 1),
+        ((1, -signal.SIGTERM), 1),
+        ((0, -signal.SIGTERM), 1),
+    ],
 )
 def test_the_command_ends_as_the_process_that_knows_why(codes, code):
     failures = {rank: ProcessFailure(rank, 0, each, "") for rank, each in enumerate(codes)}

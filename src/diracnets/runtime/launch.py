@@ -113,8 +113,9 @@ def report(failures: Mapping[int, ProcessFailure]) -> None:
                 "run: resume from the last checkpoint"
             )
     codes = [failure.exitcode for failure in failures.values() if failure.exitcode > 0]
+    ended = 128 + signal.SIGTERM  # before it trained
     lost = TrainingError.exit_code  # also that of a process which another one has left alone
-    raise SystemExit(min(codes, key=lambda code: (code == lost, code == 1), default=1))
+    raise SystemExit(min(codes, key=lambda code: (code == ended, code == lost, code == 1), default=1))
 
 
 def _processors() -> int:
