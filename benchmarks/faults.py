@@ -624,8 +624,10 @@ class Together:
         self.bench, self.number = bench, 0
         (bench.place / "hook").mkdir(exist_ok=True)
         (bench.place / "hook" / "sitecustomize.py").write_text(AT_FSYNC)
-        begun, run = time.monotonic(), self.new()
-        assert self.start(run, restarts=0).wait() == 0, bench.log(run)
+        run = self.new()
+        process = self.start(run, restarts=0)
+        begun = self.trains(run, process)
+        assert process.wait() == 0, bench.log(run)
         self.duration, self.whole = time.monotonic() - begun, outcome(run)
 
     def new(self) -> Path:
@@ -649,6 +651,13 @@ class Together:
             process = subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
         self.bench.started.append(process.pid)
         return process
+
+    @staticmethod
+    def trains(run: Path, process: subprocess.Popen[bytes]) -> float:
+        """Wait for the first checkpoint, or the end; the time then."""
+        while process.poll() is None and not (run / "last.pt").exists():
+            time.sleep(0.01)
+        return time.monotonic()
 
     def end(self, kind: Kind, run: Path, process: subprocess.Popen[bytes], expected: int = 0) -> None:
         """Wait for the end of a run that had a fault, and compare it with the undisturbed one."""
@@ -676,9 +685,8 @@ def hit(bench: Bench, kind: Kind, number: int, expected: int, times: int) -> Ite
     while kind.faults < times:
         run = runs.new()
         process = runs.start(run)
-        while process.poll() is None and not (run / "last.pt").exists():
-            time.sleep(0.01)
-        time.sleep(bench.random.uniform(0.0, 0.5) * runs.duration)
+        runs.trains(run, process)
+        time.sleep(bench.random.uniform(0.0, 0.7) * runs.duration)
         if rank := bench.random.choice(children(process.pid) or [0]):
             os.kill(rank, number)
             runs.end(kind, run, process, expected)
