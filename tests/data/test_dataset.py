@@ -206,13 +206,6 @@ class Failing(list):
         return super().__getitem__(index)
 
 
-class Changing(list):
-    def __getitem__(self, index):
-        image, label = super().__getitem__(index)
-        self.reads = getattr(self, "reads", 0) + 1
-        return image[:, :: (-1) ** self.reads], label
-
-
 GOOD = PIXELS[0]
 
 
@@ -235,7 +228,6 @@ GOOD = PIXELS[0]
         ([(GOOD, 0), (GOOD * np.nan, 1)], DataError, "item 1 has values from nan"),
         ([(GOOD, 0), (GOOD[0, 0], 1)], DataError, r"item 1 has shape \(3,\)"),
         (Failing(as_items(np.array)), DataError, "dataset item 7 .*no such record"),
-        (Changing(as_items(np.array)), DataError, "changes each time it is read: leave random changes"),
     ],
 )
 def test_what_cannot_be_used_is_named(data, error, said):
@@ -248,3 +240,36 @@ def test_labels_beyond_the_class_names():
     items.classes = ["ant", "bee", "cat"]
     with pytest.raises(DataError, match="the label of dataset item 3 is 3, and there are 3 classes"):
         load_data(items)
+
+
+def flipped_at_random(image):
+    """As torchvision's and albumentations' transforms are: a callable with randomness of its own."""
+    return image[:, ::-1].copy() if torch.rand(()) < 0.5 else image
+
+
+class Transformed:
+    def __init__(self, transform):
+        self.transform = transform
+
+    def __len__(self):
+        return len(LABELS)
+
+    def __getitem__(self, index):
+        return self.transform(PIXELS[index]), LABELS[index]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_random_transforms_of_a_dataset_stay_random_and_are_said(workers):
+    plain, random = Transformed(np.array), Transformed(flipped_at_random)
+    data = load_data((random, plain), workers=workers)
+    assert isinstance(data.train, StreamedImages)
+    assert isinstance(data.val, MemoryImages)
+    assert ["not bit-exact" in note for note in data.notes] == [True]
+    torch.manual_seed(0)
+    epochs = [next(data.train.batches(20, epoch=epoch)) for epoch in range(4)]
+    seen = {}
+    for images, _, numbers in epochs:
+        for image, number in zip(images, numbers.tolist(), strict=True):
+            seen.setdefault(number, set()).add(image.numpy().tobytes())
+    assert {len(forms) for forms in seen.values()} == {1, 2}
+    assert sum("to validate on are transformed" in note for note in load_data(random).notes) == 1

@@ -23,7 +23,7 @@ DATASET = "dataset"  # what data is called that has no name
 _MEMORY = 1 << 30  # bytes of pixels that a set in memory may have
 _MEASURED = 256  # images of a streamed set that its normalization is measured on
 _LOOKED_AT = 64  # images of each set that decide whether it is grayscale or in colour
-_TWICE = 4  # images that are read twice, to see whether they stay the same
+_TWICE = 32  # images of each set that are read twice, to see whether they stay the same
 
 
 def load_dataset(
@@ -35,11 +35,11 @@ def load_dataset(
 ) -> ImageData:
     """Data from one Dataset, of which a fifth is held out, or from two: to train on, and held out.
 
-    A Dataset must give the same image each time it is asked: random changes are `Augmentation`'s. Up to 1 GiB of
-    pixels are read into memory, unless `image_size` is over 64; other sets are read by worker processes. Class names
-    are the Dataset's `classes` where it has them. Of images some of which are grey and some in colour, all are taken in
-    colour. The normalization is measured on the images to train on (on 256 of
-    them if they are streamed).
+    A Dataset may transform its images at random, as torchvision's and albumentations' transforms do: its randomness is
+    then its own, and resuming not bit-exact, as the notes say. `Augmentation`'s is the run's. Up to 1 GiB of pixels are
+    read into memory, unless `image_size` is over 64 or the images change; other sets are read by worker processes.
+    Class names are the Dataset's `classes` where it has them. Of images some of which are grey and some in colour, all
+    are taken in colour. The normalization is measured on the images to train on (on 256 of them if they are streamed).
 
     Args:
         data: see `diracnets.data.items.Items` for what images may be.
@@ -65,7 +65,7 @@ def load_dataset(
         for dataset, name in zip(datasets, names, strict=True)
     ]
     classes = _classes(datasets[0], sets)
-    notes = ["some images are grey and some in colour: all are taken in colour"] * mixed
+    notes = ["some images are grey and some in colour: all are taken in colour"] * mixed + _notes(sets)
     if len(sets) == 1:
         notes.append(f"to validate: {HELD_OUT}")
         parts = hold_out(sets[0].labels, [str(number) for number in range(len(sets[0].labels))], classes)
@@ -80,10 +80,11 @@ class _Set:
     items: Items
     labels: list[int]
     pixels: Tensor | None  # uint8 [N, H, W, C] of a set in memory
+    changing: bool = False
 
     def select(self, indices: list[int]) -> _Set:
         pixels = None if self.pixels is None else self.pixels[indices]
-        return _Set(self.items.select(indices), [self.labels[index] for index in indices], pixels)
+        return _Set(self.items.select(indices), [self.labels[index] for index in indices], pixels, self.changing)
 
 
 def _items(dataset: MapStyle, name: str, *, channels: int | None = None, resize: bool = False) -> Items:
@@ -108,11 +109,10 @@ def _channels(sets: Sequence[Items]) -> tuple[int, bool]:
 
 
 def _read(items: Items, size: Size, *, small: bool) -> _Set:
-    for index in range(min(_TWICE, len(items))):
-        if not np.array_equal(items.pair(index)[0], items.pair(index)[0]):
-            raise DataError(f"{items.name(index)} changes each time it is read: leave random changes to Augmentation")
+    if changing := _changes(items):
+        small = False  # else every image would stay as it was read first
     if not small:
-        return _Set(items, items.labels(), None)
+        return _Set(items, items.labels(), None, changing)
     channels, height, width = size
     pixels = torch.empty(len(items), height, width, channels, dtype=torch.uint8)
     labels = []
@@ -121,6 +121,28 @@ def _read(items: Items, size: Size, *, small: bool) -> _Set:
         pixels[index] = torch.from_numpy(image)
         labels.append(label)
     return _Set(items, labels, pixels)
+
+
+def _changes(items: Items) -> bool:
+    """Whether some image is another one when it is read again: the Dataset has random transforms."""
+    some = range(0, len(items), -(-len(items) // _TWICE))
+    return any(not np.array_equal(items.pair(index)[0], items.pair(index)[0]) for index in some)
+
+
+def _notes(sets: Sequence[_Set]) -> list[str]:
+    """What to say of sets that change."""
+    notes = []
+    if sets[0].changing:
+        notes.append(
+            "the Dataset transforms its images at random: its randomness is its own, so that a resumed run sees others "
+            "than it would have seen, and is not bit-exact; the recipe's augmentation comes on top"
+        )
+    if sets[-1].changing:
+        notes.append(
+            "images to validate on are transformed at random too, and accuracies vary with them: to avoid that, give "
+            "a pair of Datasets, the second one without random transforms"
+        )
+    return notes
 
 
 def _classes(dataset: MapStyle, sets: Sequence[_Set]) -> tuple[str, ...]:
