@@ -43,7 +43,7 @@ lint: $(READY)
 audit: $(READY)
 	@test -x build/audit/bin/pip-audit || { $(BIN)/python -m venv --clear build/audit \
 		&& build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit; }
-	@$(BIN)/python -m pip list --format=freeze --exclude diracnets --disable-pip-version-check \
+	@$(BIN)/python -m pip list --format=freeze --exclude diracnets --exclude pip --disable-pip-version-check \
 		| sed 's/+.*//' > build/audit/packages.txt
 	@build/audit/bin/pip-audit --strict --no-deps --disable-pip -r build/audit/packages.txt $(ARGS)
 
