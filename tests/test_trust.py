@@ -52,7 +52,7 @@ MODULES = (
     "subprocess",
 )
 MODULES += ("urllib.request", "requests", "socket", "ftplib", "xml", "torch.hub", "torch.package")
-HARMLESS = {"pickle.UnpicklingError", "pickle.PicklingError", "pickle.PickleError"}
+HARMLESS = {"pickle.UnpicklingError", "pickle.PicklingError", "pickle.PickleError", "socket.gethostname"}
 HARMLESS |= {"subprocess.SubprocessError", "subprocess.DEVNULL", "subprocess.STDOUT", "subprocess.PIPE"}
 NAMES = {"eval", "exec", "compile", "__import__", "builtins.eval", "builtins.exec", "importlib.import_module"}
 NAMES |= {"os.system", "os.popen", "tempfile.mktemp", "shutil.unpack_archive", "ctypes.CDLL", "ctypes.cdll"}
