@@ -294,9 +294,9 @@ def _colored(image: Image.Image, mode: str) -> Image.Image:
             raise ValueError("its pixels have more than 16 bits: convert it to 8 or 16 bits")
         image = Image.fromarray((values >> 8).astype(np.uint8))
     if image.has_transparency_data:
-        upper = image.convert("RGBA")
-        image = Image.new("RGBA", upper.size, "white")
-        image.alpha_composite(upper)
+        upper = image if image.mode == "RGBA" else image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", upper.size, "white"), upper)
+        del upper
     return image.convert("RGB").convert(mode)
 
 
