@@ -1,6 +1,8 @@
 """For all tests."""
 
+import multiprocessing
 import os
+import sys
 
 import pytest
 
@@ -15,6 +17,16 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIRACNETS_HOME", str(tmp_path_factory.mktemp("home")))
         yield
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """A context of `multiprocessing` whose processes need not import torch: they are forks of one that has."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["diracnets.deploy.process", "torch._dynamo", "torch.distributed.fsdp"])
+    return context
 
 
 @pytest.fixture

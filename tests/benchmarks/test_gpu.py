@@ -168,7 +168,7 @@ def test_photographs(options, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_runs_without_what_a_gpu_machine_lacks_and_skips_what_is_finished(tmp_path):
+def test_the_command_runs_without_what_a_gpu_machine_lacks_and_skips_what_is_finished(tmp_path, monkeypatch, capsys):
     absent = ("tyro", "docstring_parser", "tomli_w", "sklearn", "matplotlib", "tensorboard")
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({absent}))\n")
     paths = os.pathsep.join([str(tmp_path), *sys.path])
@@ -177,8 +177,10 @@ def test_the_command_runs_without_what_a_gpu_machine_lacks_and_skips_what_is_fin
     first = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "run diracnet-cifar10" in first.stdout
     (tmp_path / "out" / "gpu.json").unlink()  # as where the folder is emptied before each call
-    second = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert second.stdout == "stage 2 was finished before\n"
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    monkeypatch.setattr(sys, "argv", command[1:])
+    gpu.main()
+    assert capsys.readouterr().out == "stage 2 was finished before\n"
     assert json.loads((tmp_path / "out" / "gpu.json").read_text())["2"]["finished"]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._inductor import config as inductor
 
 from diracnets.artifacts.card import ModelCard, attach_card
 from diracnets.deploy.backend import card_in, find
@@ -71,9 +72,10 @@ def test_channels_last_weights_are_written_without_a_warning(tmp_path):
 
 
 @pytest.mark.slow
-def test_code_compiled_ahead_of_time_is_for_one_size(chain, tmp_path):
+def test_code_compiled_ahead_of_time_is_for_one_size(chain, tmp_path, monkeypatch):
     backend = backend_of("aoti")
     small = nn.Sequential(*list(chain)[:2], *list(chain)[-3:-1]).eval()  # compiling takes long
+    monkeypatch.setattr(inductor.aot_inductor, "precompile_headers", False, raising=False)  # which takes longer still
     made = export(small, "aoti", tmp_path / "net.pt2", card=replace(CARD, classes=()), from_pixels=True)
     assert made.input == "[batch, 3, 16, 12] uint8 pixels"
     assert card_in(backend, made.path).mean == CARD.mean

@@ -1,6 +1,7 @@
 """Parity and bench: every backend answers the same, what cannot be measured has a reason, memory is what it must be."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from diracnets import bench, load, load_data, parity, quantize
 from diracnets.artifacts.card import ModelCard, attach_card
 from diracnets.cli import main
+from diracnets.deploy import process
 from diracnets.deploy.activations import live_activations
 from diracnets.deploy.integer import rounded_chain
 from diracnets.deploy.measure import Candidate, Row, exactly, side_by_side
@@ -19,8 +21,14 @@ from diracnets.deploy.subject import subject_of
 from diracnets.errors import UsageError
 
 
+@pytest.fixture
+def quick_start(processes, monkeypatch):
+    """What runs a backend is forked from a process that has torch."""
+    monkeypatch.setattr(process, "multiprocessing", SimpleNamespace(get_context=lambda _: processes))
+
+
 @pytest.mark.slow
-def test_the_backends_that_are_installed_agree(tmp_path, capsys):
+def test_the_backends_that_are_installed_agree(quick_start, tmp_path, capsys):
     pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
     out = tmp_path / "parity.json"
@@ -47,7 +55,7 @@ def test_the_backends_that_are_installed_agree(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_wrong_answer_and_a_failing_process_are_seen():
+def test_a_wrong_answer_and_a_failing_process_are_seen(quick_start):
     net = load("diracnet-28-0.5-digits")
     images = np.random.default_rng(0).standard_normal((5, 1, 8, 8), np.float32)
     exact = exactly(net, images, np.zeros(5, np.int64))

@@ -70,12 +70,14 @@ def test_the_structure_is_that_of_a_real_fold(name, warm):
     assert structure.input_size == expected.input_size
 
 
-def marked(name):
-    """A network's name; of hundreds of layers, as a slow case."""
-    return pytest.param(name, marks=[pytest.mark.slow] if name.endswith(("-400-1", "-1000-1", "-1001")) else [])
+DEEP = ("-400-1", "-1000-1", "-1001")  # have more of the blocks that others have
+LISTED = [name for name in list_models() if not name.endswith(DEEP)]
 
 
-@pytest.mark.parametrize("name", [marked(name) for name in list_models()])
+@pytest.mark.parametrize(
+    "name",
+    [*LISTED, *(pytest.param(name, marks=pytest.mark.slow) for name in ("diracnet-1000-1", "dirac-resnet-1001"))],
+)
 def test_every_listed_network_has_a_structure(name):
     net = on_meta({"name": name})
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]

@@ -5,7 +5,6 @@ import socket
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrizations, prune
@@ -199,17 +198,16 @@ def one_of_two_processes(rank, port, queue):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one():
-    context = mp.get_context("spawn")
+def test_two_processes_train_as_one(processes):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    queue = context.Queue()
-    processes = [context.Process(target=one_of_two_processes, args=(rank, port, queue)) for rank in range(2)]
-    for process in processes:
+    queue = processes.Queue()
+    both = [processes.Process(target=one_of_two_processes, args=(rank, port, queue)) for rank in range(2)]
+    for process in both:
         process.start()
-    results = [queue.get(timeout=240) for _ in processes]
-    for process in processes:
+    results = [queue.get(timeout=240) for _ in both]
+    for process in both:
         process.join(60)
         assert process.exitcode == 0
 
