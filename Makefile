@@ -9,6 +9,7 @@ READY := .venv/.ready
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11, 4))
 
 JOBS := 2
+IN_PARALLEL := -n $(JOBS) --dist worksteal
 
 .PHONY: help demo test test-all test-avx2 lint audit clean
 
@@ -25,13 +26,13 @@ demo: $(READY)
 	@$(BIN)/diracnets demo $(ARGS)
 
 test: $(READY)
-	@$(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow" $(ARGS)
 
 test-all: $(READY)
-	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	@$(BIN)/python -m pytest $(IN_PARALLEL) $(ARGS)
 
 test-avx2: $(READY)
-	@ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -n $(JOBS) tests/nn tests/folding tests/models \
+	@ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(IN_PARALLEL) tests/nn tests/folding tests/models \
 		tests/training/test_learning.py tests/training/test_loop.py $(ARGS)
 
 lint: $(READY)

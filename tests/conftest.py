@@ -11,6 +11,14 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+FIRST = ("training", "deploy", "studies", "benchmarks")
+
+
+def pytest_collection_modifyitems(items):
+    """Folders with tests that take long come first: at the end, one would keep one process waiting for another."""
+    items.sort(key=lambda item: item.path.parent.name not in FIRST)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     """Nothing is kept in, or taken from, the user's cache."""
