@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 import unicodedata
 from collections.abc import Iterable
+
+_LONGEST = 1500  # characters of a message; what a file holds may have any number
 
 
 class DiracNetsError(Exception):
     """Anything that diracnets reports about its input or surroundings; the command line prints it without traceback.
 
-    Control characters in the message, which the name of a file may bring along, are spelled out.
+    Control characters in the message, which the name of a file may bring along, are spelled out, and of a very long one
+    the middle is left out.
+
+    Args:
+        message: a sentence.
+        lines: whether it has several lines, each to be printed as one.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str = "") -> None:
-        super().__init__(printable(message, keep="\n\t"))
+    def __init__(self, message: str = "", *, lines: bool = False) -> None:
+        text = printable(message if lines else " ".join(message.split("\n")), keep="\n\t")
+        end = _LONGEST // 3
+        super().__init__(text if lines or len(text) <= _LONGEST else f"{text[: 2 * end]} ... {text[-end:]}")
 
 
 class UsageError(DiracNetsError, ValueError):
@@ -74,6 +84,21 @@ def first_line(error: BaseException) -> str:
     'no such layer'
     """
     return str(error).strip().partition("\n")[0].partition(". ")[0][:200].rstrip(".") or "no message"
+
+
+def shown(value: object) -> str:
+    """How a value of a file is printed in an error: at most about 100 characters, whatever it is.
+
+    >>> shown({"epochs": "many"}), shown(1 << 20_000)
+    ("{'epochs': 'many'}", 'a number of 20001 bits')
+    """
+    if isinstance(value, int) and value.bit_length() > 1000:
+        return f"a number of {value.bit_length()} bits"
+    try:
+        text = repr(value) if isinstance(value, str | bytes | int | float) else reprlib.repr(value)
+    except (ValueError, RecursionError):  # of a number too long to print, within it
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:60]}...{text[-30:]}"
 
 
 def some_of(names: Iterable[object], limit: int = 5) -> str:

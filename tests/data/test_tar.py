@@ -3,8 +3,8 @@ import tarfile
 
 import pytest
 
-from diracnets.data.tar import BLOCK, begins, members
-from diracnets.errors import DataError
+from diracnets.data.tar import BLOCK, begins, files_in, members
+from diracnets.errors import DataError, FileError
 
 
 def tar_of(*files, format=tarfile.USTAR_FORMAT):
@@ -84,3 +84,45 @@ def test_the_members_before_the_damage_are_given():
         next(found)
     with pytest.raises(DataError, match="end without the mark"):
         list(members(io.BytesIO(content[:1024])))
+
+
+def extended(records, kind=b"x"):
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, len(records)
+    return header.tobuf() + records + bytes(-len(records) % 512)
+
+
+def test_a_file_with_an_endless_name_is_refused():
+    name = b"n" * 5000 + b".png"
+    record = b"%d path=%s\n" % (len(name) + 11, name)
+    with pytest.raises(DataError, match="a name of 5,004 bytes"):
+        list(members(io.BytesIO(extended(record) + bytes(1024))))
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        extended(b"30 GNU.sparse.map=a.b.c.png\n37 "),
+        extended(b"13 size=9999\n" * 20) * 400,
+        extended(bytes(1 << 17), b"L"),
+        b"\0" * 100,
+    ],
+)
+def test_archives_that_tarfile_trips_over_are_damaged(tmp_path, hostile):
+    (tmp_path / "a.tar").write_bytes(hostile)
+    with pytest.raises(FileError, match=r"a\.tar is damaged") as caught:
+        list(files_in(tmp_path / "a.tar", lambda _: True, 100))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_in_an_archive_are_bounded(tmp_path):
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        for name, size in (("big", 101), ("small", 100), ("other", 3)):
+            info = tarfile.TarInfo(name)
+            info.size = size
+            tar.addfile(info, io.BytesIO(bytes(size)))
+        link = tarfile.TarInfo("big/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    found = list(files_in(tmp_path / "a.tar.gz", lambda name: name != "other", 100))
+    assert found == [("small", bytes(100))]

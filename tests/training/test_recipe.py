@@ -391,3 +391,11 @@ def test_a_record_of_a_run_that_is_nested_without_end_is_refused(tmp_path):
     (tmp_path / "run.json").write_text("[" * 100_000)
     with pytest.raises(FileError, match=r"run\.json is damaged"):
         RunRecord.read(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["[[0x" + "f" * 5000 + "]]", "{a = 0x" + "f" * 5000 + "}", "0x" + "f" * 5000])
+def test_numbers_that_python_does_not_print_are_refused(tmp_path, value):
+    path = tmp_path / "a.toml"
+    path.write_text(f"[optimization]\nepochs = {value}\n")
+    with pytest.raises(UsageError, match="epochs is"):
+        Recipe.load(path)

@@ -111,9 +111,9 @@ def _matching(model: nn.Module, renamed: Mapping[str, str], tensors: Mapping[str
             raise ValueError(f"the tensor {theirs} is missing")
         if tensor.shape != wanted[ours].shape:
             raise ValueError(f"the tensor {theirs} is {list(tensor.shape)} instead of {list(wanted[ours].shape)}")
-        check_stored(theirs, tensor)
-        state[ours] = tensor.detach().float().contiguous()
-    return state
+        state[ours] = tensor.detach()
+    check_stored(state)
+    return {name: tensor.float().contiguous() for name, tensor in state.items()}
 
 
 def _attach(model: nn.Module, net: Network, provenance: dict[str, Any]) -> None:

@@ -15,6 +15,8 @@ from torch import nn
 from diracnets.errors import UsageError
 from diracnets.models.init import upgraded
 
+_MOST = 100_000  # values in a recipe and the like
+
 
 @dataclass(frozen=True)
 class TrainedOn:
@@ -76,13 +78,14 @@ class ModelCard:
         for name in self.classes:
             if not isinstance(name, str) or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
                 raise UsageError(f"a class called {reprlib.repr(name)}; names must be text without control characters")
+        room = [_MOST]
         for what in ("architecture", "recipe", "provenance", "fold"):
             value = getattr(self, what)
             if value is None and what in ("architecture", "recipe"):
                 continue
             if not isinstance(value, Mapping):
                 raise UsageError(f"{what} is {reprlib.repr(value)}, not a mapping")
-            _check_plain(value, what)
+            _check_plain(value, what, room)
         if self.architecture is not None and not isinstance(self.architecture.get("name"), str):
             raise UsageError("the architecture has no name, by which build_model could make it")
         if self.data is not None:
@@ -189,14 +192,20 @@ class _Facts:
 def _check_data(data: TrainedOn) -> None:
     if not isinstance(data.name, str):
         raise UsageError(f"the name of the data is {reprlib.repr(data.name)}, not text")
-    _check_plain(data.name, "the name of the data")
+    _check_plain(data.name, "the name of the data", [1])
     for what, count in (("train", data.train), ("val", data.val)):
         if count is not None and (type(count) is not int or count < 0):
             raise UsageError(f"data.{what} is {reprlib.repr(count)}, not a number of images")
 
 
-def _check_plain(value: Any, where: str, depth: int = 0) -> None:  # noqa: ANN401
-    """Refuse what JSON cannot hold, and control characters, which could rewrite a terminal that they are printed on."""
+def _check_plain(value: Any, where: str, room: list[int], depth: int = 0) -> None:  # noqa: ANN401
+    """Refuse what JSON cannot hold, and control characters, which could rewrite a terminal that they are printed on.
+
+    `room` holds how many more values there may be: in a checkpoint, one list may stand in many places.
+    """
+    room[0] -= 1
+    if room[0] < 0:
+        raise UsageError(f"its card holds more than {_MOST:,} values")
     if depth > 16:
         raise UsageError(f"{where} is nested more than 16 deep")
     if isinstance(value, str):
@@ -206,10 +215,10 @@ def _check_plain(value: Any, where: str, depth: int = 0) -> None:  # noqa: ANN40
         for key, item in value.items():
             if not isinstance(key, str):
                 raise UsageError(f"{where} has the key {reprlib.repr(key)}, which is not text")
-            _check_plain(key, where, depth + 1)
-            _check_plain(item, f"{where}.{reprlib.repr(key)[1:-1]}", depth + 1)
+            _check_plain(key, where, room, depth + 1)
+            _check_plain(item, f"{where}.{reprlib.repr(key)[1:-1]}", room, depth + 1)
     elif isinstance(value, list | tuple):
         for item in value:
-            _check_plain(item, where, depth + 1)
+            _check_plain(item, where, room, depth + 1)
     elif not (value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value))):
         raise UsageError(f"{where} is {reprlib.repr(value)}, which is not a plain JSON value")

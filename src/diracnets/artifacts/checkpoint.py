@@ -67,7 +67,7 @@ def network_with(architecture: Mapping[str, Any], state: Mapping[str, Any]) -> N
         if name not in wanted or not isinstance(tensor, Tensor) or tensor.shape != wanted[name].shape:
             called = net.config["name"]
             raise ValueError(f"the tensor {name} is missing, left over, or not of the shape that {called} has")
-        check_stored(name, tensor)
+    check_stored(state)
     net.load_state_dict(dict(state), assign=True)
     return net.eval()
 
@@ -93,11 +93,22 @@ def skeleton(architecture: Mapping[str, Any], tensors: int) -> Network:
         raise ValueError(f"its architecture makes no network: {first_line(error)}") from error
 
 
-def check_stored(name: str, tensor: Tensor) -> None:
-    """Refuse a tensor that claims more elements than are stored, which would make a small file ask for much memory."""
-    stored = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    if not stored or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise ValueError(f"the tensor {name} is not stored in full")
+def check_stored(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that claim more elements than are stored, which would make a small file ask for much memory.
+
+    Raises:
+        ValueError: one does, or they do together since many are views of the same values.
+    """
+    claimed, stored = 0, dict[int, int]()
+    for name, tensor in tensors.items():
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        size = tensor.numel() * tensor.element_size()
+        if not plain or size > tensor.untyped_storage().nbytes():
+            raise ValueError(f"the tensor {name} is not stored in full")
+        claimed += size
+        stored[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    if claimed > sum(stored.values()):
+        raise ValueError("its tensors share their values")
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -137,7 +148,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 def is_checkpoint(data: object) -> bool:
     """Is this, unpickled, a checkpoint of this or another version of diracnets?"""
-    return isinstance(data, Mapping) and str(data.get("format", "")).startswith(_PREFIX)
+    name = data.get("format") if isinstance(data, Mapping) else None
+    return isinstance(name, str) and name.startswith(_PREFIX)
 
 
 def checkpoint_of(path: str | Path, data: Mapping[str, Any]) -> Checkpoint:

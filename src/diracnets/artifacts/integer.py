@@ -166,4 +166,7 @@ def _three(shape: tuple[int, ...]) -> Shape:
 
 
 def _pair(value: int | tuple[int, ...]) -> Pair:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+    values = (value,) if isinstance(value, int) else value
+    if len(values) not in (1, 2):
+        raise ValueError(f"{len(values)} numbers where there is one for each axis of an image")
+    return values[0], values[-1]

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diracnets.artifacts.work import MOST_WORK, work_of
 from diracnets.errors import UsageError, first_line
 
 Check = Callable[[Any], Any]  # from a stored value to an argument; ValueError where it is out of bounds
 
 MAX_ELEMENTS = 2**28  # of one image's activation: a file cannot make us take more memory than that
+MAX_LAYERS = 10_000  # each takes some time to build; a DiracNet of 1000 convolutions has 2000
 _NOT_KEPT = ("device", "dtype", "bias", "init")  # arguments that follow from the tensors, or set initial values only
 _NAME = re.compile(r"[A-Za-z0-9_]{1,200}")
 
@@ -72,6 +74,8 @@ def from_data(layers: Sequence[Any]) -> nn.Sequential:
     Raises:
         ValueError: a type is not on the list, or an argument is missing, unknown or out of bounds.
     """
+    if len(layers) > MAX_LAYERS:
+        raise ValueError(f"it has {len(layers):,} layers, more than {MAX_LAYERS:,}")
     chain = nn.Sequential()
     for data in layers:
         name, kind = (data.get("name"), data.get("type")) if isinstance(data, Mapping) else (None, None)
@@ -100,17 +104,24 @@ def output_shapes(chain: nn.Sequential, input_size: Sequence[int]) -> list[tuple
     """The shape that each layer of a chain on the meta device makes of one image of `input_size`.
 
     Raises:
-        ValueError: the layers do not fit each other or the image, or an activation would exceed `MAX_ELEMENTS`.
+        ValueError: the layers do not fit each other or the image, an activation would exceed `MAX_ELEMENTS`, or all of
+            them together `MOST_WORK`.
     """
-    shapes = []
+    shapes, work = [], 0
+    if math.prod(input_size) > MAX_ELEMENTS:
+        raise ValueError(f"one image of {list(input_size)} has more than {MAX_ELEMENTS} numbers")
     x = torch.empty(1, *input_size, device="meta")
     for name, layer in zip(chain._modules, chain, strict=True):
+        before = x.numel()
         try:
             x = layer(x)
         except (RuntimeError, ValueError, IndexError, TypeError, OverflowError, NotImplementedError) as error:
             raise ValueError(f"layer {name} does not fit an input of {list(x.shape)}: {first_line(error)}") from error
         if not isinstance(x, Tensor) or x.numel() > MAX_ELEMENTS:
             raise ValueError(f"layer {name} makes more than {MAX_ELEMENTS} numbers of one image")
+        work += work_of(layer, before, x.numel())
+        if work > MOST_WORK:
+            raise ValueError(f"up to layer {name}, one image takes more than {MOST_WORK:,} multiplications")
         shapes.append(tuple(x.shape))
     return shapes
 

@@ -8,16 +8,27 @@ things.
 from __future__ import annotations
 
 import os
-import pickletools
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import IO
 
 from diracnets.errors import FileError
+from diracnets.pickles import opcodes
 
 LONGEST = 1 << 26  # bytes of a pickle without its tensors; 1000 layers and their optimizer have under 2^20
 _RECORDS = 1 << 20
 _LEGACY_PICKLES = 5  # magic number, version, sizes of integers, content, names of storages
+_STORAGES = {
+    f"torch {kind}Storage": size
+    for size, kinds in {
+        1: ("Char", "Byte", "Bool"),
+        2: ("Half", "BFloat16", "Short"),
+        4: ("Float", "Int"),
+        8: ("Double", "Long", "ComplexFloat"),
+        16: ("ComplexDouble",),
+    }.items()
+    for kind in kinds
+}  # and the bytes of one of its elements
 _PLAIN = frozenset(
     {
         *(f"{module} {name}" for module in ("builtins", "__builtin__") for name in ("set", "complex")),
@@ -25,8 +36,7 @@ _PLAIN = frozenset(
         *(f"torch._utils {name}" for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")),
         *(f"torch {name}" for name in ("Size", "device", "float16", "bfloat16", "float32", "float64")),
         *(f"torch {name}" for name in ("int8", "int16", "int32", "int64", "uint8", "bool")),
-        *(f"torch {kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char")),
-        *(f"torch {kind}Storage" for kind in ("Byte", "Bool", "ComplexFloat", "ComplexDouble")),
+        *_STORAGES,
         "torch.nn.parameter Parameter",
     }
 )
@@ -55,7 +65,7 @@ def object_in(file: IO[bytes]) -> str | None:
     zipped = file.read(4) == b"PK\x03\x04"
     file.seek(0)
     try:
-        found = next((name for name in (_in_archive(file, size) if zipped else _in_legacy(file)) if name), None)
+        found = next((name for name in (_in_archive(file, size) if zipped else _in_legacy(file, size)) if name), None)
     except (zipfile.BadZipFile, EOFError, OverflowError, NotImplementedError, RuntimeError) as error:
         raise ValueError(str(error)) from error
     file.seek(0)
@@ -71,26 +81,46 @@ def _in_archive(file: IO[bytes], size: int) -> Iterator[str]:
             raise ValueError("a record of it is compressed, which torch.save never does")
         if sum(record.file_size for record in records) > size:
             raise ValueError("its records are larger than the file")
+        sizes = {record.filename.partition("/")[2]: record.file_size for record in records}
         for record in records:
             if record.filename.endswith(".pkl"):
                 _check_length(record.file_size)
                 with archive.open(record) as content:
-                    yield from _objects(content)
+                    yield from _objects(content, sizes)
 
 
-def _in_legacy(file: IO[bytes]) -> Iterator[str]:
+def _in_legacy(file: IO[bytes], size: int) -> Iterator[str]:
     for _ in range(_LEGACY_PICKLES):
-        yield from _objects(file)
+        yield from _objects(file, {}, size)
 
 
-def _objects(content: IO[bytes]) -> Iterator[str]:
-    """The objects that one pickle asks for; the file is left after it."""
-    for opcode, argument, place in pickletools.genops(content):
-        _check_length(place or 0)
-        if opcode.name in ("INST", "GLOBAL") and argument not in _PLAIN:
+def _objects(content: IO[bytes], sizes: Mapping[str, int], otherwise: int = 0) -> Iterator[str]:
+    """The objects that one pickle asks for; the file is left after it.
+
+    Args:
+        content: of the pickle.
+        sizes: of the records, in bytes.
+        otherwise: bytes that a tensor may have which is in no record.
+    """
+    for name, argument, place in opcodes(content):
+        _check_length(place)
+        if name in ("INST", "GLOBAL") and argument not in _PLAIN:
             yield str(argument).replace(" ", ".")[:200]
-        elif opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
+        elif name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
             yield "with a name that it computes"
+        elif name == "BINPERSID":
+            _check_storage(argument, sizes, otherwise)
+
+
+def _check_storage(identity: object, sizes: Mapping[str, int], otherwise: int) -> None:
+    """Refuse a tensor of more bytes than are stored for it."""
+    if not isinstance(identity, tuple) or len(identity) < 5:
+        raise ValueError("it refers to something else than tensors")
+    _, kind, key, _, elements = identity[:5]
+    if kind not in _STORAGES or type(elements) is not int:
+        raise ValueError("it refers to something else than tensors")
+    if not 0 <= elements * _STORAGES[kind] <= sizes.get(f"data/{key}", otherwise):
+        raise ValueError(f"a tensor of {elements} elements is not stored in full")
 
 
 def _check_length(length: int) -> None:

@@ -7,8 +7,6 @@ import json
 import os
 import re
 import shutil
-import tarfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from diracnets.data.progress import Report
-from diracnets.data.tar import Member, members
+from diracnets.data.tar import Member, files_in, members
 from diracnets.download import Checksum
 from diracnets.errors import DataError, FileError, MissingExtraError, UsageError, some_of
 from diracnets.files import written_whole
@@ -30,7 +28,7 @@ ORIGINALS = {
 WORDS = "words.txt"  # of each class, beside the images
 _SOURCE = "source.json"
 _TRUTH, _META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
-_LARGEST = 1 << 28  # bytes of an image, or of a file of the development kit
+_LARGEST, _LARGEST_OF_KIT = 1 << 28, 1 << 24  # bytes of an image, and of a file of the development kit
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,8 @@ def unpack_imagenet(
     if out.exists() or out.is_symlink():
         raise UsageError(f"{out} is there already: choose a new folder")
     part = out.absolute().with_name(f".{out.name}.part")
+    if check_hashes:  # before it is read: its classes are in a format with code of its own to read it
+        _check_hash(devkit, "development kit")
     synsets, truth = _devkit(devkit)
     facts = {str(file.absolute()): _size(file) for file in (train, val, devkit)}
     try:
@@ -91,7 +91,8 @@ def unpack_imagenet(
         goes_on = False
     if not goes_on:
         if check_hashes:
-            _check_hashes(train, val, devkit)
+            _check_hash(train, "training images")
+            _check_hash(val, "validation images")
         _check_room(out, sum(facts.values()))
     try:
         if not goes_on:
@@ -116,13 +117,13 @@ def unpack_imagenet(
     return counts
 
 
-def _check_hashes(*files: Path) -> None:
-    for file, (what, (name, md5)) in zip(files, ORIGINALS.items(), strict=True):
-        if wrong := Checksum("md5", md5).check(file):
-            raise FileError(
-                f"{file} is not the original {name} with the {what} ({wrong}): it is damaged, incomplete or another "
-                "version; to unpack it all the same, add --no-hash"
-            )
+def _check_hash(file: Path, what: str) -> None:
+    name, md5 = ORIGINALS[what]
+    if wrong := Checksum("md5", md5).check(file):
+        raise FileError(
+            f"{file} is not the original {name} with the {what} ({wrong}): it is damaged, incomplete or another "
+            "version; to unpack it all the same, add --no-hash"
+        )
 
 
 def _check_room(out: Path, needed: int) -> None:
@@ -142,17 +143,8 @@ def _size(file: Path) -> int:
 def _devkit(file: Path) -> tuple[dict[int, Synset], list[int]]:
     """The classes by their numbers, and the number of each validation image."""
     wanted: dict[str, bytes] = {}
-    try:
-        with tarfile.open(file) as tar:
-            for member in tar:
-                name = member.name.rpartition("/")[2]
-                if name in (_TRUTH, _META) and member.isreg() and member.size <= _LARGEST:
-                    content = tar.extractfile(member)
-                    wanted[name] = content.read() if content is not None else b""
-    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
-        raise FileError(
-            f"cannot read the development kit {file}: {getattr(error, 'strerror', None) or error}"
-        ) from error
+    for path, content in files_in(file, lambda path: path.rpartition("/")[2] in (_TRUTH, _META), _LARGEST_OF_KIT):
+        wanted[path.rpartition("/")[2]] = content
     if missing := sorted({_TRUTH, _META} - set(wanted)):
         raise DataError(f"{file} is not the development kit of ILSVRC 2012: it holds no {some_of(missing)}")
     synsets = _synsets(wanted[_META], file)

@@ -19,7 +19,7 @@ from diracnets.data.encoded import EncodedImages
 from diracnets.data.images import TOGETHER
 from diracnets.data.layout import part_of
 from diracnets.data.split import HELD_OUT, hold_out
-from diracnets.errors import DataError, FileError, MissingExtraError, some_of
+from diracnets.errors import DataError, DiracNetsError, FileError, MissingExtraError, some_of
 
 KEPT = 256 << 20  # bytes of row groups that a process keeps, if as many as are shuffled together are no more
 _IMAGES, _LABELS = (
@@ -357,5 +357,5 @@ class _read:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if isinstance(error, OSError) or type(error).__module__.startswith("pyarrow"):
+        if isinstance(error, Exception) and not isinstance(error, DiracNetsError):  # it raises almost anything
             raise FileError(f"{self._path} cannot be read as Parquet: {' '.join(str(error).split())[:200]}") from error

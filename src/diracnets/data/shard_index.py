@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from diracnets.data.decode import ADVICE, SUFFIXES, check_whole
 from diracnets.data.tar import Member, begins, members
 from diracnets.data.tree import composed
-from diracnets.errors import DataError
+from diracnets.errors import DataError, shown
 
 FORMAT = "diracnets-shard-index-1"
 LARGEST = 1 << 29  # bytes of an image
@@ -225,7 +225,7 @@ def as_label(value: Any) -> Label:  # noqa: ANN401
     if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,12}", value):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
-        raise DataError(f"a label that is neither a number nor a name: {str(value)[:40]!r}")
+        raise DataError(f"a label that is neither a number nor a name: {shown(value)}")
     if isinstance(value, int) and not 0 <= value < 1 << 31:
         raise DataError(f"a label of {value}")
     return composed(value) if isinstance(value, str) else value

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from pathlib import Path
+from typing import BinaryIO, Self
 
-from diracnets.errors import DataError
+from diracnets.errors import DataError, DiracNetsError, FileError, first_line
 
 BLOCK = 512
 _LONGEST = 1 << 16  # bytes of an extended header: file names, times and owners
+_LONGEST_NAME = 1 << 12  # bytes, as Linux allows
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -23,6 +25,45 @@ _COMPRESSED = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"PK\x03\x04": "zip",
 }
+
+
+class _Bounded(tarfile.TarInfo):
+    """A header as tarfile reads it, without those that would take any memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        found = super().frombuf(buf, encoding, errors)
+        if found.size < 0 or (found.type in _EXTENDING and found.size > _LONGEST):
+            raise tarfile.ReadError(f"an extended header of {found.size:,} bytes")
+        return found
+
+
+def files_in(archive: Path, wanted: Callable[[str], bool], largest: int) -> Iterator[tuple[str, bytes]]:
+    """The name and content of the wanted files in a .tar.gz or .tar, in order; links and the like are passed over.
+
+    Args:
+        archive: of a few files, which is read from its beginning to its end.
+        wanted: whether a file of this name is.
+        largest: bytes of a file; larger ones are passed over.
+
+    Raises:
+        FileError: it cannot be read, or is damaged.
+    """
+    try:
+        with archive.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        with tarfile.open(archive, "r:gz" if packed else "r:", tarinfo=_Bounded) as tar:
+            for member in tar:
+                if member.isreg() and not member.issparse() and member.size <= largest and wanted(member.name):
+                    content = tar.extractfile(member)
+                    if content is not None:
+                        yield member.name, content.read()
+    except OSError as error:
+        raise FileError(f"cannot read {archive}: {error.strerror or error}") from error
+    except DiracNetsError:
+        raise
+    except Exception as error:  # of a damaged archive, tarfile raises almost anything
+        raise FileError(f"{archive} is damaged: {first_line(error)}; delete it and get it again") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,21 +173,25 @@ def _header(block: bytes, place: int) -> tarfile.TarInfo | None:
 def _extended(records: bytes, name: str | None, place: int) -> tuple[str | None, int | None]:
     """The name and size that a pax header gives: records of `<length> <key>=<value>` and a line break."""
     size = None
+    records, at = records.rstrip(b"\0"), 0
     try:
-        while records.strip(b"\0"):
-            length = int(records.partition(b" ")[0])
-            if not 5 <= length <= len(records):
+        while at < len(records):
+            space = records.find(b" ", at, at + 10)
+            length = int(records[at:space])
+            if space < 0 or not 5 <= length <= len(records) - at:
                 raise ValueError("a record of a wrong length")
-            key, _, value = records[:length].partition(b" ")[2].removesuffix(b"\n").partition(b"=")
+            key, _, value = records[space + 1 : at + length].removesuffix(b"\n").partition(b"=")
             if key == b"path":
                 name = _text(value)
             elif key == b"size":
                 size = int(value)
-            records = records[length:]
+            at += length
     except ValueError as error:
         raise DataError(f"is damaged: an extended header at byte {place:,} ({error})") from error
     return name, size
 
 
 def _text(name: bytes) -> str:
+    if len(name) > _LONGEST_NAME:
+        raise DataError(f"has a file with a name of {len(name):,} bytes")
     return name.decode("utf-8", "surrogateescape")

@@ -24,7 +24,7 @@ from diracnets.data.stream import StreamedImages, default_workers
 from diracnets.errors import UsageError
 from diracnets.runtime.device import memory_format, repeatable, synchronize
 from diracnets.runtime.job import job
-from diracnets.runtime.precision import Precision, choose_precision
+from diracnets.runtime.precision import choose_precision
 from diracnets.runtime.ranks import joined
 from diracnets.training.folder import RunFolder, new_folder
 from diracnets.training.inputs import check_progressive_size
@@ -35,7 +35,7 @@ from diracnets.training.reporter import Events, Reporter
 from diracnets.training.run import Run, Trained, introduction, steps_per_epoch
 from diracnets.training.safeguards import Safeguards
 from diracnets.training.start import followed, network_to_resume, start_name, starting_network, with_normalization
-from diracnets.training.state import State
+from diracnets.training.state import State, precision_of
 from diracnets.training.step import share_of_batches, train_step
 from diracnets.training.teacher import check_teacher, load_teacher
 from diracnets.training.watchdog import LossWatch
@@ -182,7 +182,7 @@ def train(
             measure = partial(choose_precision, recipe.runtime.precision, net, max(2, at_once), size, say=reporter.say)
             precision = ranks.from_first(measure)
         else:
-            precision = Precision(*resumed["precision"])
+            precision = precision_of(resumed)
         trainee = Trainee(net, ranks, sync_bn=optimization.sync_bn, compiled=recipe.runtime.compile)
         state = State(optimization, net, precision, steps, ranks)
         if saved is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import tomli_w
 
-from diracnets.errors import FileError, UsageError, did_you_mean, first_line
+from diracnets.errors import FileError, UsageError, did_you_mean, first_line, shown
 from diracnets.files import written_whole
 from diracnets.training.renamed import modern, renamed_words
 from diracnets.training.settings import DataSettings, ModelSettings, OptimizationSettings, RuntimeSettings
@@ -132,7 +132,7 @@ class Recipe:
         known = self.settings()
         for name in settings:
             if name not in known:
-                raise UsageError(f"a recipe has no setting {name!r}; {did_you_mean(name, known, cutoff=0.0)}")
+                raise UsageError(f"a recipe has no setting {shown(name)}; {did_you_mean(name, known, cutoff=0.0)}")
         return with_flat(self, settings)
 
     def save(self, path: str | Path) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from diracnets.errors import UsageError
+from diracnets.errors import FileError, UsageError, first_line
 from diracnets.models.network import Network
-from diracnets.runtime.precision import Precision
+from diracnets.runtime.precision import Name, Precision
 from diracnets.runtime.ranks import Ranks
 from diracnets.training.averaging import Average
 from diracnets.training.optimizer import make_optimizer
@@ -119,6 +120,7 @@ class State:
 
         Raises:
             UsageError: the state is that of a network with other layers.
+            FileError: something is missing or cannot be.
         """
         try:
             self.net.load_state_dict(data["net"])
@@ -127,6 +129,14 @@ class State:
                 f"the run's {self.net.config['name']} has other layers than this version of diracnets gives it: resume "
                 "the run with the version that started it, or start it again"
             ) from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _damaged(error) from error
+        try:
+            self._restore_rest(data)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise _damaged(error) from error
+
+    def _restore_rest(self, data: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(data["optimizer"])
         self.scaler.load_state_dict(data["scaler"])
         if self.average is not None:
@@ -138,6 +148,25 @@ class State:
         torch.set_rng_state(data["random"][0])
         if self.device.type == "cuda" and len(data["random"]) > 1:
             torch.cuda.set_rng_state(data["random"][1], self.device)
+
+
+def precision_of(data: Mapping[str, Any]) -> Precision:
+    """The arithmetic of the run whose state this is.
+
+    Raises:
+        FileError: it is none that there is.
+    """
+    given = data.get("precision")
+    if not isinstance(given, list) or len(given) != 2 or not all(isinstance(each, str) for each in given):
+        raise _damaged(ValueError("its precision is not described"))
+    if given[0] not in get_args(Name):
+        raise _damaged(ValueError(f"a precision of {given[0][:40]!r}"))
+    return Precision(*given)
+
+
+def _damaged(error: Exception) -> FileError:
+    what = f"{error} is missing" if isinstance(error, KeyError) else first_line(error)
+    return FileError(f"the checkpoint does not hold the whole state of a run: {what}")
 
 
 def _random_state(device: torch.device) -> list[Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from diracnets.errors import UsageError, did_you_mean
+from diracnets.errors import UsageError, did_you_mean, shown
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -80,7 +80,7 @@ def from_table(kind: type[Instance], table: Mapping[str, Any], source: str) -> I
     for key, value in table.items():
         if key not in known:
             hint = did_you_mean(key, known, cutoff=0.0)
-            raise UsageError(f"{source}: there is no {key!r}; {hint} (all: {', '.join(known)})")
+            raise UsageError(f"{source}: there is no {shown(key)}; {hint} (all: {', '.join(known)})")
         values[key] = converted(hints[key], value, f"{source}: {key}")
     return kind(**values)
 
@@ -120,7 +120,7 @@ def converted(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401
         if type(value) is option:
             return value
     words = " or ".join(_in_words(option) for option in options if option is not type(None))
-    raise UsageError(f"{where} is {value!r}, but must be {words}")
+    raise UsageError(f"{where} is {shown(value)}, but must be {words}")
 
 
 def _in_words(hint: Any) -> str:  # noqa: ANN401

@@ -49,7 +49,7 @@ def compile_c(sources: Sequence[Path], out: Path, flags: Sequence[str] = FLAGS) 
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if done.returncode:
         said = "\n".join((done.stderr or done.stdout).strip().splitlines()[:5])
-        raise ExportError(f"{command[0]} does not compile {sources[0].name}:\n{said}")
+        raise ExportError(f"{command[0]} does not compile {sources[0].name}:\n{said}", lines=True)
 
 
 def library(source: Path, flags: Sequence[str] = FLAGS) -> ctypes.CDLL:
