@@ -182,3 +182,13 @@ def test_the_command(tmp_path, capsys):
     assert "--force" in capsys.readouterr().err
     assert main([*command, "--force", "--to", "nowhere"]) == 2
     assert main([*command, "--force", "--images", "0"]) == 2
+
+
+def test_an_export_that_cannot_be_is_refused_before_anything_is_computed(tmp_path, capsys):
+    command = ["quantize", "diracnet-28-0.5-digits", "--out", str(tmp_path / "net.safetensors"), "--to"]
+    assert main([*command, "aoti"]) == 2
+    assert "aoti cannot be written in int8" in capsys.readouterr().err
+    (tmp_path / "net.pt2").touch()
+    assert main([*command, "pt2"]) == 2
+    assert "net.pt2 is there already" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["net.pt2"]

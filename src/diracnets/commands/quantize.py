@@ -58,6 +58,11 @@ class Quantize:
         from diracnets.evaluation.own_data import own_data
 
         backend = usable(self.to) if self.to else None
+        if backend is not None:
+            if "int8" not in backend.tolerance:
+                raise UsageError(f"{backend.name} cannot be written in int8, only in {' and '.join(backend.tolerance)}")
+            if (exported_file := out.with_suffix(backend.suffix)).exists() and not self.force:
+                raise UsageError(f"{exported_file} is there already: choose another --out, or give --force")
         chain = load(file, folded=True)
         card = card_of(chain)
         data = own_data(file, card, data=self.data, data_dir=self.data_dir, device=torch.device("cpu"))
@@ -78,5 +83,5 @@ class Quantize:
             soft_wrap=True,
         )
         if backend is not None:
-            exported = export(done.chain, backend.name, out.with_suffix(backend.suffix), force=self.force)
+            exported = export(done.chain, backend.name, exported_file, force=self.force)
             stdout().print(str(exported), soft_wrap=True)
