@@ -1,4 +1,6 @@
+import errno
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -63,3 +65,13 @@ def test_a_folder_takes_the_place_of_another_as_a_whole(tmp_path):
             (part / name).write_text(name)
     assert [file.name for file in tmp_path.iterdir()] == ["net.package"]
     assert [file.name for file in (tmp_path / "net.package").iterdir()] == ["second"]
+
+
+def test_a_file_beside_another_is_named_by_where_it_was_to_be(tmp_path):
+    with (
+        pytest.raises(FileError, match=f"^cannot write {re.escape(str(tmp_path / 'net.h'))}: No space left on device$"),
+        written_together(tmp_path / "net.c") as part,
+        written_whole(part.with_suffix(".h")),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert not list(tmp_path.iterdir())

@@ -148,6 +148,8 @@ def written_together(path: str | Path) -> Iterator[Path]:
                 raise
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+    except FileError as error:  # of a file in the folder, whose name says nothing to a user
+        raise FileError(str(error).replace(str(folder), str(path.parent))) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
