@@ -48,21 +48,23 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("with_images", [False, True])
 @pytest.mark.parametrize(("name", "arguments"), CASES, ids=[name for name, _ in CASES])
-def test_computes_the_same_and_folds_back(name, arguments, with_images):
+def test_computes_the_same_and_folds_back(name, arguments):
     torch.manual_seed(0)
     original = trained(name, **arguments)
     chain = diracnets.fold(original)
     x = torch.randn(80, *original.input_size)
-    net = unfold(chain, x if with_images else None)
-    assert not net.training
-    assert (type(net), net.config) == (type(original), original.config)
     with torch.inference_mode():
-        wanted, found, folded = chain(x), net(x), diracnets.fold(net)(x)
+        wanted = chain(x)
     tolerance = 1e-4 * wanted.abs().max()
-    assert (found - wanted).abs().max() <= tolerance
-    assert (folded - wanted).abs().max() <= tolerance
+    for images in (None, x):
+        net = unfold(chain, images)
+        assert not net.training
+        assert (type(net), net.config) == (type(original), original.config)
+        with torch.inference_mode():
+            found, folded = net(x), diracnets.fold(net)(x)
+        assert (found - wanted).abs().max() <= tolerance
+        assert (folded - wanted).abs().max() <= tolerance
 
 
 SMALL = {  # of each listed network a small one of its family, where the listed one is large
@@ -86,7 +88,7 @@ LISTED_CHAINS = {small(name)[0] for name in list_models() if on_meta({"name": na
 CHAINS = sorted(LISTED_CHAINS, key=lambda name: (len(name), name))
 
 
-@pytest.mark.parametrize("name", [name for name in CHAINS if parse(name).depth <= 40])  # deeper ones repeat blocks
+@pytest.mark.parametrize("name", [name for name in CHAINS if parse(name).depth <= 20])  # deeper ones repeat blocks
 def test_every_listed_chain_is_written_read_unfolded_and_trained(name, warm, tmp_path):
     torch.manual_seed(0)
     arguments = small(name)[1]
