@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from diracnets.data import stream
 from diracnets.data.augmentation import Augmentation
 from diracnets.data.decode import to_input
 from diracnets.data.load import load_data
@@ -153,7 +152,7 @@ class Hanging:
 
 @pytest.mark.slow
 def test_an_input_that_stalls_is_an_error_that_names_the_file(monkeypatch):
-    monkeypatch.setattr(stream, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("diracnets.data.workers._LOOK_SECONDS", 0.2)
     images = StreamedImages(Hanging(), torch.zeros(12).long(), size=(3, 8, 8), mean=[0.5] * 3, std=[0.5] * 3, workers=2)
     images.stall_seconds = 0.5
     batches = images.batches(1)

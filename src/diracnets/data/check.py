@@ -18,8 +18,8 @@ from diracnets.data.readable import remember_decoded
 from diracnets.data.shard_index import index_shard
 from diracnets.data.shard_where import LIST, find_shards
 from diracnets.data.split import HELD_OUT, hold_out
-from diracnets.data.stream import default_workers
 from diracnets.data.tree import NOT_READ, OTHER_NAME, Account, composed, search
+from diracnets.data.workers import default_workers
 from diracnets.errors import DataError, FileError
 
 ERRORS = {

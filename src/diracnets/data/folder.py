@@ -42,7 +42,7 @@ class Listing:
 
 
 class FolderSource(EncodedImages):
-    """Reads listed files; implements `diracnets.data.stream.Source`.
+    """Reads listed files; implements `diracnets.data.decoder.Source`.
 
     Args:
         files: paths of images.

@@ -28,7 +28,7 @@ class MapStyle(Protocol):
 
 
 class Items:
-    """Some items of a Dataset; implements `diracnets.data.stream.Source`.
+    """Some items of a Dataset; implements `diracnets.data.decoder.Source`.
 
     Args:
         dataset: gives (image, label) for a number. An image is a PIL image, a torch tensor [C, H, W] or [H, W], or a

@@ -20,7 +20,8 @@ from diracnets.data.parquet import ParquetSet, find_rows
 from diracnets.data.progress import progress
 from diracnets.data.shard_where import FORMS
 from diracnets.data.shards import ShardSet, find_samples
-from diracnets.data.stream import StreamedImages, default_workers
+from diracnets.data.stream import StreamedImages
+from diracnets.data.workers import default_workers
 from diracnets.errors import UsageError, did_you_mean
 from diracnets.files import url_in
 

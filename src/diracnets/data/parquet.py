@@ -52,7 +52,7 @@ class Table:
 
 
 class ParquetSource(EncodedImages):
-    """Reads images out of Parquet files; implements `diracnets.data.stream.Source`.
+    """Reads images out of Parquet files; implements `diracnets.data.decoder.Source`.
 
     A process keeps the row groups that it read last, so that images near each other are read together.
 

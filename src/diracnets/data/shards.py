@@ -27,7 +27,7 @@ _CHECKED = 20_000  # images of local shards: of larger sets, only the headers of
 
 
 class ShardSource(EncodedImages):
-    """Reads images out of shards; implements `diracnets.data.stream.Source`.
+    """Reads images out of shards; implements `diracnets.data.decoder.Source`.
 
     Args:
         files: the shards.

@@ -20,7 +20,8 @@ from diracnets.data.dataset import DATASET
 from diracnets.data.images import ImageData
 from diracnets.data.items import MapStyle
 from diracnets.data.load import load_data
-from diracnets.data.stream import StreamedImages, default_workers
+from diracnets.data.stream import StreamedImages
+from diracnets.data.workers import default_workers
 from diracnets.errors import UsageError
 from diracnets.runtime.device import memory_format, repeatable, synchronize
 from diracnets.runtime.job import job
