@@ -30,6 +30,7 @@ import time
 import traceback
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -227,18 +228,25 @@ class Reader:
         (self.found / f"{stem}.txt").write_text(wrong, encoding="utf-8", errors="replace")
 
 
-def work(name: str, place: Path, seed: int, found: Path, first: int, end: int, shared: Path) -> None:
+def work(name: str, place: Path, seed: int, found: Path, first: int, end: int, shared: Path, guided: bool) -> None:
     """Try inputs of these numbers; progress goes to the file `shared`, where it is found after a crash."""
     with shared.open("r+b") as file:
         state = mmap.mmap(file.fileno(), _STATE.size)
+    if guided:  # before anything of diracnets is imported
+        import atheris
+
+        with atheris.instrument_imports(include=["diracnets", "tomllib", "tarfile", "zipfile", "pickletools"]):
+            import fuzz_targets  # noqa: F401
     reader = Reader(name, place, seed, found)
     limit = reader.target.memory * (1 << 20) + _ROOM + int(Memory._now("VmSize")) * (1 << 20)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 31, 1 << 31))
     done, accepted, refused, longest, largest, _ = _STATE.unpack(state[:])
-    for number in range(first, end):
-        data = reader.input(number)
+    number = first
+
+    def one(data: bytes) -> None:
+        nonlocal number, done, accepted, refused, longest, largest
         state[:] = _STATE.pack(done, accepted, refused, longest, largest, number)
         faulthandler.dump_traceback_later(_WALL, exit=True)
         good, wrong, seconds, rise = reader.try_one(data)
@@ -247,10 +255,39 @@ def work(name: str, place: Path, seed: int, found: Path, first: int, end: int, s
             reader.keep(data, number, wrong)
         done, accepted, refused = done + 1, accepted + good, refused + (not good and not wrong)
         longest, largest = max(longest, seconds), max(largest, rise)
-    state[:] = _STATE.pack(done, accepted, refused, longest, largest, end)
+        number += 1
+        if number == end:
+            state[:] = _STATE.pack(done, accepted, refused, longest, largest, end)
+            if guided:
+                os._exit(0)  # atheris gives no other way back
+
+    if guided:
+        corpus = place.with_name("corpus")
+        corpus.mkdir(exist_ok=True)
+        for count, data in enumerate(reader.seeds):
+            (corpus / f"seed-{count}").write_bytes(data)
+        atheris.Setup(
+            [name, f"-seed={seed + first + 1}", "-max_len=1048576", "-rss_limit_mb=0", "-timeout=0", str(corpus)],
+            lambda data: one(data),
+            custom_mutator=partial(_mutated, reader),
+        )
+        atheris.Fuzz()
+    for _ in range(first, end):
+        one(reader.input(number))
 
 
-def run(name: str, inputs: int, seed: int, found: Path) -> dict[str, Any]:
+def _mutated(reader: Reader, data: bytes, longest: int, seed: int) -> bytes:
+    """A file of the corpus of atheris, which keeps those that reach new code: changed by it, or as ours are."""
+    import atheris
+    import fuzz_mutate
+
+    choice = random.Random(seed)
+    if choice.random() < 0.3:
+        return atheris.Mutate(data, longest)
+    return fuzz_mutate.mutated([data], reader.target.aware, choice)[:longest]
+
+
+def run(name: str, inputs: int, seed: int, found: Path, guided: bool = False) -> dict[str, Any]:
     """All inputs of a target, in as many processes as it takes."""
     begun, crashes = time.monotonic(), 0
     with tempfile.TemporaryDirectory() as folder:
@@ -259,8 +296,13 @@ def run(name: str, inputs: int, seed: int, found: Path) -> dict[str, Any]:
         shared.write_bytes(_STATE.pack(0, 0, 0, 0.0, 0.0, 0))
         first = 0
         while first < inputs and crashes < 100:
-            given = json.dumps([name, str(place), seed, str(found), first, inputs, str(shared)])
-            done = subprocess.run([sys.executable, __file__, "work", given], stderr=subprocess.PIPE, check=False)
+            given = json.dumps([name, str(place), seed, str(found), first, inputs, str(shared), guided])
+            done = subprocess.run(
+                [sys.executable, __file__, "work", given],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                check=False,
+            )
             state = _STATE.unpack(shared.read_bytes())
             if done.returncode == 0:
                 break
@@ -299,6 +341,8 @@ class Fuzz:
     """Of the changes."""
     found: Path = Path("fuzz-findings")
     """Folder for the files of findings."""
+    guided: bool = False
+    """Let atheris choose what is changed, by the code that it reaches (pip install atheris)."""
     only: int | None = None
     """Read this one input of the first target here, and show what comes of it."""
     out: Path | None = None
@@ -315,7 +359,13 @@ class Fuzz:
         shares = {name: fuzz_targets.TARGETS[name].share for name in names}
         measured = []
         for name in names:
-            row = run(name, max(1, round(self.inputs * shares[name] / sum(shares.values()))), self.seed, self.found)
+            row = run(
+                name,
+                max(1, round(self.inputs * shares[name] / sum(shares.values()))),
+                self.seed,
+                self.found,
+                self.guided,
+            )
             row["allowed_MiB"] = fuzz_targets.TARGETS[name].memory
             row |= self._corpus(name)
             print(json.dumps(row), flush=True)
@@ -326,6 +376,7 @@ class Fuzz:
             report = {
                 "circumstances": circumstances("cpu"),
                 "seed": self.seed,
+                "guided_by_atheris": self.guided,
                 "inputs": total,
                 "findings": findings,
                 "measured": measured,
@@ -353,7 +404,7 @@ class Fuzz:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["work"]:
-        name, place, seed, found, first, end, shared = json.loads(sys.argv[2])
-        work(name, Path(place), seed, Path(found), first, end, Path(shared))
+        name, place, seed, found, first, end, shared, guided = json.loads(sys.argv[2])
+        work(name, Path(place), seed, Path(found), first, end, Path(shared), guided)
     else:
         sys.exit(tyro.cli(Fuzz, description=__doc__).run())

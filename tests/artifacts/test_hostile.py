@@ -6,10 +6,12 @@ from torch import nn
 
 from diracnets.artifacts import layers
 from diracnets.artifacts.card import ModelCard
-from diracnets.artifacts.checkpoint import check_stored
+from diracnets.artifacts.checkpoint import Checkpoint, check_stored
 from diracnets.errors import FileError, UsageError
 from diracnets.models.build import build_model
+from diracnets.models.init import Init
 from diracnets.runtime.precision import Precision
+from diracnets.training.checkpoints import Position
 from diracnets.training.recipe import Recipe
 from diracnets.training.state import State, precision_of
 
@@ -79,3 +81,31 @@ def test_a_state_that_cannot_be_is_refused(key, value):
 def test_a_precision_that_cannot_be_is_refused(given):
     with pytest.raises(FileError, match="precision"):
         precision_of({"precision": given})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mean": [1 << 2000]},
+        {"std": [1 << 2000]},
+        {"fold": {"a": [1 << 2000]}},
+        {"data": {"name": "a", "train": 1 << 2000}},
+    ],
+)
+def test_numbers_that_no_float_holds_are_refused(change):
+    data = {"input_size": [1, 8, 8], "mean": [0.5], "std": [0.5], **change}
+    with pytest.raises(UsageError):
+        ModelCard.from_data(data)
+
+
+@pytest.mark.parametrize("given", [{"filters": 1 << 2000}, {"bias": 1 << 2000}, {"alpha": float("nan")}])
+def test_an_initialization_that_no_float_holds_is_refused(given):
+    with pytest.raises(UsageError, match="init's"):
+        Init(**given)
+
+
+@pytest.mark.parametrize("epoch", [None, "1", float("inf"), 1 << 100, -1])
+def test_a_checkpoint_of_an_impossible_epoch_is_refused(epoch):
+    card = ModelCard((1, 8, 8), (0.5,), (0.5,))
+    with pytest.raises((KeyError, ValueError)):
+        Position.of(Checkpoint(card, {}, {"epoch": epoch, "batch": 0}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
+import sys
 import unicodedata
 import warnings
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from diracnets.errors import UsageError
+from diracnets.errors import UsageError, shown
 from diracnets.models.init import upgraded
 
 _MOST = 100_000  # values in a recipe and the like
@@ -70,10 +71,10 @@ class ModelCard:
     def __post_init__(self) -> None:
         if not 2 <= len(self.input_size) <= 4 or not all(type(n) is int and 1 <= n <= 2**16 for n in self.input_size):
             raise UsageError(f"input_size {self.input_size!r} is not (channels, height, width), in positive numbers")
-        for name, values, low in (("mean", self.mean, -math.inf), ("std", self.std, 0.0)):
+        for name, values, low in (("mean", self.mean, -sys.float_info.max), ("std", self.std, 0.0)):
             if len(values) != self.input_size[0]:
                 raise UsageError(f"{name} has {len(values)} numbers for {self.input_size[0]} channels")
-            if not all(type(value) in (int, float) and math.isfinite(value) and value > low for value in values):
+            if not all(type(value) in (int, float) and low < value <= sys.float_info.max for value in values):
                 raise UsageError(f"{name} {reprlib.repr(values)} is not one {'positive ' * (low == 0)}number a channel")
         for name in self.classes:
             if not isinstance(name, str) or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
@@ -194,8 +195,8 @@ def _check_data(data: TrainedOn) -> None:
         raise UsageError(f"the name of the data is {reprlib.repr(data.name)}, not text")
     _check_plain(data.name, "the name of the data", [1])
     for what, count in (("train", data.train), ("val", data.val)):
-        if count is not None and (type(count) is not int or count < 0):
-            raise UsageError(f"data.{what} is {reprlib.repr(count)}, not a number of images")
+        if count is not None and (type(count) is not int or not 0 <= count < 1 << 63):
+            raise UsageError(f"data.{what} is {shown(count)}, not a number of images")
 
 
 def _check_plain(value: Any, where: str, room: list[int], depth: int = 0) -> None:  # noqa: ANN401
@@ -220,5 +221,7 @@ def _check_plain(value: Any, where: str, room: list[int], depth: int = 0) -> Non
     elif isinstance(value, list | tuple):
         for item in value:
             _check_plain(item, where, room, depth + 1)
+    elif isinstance(value, int) and value.bit_length() > 64:
+        raise UsageError(f"{where} is {shown(value)}")
     elif not (value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value))):
         raise UsageError(f"{where} is {reprlib.repr(value)}, which is not a plain JSON value")

@@ -163,7 +163,7 @@ def _whole(low: int, high: int) -> Check:
 
 def _number(low: float, high: float) -> Check:
     def check(value: Any) -> float:  # noqa: ANN401
-        if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+        if type(value) not in (int, float) or not low <= value <= high:
             raise ValueError(f"{reprlib.repr(value)} is not a number from {low} to {high}")
         return value  # type: ignore[no-any-return]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
-from diracnets.errors import UsageError, did_you_mean
+from diracnets.errors import UsageError, did_you_mean, shown
 
 Scheme = Literal["paper", "deep", "kaiming"]
 Filters = Literal["normal", "kaiming"] | float
@@ -48,19 +48,19 @@ class Init:
         if self.scheme not in get_args(Scheme):
             choices = get_args(Scheme)
             hint = did_you_mean(str(self.scheme), choices)
-            raise UsageError(f"init is {self.scheme!r}; choose one of {', '.join(choices)}{hint and '; ' + hint}")
+            raise UsageError(f"init is {shown(self.scheme)}; choose one of {', '.join(choices)}{hint and '; ' + hint}")
         if self.filters not in (None, "normal", "kaiming"):
-            if not (_is_number(self.filters) and 0 < self.filters < math.inf):  # type: ignore[operator]
+            if not (_is_number(self.filters) and 0 < self.filters <= sys.float_info.max):  # type: ignore[operator]
                 raise UsageError(
-                    f"init's filters are {self.filters!r}; choose normal, kaiming, or a standard deviation above 0"
+                    f"init's filters are {shown(self.filters)}; choose normal, kaiming, or a standard deviation above 0"
                 )
             object.__setattr__(self, "filters", float(self.filters))
         for name in ("alpha", "beta", "bias"):
             value = getattr(self, name)
             if value is None:
                 continue
-            if not (_is_number(value) and math.isfinite(value)):
-                raise UsageError(f"init's {name} is {value!r}; it must be a finite number")
+            if not (_is_number(value) and abs(value) <= sys.float_info.max):
+                raise UsageError(f"init's {name} is {shown(value)}; it must be a finite number")
             object.__setattr__(self, name, float(value))
 
     @classmethod

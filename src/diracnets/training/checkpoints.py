@@ -46,9 +46,15 @@ class Position(NamedTuple):
         Raises:
             KeyError, TypeError, ValueError: it does not say so.
         """
-        if checkpoint.resume is None:
-            return cls(int(checkpoint.card.provenance["epoch"]), 0)
-        return cls(int(checkpoint.resume["epoch"]) - 1, int(checkpoint.resume["batch"]))
+        given = checkpoint.card.provenance if checkpoint.resume is None else checkpoint.resume
+        epoch, batch = given["epoch"], 0 if checkpoint.resume is None else given["batch"]
+        if (
+            type(epoch) is not int
+            or type(batch) is not int
+            or not 0 <= min(epoch, batch) <= max(epoch, batch) < 1 << 31
+        ):
+            raise ValueError("no numbers of epochs and batches")
+        return cls(epoch if checkpoint.resume is None else epoch - 1, batch)
 
 
 @dataclass(frozen=True)
