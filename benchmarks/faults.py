@@ -728,7 +728,10 @@ def machine(bench: Bench) -> Iterator[Kind]:
         words = ["-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
         words += ["--rdzv-endpoint", f"localhost:{port}", "--local-addr", "localhost", "--rdzv-id", run.name]
         words += ["--max-restarts", "1", "--rdzv-conf", "last_call_timeout=10", "-m", "diracnets"]
-        first, second = runs.start(run, before=words), runs.start(run, before=words)
+        first = runs.start(run, before=words)
+        while not listens(port) and first.poll() is None:
+            time.sleep(0.1)
+        second = runs.start(run, before=words)  # not the one that keeps the store
         while first.poll() is None and not list(run.glob("earlier/*")):
             time.sleep(0.01)
         for each in (*children(second.pid), second.pid):
@@ -740,6 +743,13 @@ def machine(bench: Bench) -> Iterator[Kind]:
         elif [row["epoch"] for row in outcome(run)[1]] != [row["epoch"] for row in runs.whole[1]]:
             kind.wrong.append(f"{run.name}: another log")
     yield kind
+
+
+def listens(port: int) -> bool:
+    """Whether a process of this machine listens there."""
+    with suppress(OSError), socket.create_connection(("localhost", port), 1.0):
+        return True
+    return False
 
 
 def children(process: int) -> list[int]:

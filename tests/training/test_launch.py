@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.distributed import HashStore
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
@@ -21,21 +23,26 @@ from diracnets.runtime.launch import count_processes, report
 from diracnets.runtime.meeting import fresh_store
 from diracnets.runtime.ranks import TORCHRUN, _own_device
 
-FLAGS = (
-    "--data digits --recipe demo --model diracnet-10-0.25 --precision float32 --device cpu --num-train 200 --epochs 500"
-)
+FLAGS = "--data digits --model diracnet-10-0.25 --device cpu"
 STARTED = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 
 
 @pytest.fixture
 def begin(request, tmp_path):
-    """Starts `diracnets train` in a session of its own; the process, what it prints, and its run folder."""
+    """Starts `diracnets train` on a few pictures, in a session of its own; the process, what it prints, its folder."""
+    for part in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / part).mkdir(parents=True)
+        for number in range(16):
+            pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / part / f"{number}.png")
+    flags = f"--data folder --data-dir {tmp_path} --image-size 16 --batch-size 8 --workers 0 --epochs 500"
+    flags += " --model diracnet-10-0.25 --precision float32 --device cpu"
 
     def begun(*words):
         said, run = tmp_path / "said", tmp_path / "run"
         with said.open("w") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "diracnets", "train", *FLAGS.split(), *words, "--run-dir", str(run)],
+                [sys.executable, "-m", "diracnets", "train", *flags.split(), *words, "--run-dir", str(run)],
                 start_new_session=True,
                 stdout=file,
                 stderr=file,
@@ -80,7 +87,7 @@ def test_a_killed_process_is_restarted_and_ctrl_c_stops_all(begin):
     assert process.wait(120) == 128 + signal.SIGINT, said.read_text()
     *_, last = said.read_text().splitlines()
     assert "and saved; go on with: diracnets train --resume" in last
-    assert last.endswith("--device cpu --devices 2")
+    assert last.endswith("--device cpu --devices 2 --workers 0")
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
     epochs = [line.split(",")[0] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert epochs == [f'{{"epoch": {each + 1}' for each in range(len(epochs))]
