@@ -136,7 +136,8 @@ def test_what_the_launcher_refuses_before_it_starts_anything(tmp_path, capsys):
     }.items():
         assert main(["train", *FLAGS.split(), *words]) == 2
         assert said in capsys.readouterr().err
-    assert main(["distill", "--devices", "2"]) == 2
+    assert main(["distill", "--teacher", "any", "--devices", "2"]) == 2
+    assert "Unrecognized options: --devices" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, SuppressFixed, arg
+from tyro.conf import Fixed, FlagCreatePairsOff, SuppressFixed, arg
 
 from diracnets.commands.output import note, stdout, table
 from diracnets.commands.train import Train
@@ -25,8 +25,8 @@ class Distill(Train):
     or exported program (.pt2) for the same classes."""
     compare: bool = True
     """Train the chain without the teacher too, which takes about as long again."""
-    devices: Annotated[None, SuppressFixed] = None
-    restarts: Annotated[None, SuppressFixed] = None
+    devices: Annotated[None, Fixed, SuppressFixed] = None
+    restarts: Annotated[None, Fixed, SuppressFixed] = None
     inherit: FlagCreatePairsOff[bool] = False
     """Begin with the teacher's filters where the shapes allow."""
 
