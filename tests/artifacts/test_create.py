@@ -64,8 +64,6 @@ def test_folded_weights_become_a_network(tmp_path, monkeypatch):
     [
         ({"name": "diracnet-10-1", "pretrained": True}, "no weights come with diracnet-10-1"),
         ({"name": NAME, "pretrained": "mine"}, f"no weights of {NAME} are called 'mine'"),
-        ({"name": NAME, "pretrained": True, "num_classes": 3}, "have 3 classes"),
-        ({"name": NAME, "pretrained": True, "in_channels": 3}, "have in_channels 1, not 3; leave in_channels out"),
         ({"name": NAME, "pretrained": True, "width": 2.0}, "have width 1.0, not 2.0"),
         ({"name": NAME, "pretrained": True, "image_size": 4}, "too small"),
         (
@@ -85,3 +83,26 @@ def test_what_does_not_fit_the_weights_is_refused(arguments, said):
 def test_an_initialization_of_trained_weights_is_refused_by_the_names_that_were_given():
     with pytest.raises(UsageError, match=r"alpha is 0\.5, beta is 0\.1, but .* leave alpha and beta out"):
         diracnets.create_model(NAME, pretrained=True, alpha=0.5, beta=0.1)
+
+
+def test_other_classes_and_channels_are_renewed_adapted_and_said(caplog):
+    grey = torch.rand(2, 1, 8, 8)
+    whole = diracnets.create_model(NAME, pretrained=True).eval()
+    net = diracnets.create_model(NAME, pretrained=True, num_classes=4, in_channels=3).eval()
+    assert caplog.messages == [
+        f"{DIGITS}: the first convolution is adapted from 1 to 3 channels; the classifier is a new one, for 4 classes"
+    ]
+    assert net.card.provenance["renewed"] == caplog.messages[0].removeprefix(f"{DIGITS}: ").split("; ")
+    assert (net.card.input_size, net.num_classes, net.card.classes) == ((3, 8, 8), 4, ())
+    assert net.card.mean == whole.card.mean * 3
+    assert "accuracy" not in net.card.provenance
+    torch.testing.assert_close(net.forward_features(grey.repeat(1, 3, 1, 1)), whole.forward_features(grey))
+
+    colour = diracnets.create_model("diracnet-28-1", pretrained="diracnet-28-1-cifar10").eval()
+    summed = diracnets.create_model("diracnet-28-1", pretrained="diracnet-28-1-cifar10", in_channels=1).eval()
+    image = torch.rand(2, 1, 32, 32)
+    torch.testing.assert_close(summed(image), colour(image.repeat(1, 3, 1, 1)), rtol=1e-3, atol=1e-3)
+    assert summed.card.classes == colour.card.classes
+    assert summed.card.mean == pytest.approx([sum(colour.card.mean) / 3])
+    twin = diracnets.create_model(**summed.config)
+    twin.load_state_dict(summed.state_dict())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diracnets.artifacts.card import attach_card
 from diracnets.artifacts.load import load_weights
@@ -40,16 +41,20 @@ def create_model(
 ) -> Network:
     """Make a network with fresh weights, or with trained ones.
 
+    What trained weights cannot give is renewed. That is logged as a warning of the logger "diracnets", which prints it
+    unless it is told otherwise, and stands in `net.card.provenance["renewed"]`.
+
     Args:
         name: see `build_model`, which all arguments but `pretrained` are handed to where the weights are fresh.
         num_classes: by default 10 for the CIFAR networks, 1000 for the ImageNet ones, or as many as trained weights
-            have; 0 for pooled features.
-        in_channels: channels of the images, by default 3, or those of trained weights.
+            have; 0 for pooled features. For another number, trained weights get a fresh classifier.
+        in_channels: channels of the images, by default 3, or those of trained weights, whose first convolution is
+            adapted to others: for one channel its filters are summed over theirs, else these are repeated.
         image_size: height and width, or one number for both; by default 32 or 224, or that of trained weights.
         pool: "max" or "average", see `build_model`; by default "max", or that of trained weights.
         width, init, start, alpha, beta, bias: see `build_model`.
-        pretrained: the name of trained weights of this network, see `list_weights`, or True for the first ones with
-            as many classes. They decide about what is not given, and leave no initialization to choose.
+        pretrained: the name of trained weights of this network, see `list_weights`, or True for those with as many
+            classes, else the first ones. They decide about what is not given, and leave no initialization to choose.
         device, dtype: of the parameters.
 
     Raises:
@@ -107,9 +112,11 @@ def trained_network(
 
     Args:
         name: of the network.
-        pretrained: the name of its weights, or True for the first ones with as many classes.
-        num_classes: None for any number; 0 for pooled features, without the classifier.
-        in_channels: None for what the weights take.
+        pretrained: the name of its weights, or True for those with as many classes, else the first ones.
+        num_classes: None for that of the weights; 0 for pooled features, without the classifier. For another number
+            the classifier is a fresh one.
+        in_channels: None for what the weights take; else their first convolution is adapted, as in timm: filters are
+            summed over the channels for one, and repeated for more, scaled to keep the size of their output.
         image_size: None for what the weights were trained on.
         width: of the network.
         pool: None for what the weights were trained with.
@@ -127,7 +134,6 @@ def trained_network(
     """
     weights = choose_weights(name, pretrained, num_classes or None)
     for what, given, fixed in (
-        ("in_channels", in_channels, weights.model["in_channels"]),
         ("width", width, weights.model.get("width", 1.0)),
         ("pool", pool, weights.model.get("pool", "max")),
     ):
@@ -136,11 +142,39 @@ def trained_network(
     loaded = load_weights(weights)
     trained = unfold(loaded) if isinstance(loaded, nn.Sequential) else loaded
     config = dict(weights.model) if image_size is None else {**weights.model, "image_size": image_size}
-    net = on_meta(config)
-    net.load_state_dict(trained.state_dict(), assign=True)
-    card = replace(weights.card, input_size=net.input_size)
-    if num_classes == 0:
-        net.reset_classifier(0)
+    net = on_meta(config if in_channels is None else {**config, "in_channels": in_channels})
+    state, renewed = trained.state_dict(), []
+    means, stds = weights.card.mean, weights.card.std
+    if net.input_size[0] != weights.model["in_channels"]:
+        channels, had = net.input_size[0], weights.model["in_channels"]
+        first = next(name for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d))
+        state[f"{first}.weight"] = _for_channels(state[f"{first}.weight"], channels)
+        means, stds = _values(means, channels), _values(stds, channels)
+        renewed.append(f"the first convolution is adapted from {had} to {channels} channels")
+    net.load_state_dict(state, assign=True)
+    card = replace(weights.card, input_size=net.input_size, mean=means, std=stds)
+    if num_classes not in (None, net.num_classes):
+        net.reset_classifier(num_classes)
         card = replace(card, classes=())
+        if num_classes:
+            renewed.append(f"the classifier is a new one, for {num_classes} classes")
+    if renewed:
+        logging.getLogger("diracnets").warning("%s: %s", weights.name, "; ".join(renewed))
+        made_of = {key: value for key, value in card.provenance.items() if key != "accuracy"}
+        card = replace(card, provenance={**made_of, "start": weights.name, "renewed": renewed})
     attach_card(net, replace(card, architecture=net.config))
     return net
+
+
+def _for_channels(filters: Tensor, count: int) -> Tensor:
+    """Filters [out, channels, kh, kw] for images of `count` channels instead."""
+    had = filters.shape[1]
+    if count == 1:
+        return filters.sum(1, keepdim=True)  # a grey image is one of equal channels
+    repeated = filters.repeat(1, -(-count // had), 1, 1)[:, :count]
+    return (repeated * (had / count)).contiguous()
+
+
+def _values(values: Sequence[float], count: int) -> tuple[float, ...]:
+    """A number for each channel: the mean of all for one, else repeated."""
+    return (sum(values) / len(values),) if count == 1 else tuple(values[index % len(values)] for index in range(count))

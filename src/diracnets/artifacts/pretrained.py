@@ -123,7 +123,8 @@ def choose_weights(model: str, pretrained: str | bool, num_classes: int | None) 
 
     Args:
         model: the network's name.
-        pretrained: the name of weights of that network, or True for the first ones with as many classes.
+        pretrained: the name of weights of that network, or True for the first ones with as many classes, or where none
+            have as many, for the first ones.
         num_classes: None for any number.
 
     Raises:
@@ -141,7 +142,4 @@ def choose_weights(model: str, pretrained: str | bool, num_classes: int | None) 
     for weights in ours:
         if num_classes in (None, weights.model["num_classes"]):
             return weights
-    raise UsageError(
-        f"no weights of {model} have {num_classes} classes; there are {there_are}: "
-        "take these without num_classes, then reset_classifier"
-    )
+    return ours[0]
