@@ -49,7 +49,13 @@ class Checkpoint:
         Raises:
             ValueError: the weights are not exactly those of the architecture.
         """
-        net = network_with(self.card.architecture or {}, self.state)
+        architecture = self.card.architecture or {}
+        if architecture.get("own"):
+            raise ValueError(
+                f"it holds the weights of {architecture['name']}, a module of its user's own: make that, then "
+                "net.load_state_dict(torch.load(path, weights_only=True)['state'])"
+            )
+        net = network_with(architecture, self.state)
         attach_card(net, self.card)
         return net
 

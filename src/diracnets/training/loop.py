@@ -30,6 +30,7 @@ from diracnets.runtime.ranks import joined
 from diracnets.training.folder import RunFolder, new_folder
 from diracnets.training.inputs import check_progressive_size
 from diracnets.training.interruption import Interruption, command_to_resume
+from diracnets.training.own import own_network
 from diracnets.training.parallel import Trainee
 from diracnets.training.recipe import Recipe
 from diracnets.training.reporter import Events, Reporter
@@ -43,8 +44,9 @@ from diracnets.training.watchdog import LossWatch
 
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe | str,
     *,
+    net: nn.Module | None = None,
     run: str | Path | None = None,
     data: ImageData | str | MapStyle | tuple[MapStyle, MapStyle] | None = None,
     data_dir: str | Path | None = None,
@@ -69,7 +71,10 @@ def train(
     `diracnets.runtime.device.keep_memory` before, as the command line does: a step takes up to a third less time.
 
     Args:
-        recipe: what to do. When resuming, the very recipe that the run began with.
+        recipe: what to do, or the name of a recipe. When resuming, the very recipe that the run began with.
+        net: a module of one's own to train instead of the recipe's network: for images [B, C, H, W] it gives logits
+            [B, classes]. It is trained itself, and the best one of all epochs, a copy, is the result's. When resuming,
+            one of the same layers. There is a model file if it folds to a straight line of layers.
         run: the folder; it must not hold a run yet, unless `resume`. By default a new one in runs/.
         data: what `load_data` makes or takes, such as a Dataset of one's own; by default what the recipe names.
         data_dir: where the recipe's images are; when resuming, by default where they were.
@@ -101,6 +106,12 @@ def train(
     >>> sorted(path.name for path in trained.run.iterdir() if path.suffix in (".toml", ".jsonl", ".safetensors"))
     ['metrics.jsonl', 'model.safetensors', 'recipe.toml', 'scales.jsonl']
     """
+    if isinstance(recipe, str):
+        recipe = Recipe.load(recipe)
+    if net is not None:
+        if (start is not None and not resume) or inherit:
+            raise UsageError("a module of your own starts from the weights that it has: leave start and inherit out")
+        recipe = recipe.replaced(model=type(net).__name__)
     if data is None:
         data = recipe.data.name
     recipe = recipe.replaced(data=_name(data))
@@ -164,7 +175,10 @@ def train(
         data.train.batches(
             optimization.batch_size, epoch=1, augment=recipe.data.augment
         )  # refuses what does not suit the images
-        net = starting_network(recipe, data, weights) if saved is None else network_to_resume(saved.card, recipe, data)
+        own = None if net is None else own_network(net, recipe, data)
+        net = own or (
+            starting_network(recipe, data, weights) if saved is None else network_to_resume(saved.card, recipe, data)
+        )
         if guide is not None and inherit and saved is None:
             count = guide.pass_on(net)
             if count == 0:
@@ -190,6 +204,8 @@ def train(
             state.restore(resumed)
 
         command = command_to_resume(folder.path, data_dir, device, workers)
+        if own is not None:
+            command = f"train(recipe, net=..., run={str(folder.path)!r}, resume=True), in Python"
         with (
             Interruption(
                 say=ranks.first and not quiet, several=not ranks.alone

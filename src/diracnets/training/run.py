@@ -5,24 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from diracnets.artifacts.card import ModelCard, attach_card
 from diracnets.artifacts.chain import to_chain, write_model_file
 from diracnets.artifacts.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from diracnets.artifacts.model_file import save
 from diracnets.artifacts.run_record import RunRecord
 from diracnets.data.images import Batch, ImageData, Images
 from diracnets.data.share import Share
-from diracnets.errors import DataError, FileError, TrainingError
+from diracnets.errors import DataError, FileError, FoldError, TrainingError, UsageError, first_line
 from diracnets.evaluation.metrics import Evaluation, evaluate
 from diracnets.files import absolute_place
+from diracnets.folding.fold import fold
 from diracnets.models.network import Network
 from diracnets.runtime.device import memory_format, synchronize
 from diracnets.runtime.environment import device_name, record_environment
@@ -31,6 +35,7 @@ from diracnets.runtime.ranks import UNREADABLE, fetched
 from diracnets.training.finish import card_of_run
 from diracnets.training.folder import RunFolder
 from diracnets.training.interruption import Interrupted, Interruption
+from diracnets.training.own import OwnNetwork, kept_weights
 from diracnets.training.recipe import Recipe
 from diracnets.training.reporter import Reporter
 from diracnets.training.safeguards import Safeguards
@@ -56,7 +61,7 @@ class Trained:
 
     run: Path
     """The run folder."""
-    net: Network
+    net: nn.Module
     """The network with the highest validation accuracy, that of best.pt, with averaged weights where the recipe
     averages, in evaluation mode."""
     chain: nn.Module | None
@@ -305,16 +310,32 @@ class Run:
             self.save()
         attach_card(net, card)
         trained = Trained(self.folder.path, net, None, accuracy, history, None, epoch)
-        where = f"{net.config['name']} has branches and folds to no chain: the network is in {self.folder.best}"
-        if net.is_chain:
-            chain = write_model_file(net, self.folder.model) if self.state.ranks.first else to_chain(net)
-            chain = chain.to(self.state.device)
-            trained = replace(trained, chain=chain, model_file=self.folder.model)
-            where = f"its folded network is in {self.folder.model}"
+        chain, where = self._folded(net)
+        if chain is not None:
+            trained = replace(trained, chain=chain.to(self.state.device), model_file=self.folder.model)
+        if isinstance(net, OwnNetwork):
+            attach_card(net.net, card)
+            trained = replace(trained, net=net.net)
         tested = f", {history[-1]['test_accuracy']:.2%} on the test images" if self.data.test is not None else ""
         which = f"epoch {epoch} of {self.recipe.optimization.epochs}, the best"
         self.reporter.say(f"validation accuracy {accuracy:.2%} on {validated_on(self.data)}{tested}: {which}; {where}")
         return trained
+
+    def _folded(self, net: Network) -> tuple[nn.Module | None, str]:
+        """What a network folds to, in the model file too, or None; and where the network is, to be said."""
+        first, file = self.state.ranks.first, self.folder.model
+        if isinstance(net, OwnNetwork):
+            try:
+                chain = fold(deepcopy(net.net).cpu().eval(), torch.randn(2, *net.input_size))
+                if first:
+                    save(chain, file, card=replace(self.card(net), architecture=None))
+            except (FoldError, UsageError) as error:
+                return None, f"its weights are in {self.folder.best}, and there is no model file: {first_line(error)}"
+            return chain, f"its folded network is in {file}"
+        if not net.is_chain:
+            name = net.config["name"]
+            return None, f"{name} has branches and folds to no chain: the network is in {self.folder.best}"
+        return write_model_file(net, file) if first else to_chain(net), f"its folded network is in {file}"
 
     def best(self) -> tuple[Network, ModelCard]:
         """The network of best.pt on the run's device, in evaluation mode, and its card: on all processes.
@@ -327,6 +348,10 @@ class Run:
             self.reporter.say(f"{self.folder.best} cannot be read: the last network stands in for the best one")
             return state.evaluated.eval(), self.card(state.evaluated)
         layout = memory_format(self.recipe.runtime.channels_last)
+        if isinstance(state.net, OwnNetwork):
+            own = deepcopy(state.net)
+            own.net.load_state_dict(found.state)
+            return own.eval(), found.card
         net = found.network().to(state.device, memory_format=layout)  # type: ignore[call-overload]
         return net.eval(), found.card
 
@@ -343,7 +368,7 @@ class Run:
     def checkpoint(self, resume: dict[str, Any] | None = None) -> Checkpoint:
         """What is saved: the network to evaluate, and what to resume from."""
         net = self.state.saved
-        return Checkpoint(self.card(net), net.state_dict(), resume)
+        return Checkpoint(self.card(net), kept_weights(net), resume)
 
     def save(self) -> None:
         """Write the checkpoint to resume from, unless the loss shows that it would be of a network that is lost.

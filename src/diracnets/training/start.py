@@ -151,6 +151,11 @@ def network_to_resume(card: ModelCard, recipe: Recipe, data: ImageData) -> Netwo
             f"these are not the images that the run began with: {_images(found, data.input_size, len(data.classes))} "
             f"instead of {_images(card.data, card.input_size, len(card.classes))}"
         )
+    if (card.architecture or {}).get("own"):
+        raise UsageError(
+            "the run trains a module of your own, which no file holds: resume it in Python, by "
+            "train(recipe, net=..., run=..., resume=True)"
+        )
     net = build_model(**card.architecture or {})
     _freeze(net, recipe)
     return net
