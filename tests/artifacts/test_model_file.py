@@ -491,3 +491,20 @@ def test_full_disk_is_a_file_error_and_leaves_nothing(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_card_is_made_of_a_few_arguments_or_is_the_networks_own(tmp_path):
+    chain = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    parts = {"input_size": (1, 8, 8), "mean": [0.5], "std": [0.25]}
+    save(chain, tmp_path / "a.safetensors", **parts, classes=["cat", "dog"])
+    made = read(tmp_path / "a.safetensors")
+    assert made.card == ModelCard((1, 8, 8), (0.5,), (0.25,), ("cat", "dog"))
+    save(made, tmp_path / "b.safetensors")
+    assert read(tmp_path / "b.safetensors").card == made.card
+    with pytest.raises(UsageError, match="needs input_size, mean and std: give mean and std too"):
+        save(chain, tmp_path / "c.safetensors", input_size=(1, 8, 8))
+    with pytest.raises(UsageError, match="not both"):
+        save(chain, tmp_path / "c.safetensors", card=made.card, **parts)
+    with pytest.raises(UsageError, match="save takes one card"):
+        save(chain, tmp_path / "c.safetensors")
+    assert not (tmp_path / "c.safetensors").exists()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -57,7 +57,17 @@ class Verified:
     probe_scale: float
 
 
-def save(chain: nn.Module, path: str | Path, *, card: ModelCard | None = None, facts: ModelCard | None = None) -> None:
+def save(
+    chain: nn.Module,
+    path: str | Path,
+    *,
+    card: ModelCard | None = None,
+    input_size: tuple[int, ...] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    classes: Sequence[str] = (),
+    facts: ModelCard | None = None,
+) -> None:
     """Write a chain and its card to a model file, whole or not at all.
 
     Args:
@@ -65,21 +75,28 @@ def save(chain: nn.Module, path: str | Path, *, card: ModelCard | None = None, f
             and memory format, or the `IntegerChain` of one. Its weights are stored as they are, its mode (training or
             not) is not.
         path: of the file, by convention with the suffix .safetensors.
-        card: the description of the network that the file will hold.
+        card: the description of the network that the file will hold. By default the network's own, or one that is made
+            of the four arguments that follow.
+        input_size: (channels, height, width) of an image.
+        mean: of each channel, for pixels in 0..1: the chain's input is (pixel - mean) / std.
+        std: of each channel.
+        classes: the name of each output, where they are known.
         facts: deprecated, the earlier name of `card`.
 
     Raises:
-        UsageError: no card; not a flat chain of layers that a file can hold, one with hooks or replaced methods, or one
-            that does not fit the card.
+        UsageError: no card, or a part of one is missing; not a flat chain of layers that a file can hold, one with
+            hooks or replaced methods, or one that does not fit the card.
         FileError: the file cannot be written.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
     >>> chain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    >>> save(chain, path, card=ModelCard((1, 8, 8), mean=(0.5,), std=(0.5,), classes=("cat", "dog")))
+    >>> save(chain, path, input_size=(1, 8, 8), mean=[0.5], std=[0.5], classes=["cat", "dog"])
     >>> read(path).card.classes
     ('cat', 'dog')
     """
+    if facts is None:
+        card = _made_card(card, input_size, mean, std, classes) or card_of(chain)
     card = the_card(card, facts, "save")
     plain = integer.as_float(chain) if isinstance(chain, IntegerChain) else chain
     content: dict[str, Any] = {"format": 2, "layers": layers.to_data(plain), "card": card.to_data()}
@@ -113,6 +130,25 @@ def save(chain: nn.Module, path: str | Path, *, card: ModelCard | None = None, f
             save_file(tensors, part, metadata={KEY: json.dumps(content, allow_nan=False)})
         except SafetensorError as error:  # how it words a full disk
             raise FileError(f"cannot write {path}: {error}") from error
+
+
+def _made_card(
+    card: ModelCard | None,
+    input_size: tuple[int, ...] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    classes: Sequence[str],
+) -> ModelCard | None:
+    """The card that was given, or one that is made of its most important parts; None where nothing was given."""
+    given = {"input_size": input_size, "mean": mean, "std": std}
+    missing = [name for name, value in given.items() if value is None]
+    if card is not None or (len(missing) == len(given) and not classes):
+        if card is not None and (len(missing) < len(given) or classes):
+            raise UsageError("save takes a card, or input_size, mean, std and classes to make one, not both")
+        return card
+    if input_size is None or mean is None or std is None:
+        raise UsageError(f"a card needs input_size, mean and std: give {' and '.join(missing)} too")
+    return ModelCard(tuple(input_size), tuple(mean), tuple(std), tuple(classes))
 
 
 def read(path: str | Path, device: torch.device | str = "cpu") -> nn.Sequential | IntegerChain:
