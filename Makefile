@@ -8,6 +8,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11, 4))
 
+# pip compiles modules too, but on one processor alone
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+
 JOBS := 2
 IN_PARALLEL := -n $(JOBS) --dist worksteal
 
@@ -69,8 +72,8 @@ $(READY): pyproject.toml constraints.txt
 		fi; \
 	fi
 	@echo "Installing torch and the rest into .venv, once (some minutes on a slow network)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH_FROM) torch \
-		&& $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]" \
+	@$(PIP) $(TORCH_FROM) torch && $(PIP) -e ".[dev]" \
 		|| { echo "make: pip could not install what diracnets needs (its reason stands above);" \
 			"if the network was missing, call make again when it is there" >&2; exit 1; }
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib 2>/dev/null || true
 	@touch $@
