@@ -10,6 +10,7 @@ import copy
 import gzip
 import io
 import json
+import math
 import pickletools
 import random
 import re
@@ -19,30 +20,9 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-NUMBERS: tuple[Any, ...] = (
-    *(
-        0,
-        -1,
-        1,
-        2,
-        7,
-        255,
-        256,
-        65535,
-        65536,
-        2**24,
-        2**28,
-        2**31 - 1,
-        2**31,
-        2**32,
-        2**40,
-        2**63 - 1,
-        2**63,
-        2**64,
-        1 << 2000,
-    ),
-    *(-(2**31), -(2**63), 10**30, 0.5, -0.0, 1e-320, 1e308, float("inf"), float("-inf"), float("nan")),
-)
+_WHOLE = (0, -1, 1, 2, 7, 255, 256, 65535, 65536, 2**24, 2**28, 2**31, 2**32, 2**40, 2**63, 2**64, 1 << 2000)
+_NOT_WHOLE = (0.5, -0.0, 1e-320, 1e308, math.inf, -math.inf, math.nan)
+NUMBERS: tuple[Any, ...] = (*_WHOLE, 2**31 - 1, 2**63 - 1, -(2**31), -(2**63), 10**30, *_NOT_WHOLE)
 TEXTS = (
     *(
         "",

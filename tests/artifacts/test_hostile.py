@@ -64,6 +64,7 @@ def test_tensors_that_share_their_values_are_refused():
         ("epoch", None),
         ("random", [torch.zeros(3)]),
         ("loss_sum", "0"),
+        ("best", "0"),
     ],
 )
 def test_a_state_that_cannot_be_is_refused(key, value):

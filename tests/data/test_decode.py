@@ -350,3 +350,17 @@ def test_a_damaged_picture_in_memory_and_odd_channels(picture):
 )  # fmt: skip
 def test_grey_is_a_matter_of_the_kind(mode, grey):
     assert is_grey(Image.new(mode, (2, 2))) == grey
+
+
+def test_a_jpeg_of_endless_scans_is_refused(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("L", (64, 64)).save(buffer, "JPEG", progressive=True)
+    content = buffer.getvalue()
+    last = content[content.rindex(b"\xff\xda") : -2]
+    for count in (1, 300):
+        (tmp_path / "a.jpg").write_bytes(content[:-2] + last * count + content[-2:])
+        if count == 1:
+            assert to_input(tmp_path / "a.jpg", (1, 8, 8), (0.5,), (0.5,)).shape == (1, 8, 8)
+        else:
+            with pytest.raises(DataError, match=r"a\.jpg has 306 scans"):
+                to_input(tmp_path / "a.jpg", (1, 8, 8), (0.5,), (0.5,))

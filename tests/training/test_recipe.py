@@ -397,5 +397,15 @@ def test_a_record_of_a_run_that_is_nested_without_end_is_refused(tmp_path):
 def test_numbers_that_python_does_not_print_are_refused(tmp_path, value):
     path = tmp_path / "a.toml"
     path.write_text(f"[optimization]\nepochs = {value}\n")
-    with pytest.raises(UsageError, match="epochs is"):
+    with pytest.raises(UsageError, match="is a number of 20000 bits"):
+        Recipe.load(path)
+
+
+@pytest.mark.parametrize(
+    "setting", ["start = [[BIG]]", "start = {a = BIG}", "cutout = BIG", "crop = [BIG]", "init = BIG"]
+)
+def test_old_recipes_with_such_numbers_are_refused(tmp_path, setting):
+    path = tmp_path / "a.toml"
+    path.write_text(setting.replace("BIG", "0x" + "f" * 5000))
+    with pytest.raises(UsageError):
         Recipe.load(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from diracnets.errors import UsageError, did_you_mean
+from diracnets.errors import UsageError, did_you_mean, shown
 
 Crop = Literal["none", "pad", "resized"]
 Flip = Literal["none", "random", "alternating"]
@@ -44,20 +44,20 @@ class Augmentation:
             object.__setattr__(self, "flip", "random" if self.flip else "none")
         for name, value, words in (("crop", self.crop, get_args(Crop)), ("flip", self.flip, get_args(Flip))):
             if value not in words:
-                hint = did_you_mean(str(value), words)
-                raise UsageError(f"{name} must be one of {', '.join(words)}, not {value!r}{hint and '; ' + hint}")
+                hint = did_you_mean(shown(value), words)
+                raise UsageError(f"{name} must be one of {', '.join(words)}, not {shown(value)}{hint and '; ' + hint}")
         if not _whole(self.pad) or self.pad < 1:
             raise UsageError(
-                f'pad must be a whole number of at least 1 pixel, not {self.pad!r} (crop="none" pads nothing)'
+                f'pad must be a whole number of at least 1 pixel, not {shown(self.pad)} (crop="none" pads nothing)'
             )
         if (
             isinstance(self.min_scale, bool)
             or not isinstance(self.min_scale, int | float)
             or not 0 < self.min_scale <= 1
         ):
-            raise UsageError(f"min_scale must be a fraction over 0 and up to 1, not {self.min_scale!r}")
+            raise UsageError(f"min_scale must be a fraction over 0 and up to 1, not {shown(self.min_scale)}")
         if not _whole(self.cutout) or self.cutout < 0:
-            raise UsageError(f"cutout must be a whole number of pixels, 0 for none, not {self.cutout!r}")
+            raise UsageError(f"cutout must be a whole number of pixels, 0 for none, not {shown(self.cutout)}")
 
 
 def _whole(value: object) -> bool:

@@ -48,6 +48,7 @@ TINY = 64  # up to this size an image is resized whole: there is nothing to crop
 _MARGIN = 256 / 224  # Zagoruyko & Komodakis 2017 evaluate ImageNet resized to 256, cropped to 224
 _SPARE = 2.0  # a JPEG of which a part is taken is decoded smaller, as long as it stays this much larger than needed
 _ORIENTATION = 0x0112
+_SCANS = 200  # of a progressive JPEG; cameras and programs write 10, and rarely a thumbnail with its own
 _PIPED = 1 << 29  # bytes that may come through a pipe for one picture
 _LONGEST = 65_535  # pixels of a side, as in JPEG; each row costs memory and time of its own, however short
 _FREE, _DENSEST = 1 << 22, 10_000  # pixels that any file may have, and those for each of its bytes; PNG allows 8,258
@@ -111,6 +112,8 @@ def opened(source: str | Path | BinaryIO, name: str | None = None) -> Iterator[I
         file.seek(0)
         with Image.open(file, formats=_FORMATS) as image:
             _refuse_bomb(image, name, file.seek(0, io.SEEK_END))
+            if image.format == "JPEG" and image.info.get("progressive"):
+                _refuse_scans(file, name)
             yield image
 
 
@@ -334,6 +337,17 @@ def _refuse_bomb(image: Image.Image, name: str, size: int | None = None) -> None
             f"{name} has {image.width}x{image.height} pixels in {size:,} bytes, as files have that are made to fill "
             "the memory: remove it"
         )
+
+
+def _refuse_scans(file: BinaryIO, name: str) -> None:
+    """Refuse a JPEG of so many scans that decoding it takes minutes: each may be of a few bytes and all the pixels."""
+    file.seek(0)
+    scans, end = 0, b""
+    while block := file.read(1 << 20):
+        scans += (end + block).count(b"\xff\xda")
+        end = block[-1:]
+    if scans > _SCANS:
+        raise DataError(f"{name} has {scans:,} scans, more than the {_SCANS} that are decoded: save it again")
 
 
 def _too_large(name: str, pixels: str) -> str:

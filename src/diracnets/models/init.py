@@ -79,7 +79,7 @@ class Init:
             known = [field.name for field in fields(cls)]
             for key in init:
                 if key not in known:
-                    raise UsageError(f"init has no {key!r}; {did_you_mean(str(key), known, cutoff=0.0)}")
+                    raise UsageError(f"init has no {shown(key)}; {did_you_mean(shown(key), known, cutoff=0.0)}")
             return cls(**init)
         return cls(init)  # type: ignore[arg-type]
 

@@ -48,11 +48,7 @@ class Position(NamedTuple):
         """
         given = checkpoint.card.provenance if checkpoint.resume is None else checkpoint.resume
         epoch, batch = given["epoch"], 0 if checkpoint.resume is None else given["batch"]
-        if (
-            type(epoch) is not int
-            or type(batch) is not int
-            or not 0 <= min(epoch, batch) <= max(epoch, batch) < 1 << 31
-        ):
+        if not all(type(each) is int and 0 <= each < 1 << 31 for each in (epoch, batch)):
             raise ValueError("no numbers of epochs and batches")
         return cls(epoch if checkpoint.resume is None else epoch - 1, batch)
 

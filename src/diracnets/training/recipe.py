@@ -79,6 +79,7 @@ class Recipe:
         Raises:
             UsageError: an unknown key, a value of a wrong type or an impossible number.
         """
+        _refuse_long_numbers(table, source)
         groups = {key: value for key, value in table.items() if key in GROUPS and isinstance(value, Mapping)}
         rest = {key: value for key, value in table.items() if key not in groups}
         recipe = from_table(cls, groups, source)
@@ -148,6 +149,17 @@ class Recipe:
         """What differs in `other`, as "name: mine, not theirs" for each setting."""
         mine, theirs = self.settings(), other.settings()
         return [f"{name}: {mine[name]}, not {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+
+
+def _refuse_long_numbers(table: Mapping[str, Any], source: str) -> None:
+    """Refuse numbers that may be neither computed with nor printed."""
+    left: list[tuple[str, Any]] = list(table.items())
+    while left:
+        name, value = left.pop()
+        if isinstance(value, int) and value.bit_length() > 64:
+            raise UsageError(f"{source}: {shown(name)} is {shown(value)}")
+        inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+        left += [(name, each) for each in inner]
 
 
 def _read(path: Path) -> str:

@@ -141,7 +141,10 @@ class State:
         self.scaler.load_state_dict(data["scaler"])
         if self.average is not None:
             self.average.model.load_state_dict(data["average"])
-        for name in ("best", "history", "epoch", "batch", "seen", "seconds"):
+        kinds = {"best": float, "history": list, "epoch": int, "batch": int, "seen": int, "seconds": float}
+        for name, kind in kinds.items():
+            if not isinstance(data[name], int | float if kind is float else kind):
+                raise ValueError(f"its {name} is a {type(data[name]).__name__}")
             setattr(self, name, data[name])
         if self.ranks.first:  # the others' sums begin at 0
             self.loss_sum, self.correct = data["loss_sum"].to(self.device), data["correct"].to(self.device)
