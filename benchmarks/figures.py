@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pages import DEPTH_BUDGET, ROOT, found, the_group
 
+from diracnets.evaluation.plots import new_figure, save_figure
 from diracnets.studies.depth import depth_study
 from diracnets.studies.groups import Group, percents
-from diracnets.training.plots import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -350,15 +350,18 @@ def test_eval_prints_and_writes(run, tmp_path, capsys):
     output, errors = capsys.readouterr()
     assert "confusion matrix" not in errors
     assert "digits, 359 held-out images: top-1 " in output
-    assert "By class, lowest accuracy first" in output.splitlines()
+    assert "By class, lowest F1 first" in output.splitlines()
     assert "Most confident errors" in output.splitlines()  # not broken at the width of the table
-    assert (tmp_path / "out/confusion.png").read_bytes()[1:4] == b"PNG"
+    for figure in ("confusion.png", "errors.png"):
+        assert (tmp_path / "out" / figure).read_bytes()[1:4] == b"PNG"
     written = json.loads((tmp_path / "out/evaluation.json").read_text())
     assert main(["eval", str(run / "best.pt"), "--device", "cpu", "--worst", "3", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == written
     assert sum(map(sum, printed["confusion"])) == printed["images"] == 359
     assert sum(row["correct"] for row in printed["classes"]) == round(printed["top1"] * 359)
+    assert all(row["correct"] == pytest.approx(row["precision"] * row["predicted"]) for row in printed["classes"])
+    assert all(row["correct"] == pytest.approx(row["recall"] * row["images"]) for row in printed["classes"])
     assert len(printed["worst"]) == 3
     assert all(mistake["true"] != mistake["predicted"] for mistake in printed["worst"])
 

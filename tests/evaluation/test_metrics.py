@@ -56,7 +56,9 @@ def test_a_hand_computation(batch_size):
     assert found.loss == pytest.approx(expected, rel=1e-7)
     assert found.confusion.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
     assert [(item.label, item.count, item.correct) for item in found.per_class] == [(0, 2, 1), (1, 1, 1), (2, 1, 0)]
-    assert [item.accuracy for item in found.per_class] == [0.5, 1.0, 0.0]
+    assert [item.recall for item in found.per_class] == [0.5, 1.0, 0.0]
+    assert [item.precision for item in found.per_class] == [0.5, 0.5, pytest.approx(math.nan, nan_ok=True)]
+    assert [item.f1 for item in found.per_class] == [0.5, pytest.approx(2 / 3), 0.0]
     assert [(item.name, item.index, item.true, item.predicted) for item in found.worst] == [
         ("image 2", 2, 0, 1),
         ("image 3", 3, 2, 0),
@@ -86,8 +88,9 @@ def test_only_as_many_mistakes_as_asked_for():
     assert [item.index for item in evaluate(Table(LOGITS), Numbered(LABELS), worst=1).worst] == [2]
 
 
-def test_a_class_without_images_has_no_accuracy():
-    assert math.isnan(evaluate(Table(LOGITS[:2]), Numbered([0, 1])).per_class[2].accuracy)
+def test_a_class_without_images_and_predictions_has_no_scores():
+    last = evaluate(Table(LOGITS[:2]), Numbered([0, 1])).per_class[2]
+    assert all(map(math.isnan, (last.precision, last.recall, last.f1)))
 
 
 def test_progress_is_told():

@@ -2,11 +2,11 @@ from dataclasses import replace
 
 import pytest
 
+from diracnets.evaluation.plots import new_figure
 from diracnets.studies import figure
 from diracnets.studies.grid import Lines
 from diracnets.studies.groups import groups_of
 from diracnets.studies.page import page
-from diracnets.training.plots import new_figure
 
 DIRAC, WRN = "diracnet-10-0.25", "wrn-16-0.25"
 

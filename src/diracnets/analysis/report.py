@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diracnets.errors import MissingExtraError
+from diracnets.evaluation.plots import new_figure, save_figure
 from diracnets.files import written_whole
-from diracnets.training.plots import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

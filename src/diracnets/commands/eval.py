@@ -1,9 +1,10 @@
-"""`diracnets eval`: accuracy of a trained network, by class, and its most confident errors."""
+"""`diracnets eval`: accuracy of a trained network, scores by class, and its most confident errors."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,7 +13,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from diracnets.artifacts.network_file import network_file
 from diracnets.commands.output import note, stdout, table
-from diracnets.errors import UsageError
+from diracnets.errors import MissingExtraError, UsageError
 from diracnets.files import written_whole
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class Evaluate:
     worst: int = 10
     """How many of the most confident errors to list."""
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """Also write evaluation.json and the confusion matrix, confusion.png, to this folder."""
+    """Also write to this folder: evaluation.json, the confusion matrix (confusion.png), and the images of the most
+    confident errors (errors.png)."""
     json: FlagCreatePairsOff[bool] = False
     """Print JSON only."""
 
@@ -78,12 +80,20 @@ class Evaluate:
             self._write(summary, evaluation, data, self.out)
 
     def _write(self, summary: dict[str, Any], evaluation: Evaluation, data: ImageData, out: Path) -> None:
-        from diracnets.training.plots import draw_confusion
+        from diracnets.evaluation.plots import draw_confusion, draw_errors
 
-        with written_whole(out / "evaluation.json") as part:
+        numbers, confusion, errors = out / "evaluation.json", out / "confusion.png", out / "errors.png"
+        with written_whole(numbers) as part:
             part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        draw_confusion(evaluation.confusion, data.classes, out / "confusion.png")
-        note(f"wrote {out / 'evaluation.json'} and {out / 'confusion.png'}")
+        title = f"{'/'.join(self.file.parts[-3:])}: {evaluation.top1:.2%} of {evaluation.count:,} images of {data.name}"
+        try:
+            draw_confusion(evaluation.confusion, data.classes, confusion, title=title)
+            if self.worst:
+                draw_errors(evaluation.worst, data.val, data.classes, errors, title=title)
+        except MissingExtraError as error:
+            note(f"wrote {numbers}; no figures: {error}")
+        else:
+            note(f"wrote {numbers}, {confusion}" + (f" and {errors}" if self.worst else ""))
 
 
 def _summary(evaluation: Evaluation, data: ImageData, file: Path, views: str) -> dict[str, Any]:
@@ -98,7 +108,14 @@ def _summary(evaluation: Evaluation, data: ImageData, file: Path, views: str) ->
         "top5": evaluation.top5 if len(classes) > 5 else None,
         "loss": evaluation.loss,
         "classes": [
-            {"class": classes[row.label], "images": row.count, "correct": row.correct} for row in evaluation.per_class
+            {
+                "class": classes[row.label],
+                "images": row.count,
+                "predicted": row.predicted,
+                "correct": row.correct,
+                **{name: _number(getattr(row, name)) for name in ("precision", "recall", "f1")},
+            }
+            for row in evaluation.per_class
         ],
         "confusion": evaluation.confusion.tolist(),
         "worst": [
@@ -108,6 +125,14 @@ def _summary(evaluation: Evaluation, data: ImageData, file: Path, views: str) ->
     }
 
 
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2%}"
+
+
 def _show(evaluation: Evaluation, data: ImageData, views: str) -> None:
     console, classes = stdout(), data.classes
     top5 = f"top-5 {evaluation.top5:.2%}, " if len(classes) > 5 else ""  # of five, all are among the first five
@@ -115,14 +140,17 @@ def _show(evaluation: Evaluation, data: ImageData, views: str) -> None:
         f"{data.name}, {evaluation.count:,} held-out images: top-1 {evaluation.top1:.2%}, {top5}"
         f"loss {evaluation.loss:.4f}{'' if views == 'one' else f', views {views}'}\n"
     )
-    ranked = sorted(evaluation.per_class, key=lambda row: row.accuracy if row.count else 2.0)
-    shown, title = ranked, "By class, lowest accuracy first"
+    ranked = sorted(evaluation.per_class, key=lambda row: 2.0 if math.isnan(row.f1) else row.f1)
+    shown, title = ranked, "By class, lowest F1 first"
     if len(ranked) > _CLASSES_SHOWN:
         shown = ranked[:_CLASSES_SHOWN]
-        title = f"The {_CLASSES_SHOWN} of {len(ranked)} classes with the lowest accuracy (--json for all)"
-    rows = [[classes[row.label], row.count, row.correct, f"{row.accuracy:.2%}"] for row in shown]
+        title = f"The {_CLASSES_SHOWN} of {len(ranked)} classes with the lowest F1 (--json for all)"
+    rows = [
+        [classes[row.label], row.count, row.correct, *map(_percent, (row.precision, row.recall, row.f1))]
+        for row in shown
+    ]
     console.print(title, style="bold")
-    console.print(table(["class", "images", "correct", "accuracy"], rows))
+    console.print(table(["class", "images", "correct", "precision", "recall", "F1"], rows))
     if evaluation.worst:
         mistakes = [
             [mistake.name, classes[mistake.true], classes[mistake.predicted], f"{mistake.probability:.1%}"]

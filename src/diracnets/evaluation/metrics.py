@@ -19,19 +19,32 @@ from diracnets.runtime.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
-class ClassAccuracy:
-    """How often one class was recognized."""
+class ClassScore:
+    """How well one class was recognized; all scores are from 0 to 1."""
 
     label: int
     count: int
     """Images of the class."""
+    predicted: int
+    """Images whose prediction is the class."""
     correct: int
-    """Those among them whose prediction is the class."""
+    """Those that are both."""
 
     @property
-    def accuracy(self) -> float:
-        """From 0 to 1; NaN for a class without images."""
+    def precision(self) -> float:
+        """Part of the images taken for the class that are of it; NaN where none was taken for it."""
+        return self.correct / self.predicted if self.predicted else float("nan")
+
+    @property
+    def recall(self) -> float:
+        """Part of the images of the class that were taken for it; NaN for a class without images."""
         return self.correct / self.count if self.count else float("nan")
+
+    @property
+    def f1(self) -> float:
+        """The harmonic mean of precision and recall; NaN for a class without images and predictions."""
+        either = self.count + self.predicted
+        return 2 * self.correct / either if either else float("nan")
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,7 @@ class Evaluation:
     """Part of the images whose class is among the first five; 1 where there are no more than five."""
     loss: float
     """Mean cross-entropy in nats, without label smoothing."""
-    per_class: list[ClassAccuracy]
+    per_class: list[ClassScore]
     confusion: Tensor
     """int64 [K, K]: images of the row's class that were predicted as the column's."""
     worst: list[Mistake]
@@ -140,7 +153,8 @@ def evaluate(
         top5=float(top5.mean()),
         loss=mean_loss,
         per_class=[
-            ClassAccuracy(label, int(confusion[label].sum()), int(confusion[label, label])) for label in range(classes)
+            ClassScore(label, int(confusion[label].sum()), int(confusion[:, label].sum()), int(confusion[label, label]))
+            for label in range(classes)
         ],
         confusion=confusion,
         worst=_most_confident_errors(images, truth, prediction, probability, worst),

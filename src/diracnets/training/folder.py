@@ -159,10 +159,10 @@ class RunFolder:
         """Add one row to `metrics.jsonl`."""
         append_json(self.metrics, row)
 
-    def draw(self, history: list[dict[str, Any]]) -> str | None:
-        """Draw the curve; what to say where matplotlib is not installed."""
+    def draw(self, history: list[dict[str, Any]], label_smoothing: float = 0.0) -> str | None:
+        """Draw the curve, see `draw_curve`; what to say where matplotlib is not installed."""
         try:
-            draw_curve(history, self.curve)
+            draw_curve(history, self.curve, label_smoothing=label_smoothing)
         except MissingExtraError as error:
             return f"no {self.curve.name}: {error}"
         return None

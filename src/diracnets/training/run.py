@@ -189,7 +189,7 @@ class Run:
             self.reporter.epoch(row)
             if last or time.monotonic() - self.drawn > DRAW_SECONDS:
                 self.drawn = time.monotonic()
-                if (why_not := self.folder.draw(state.history)) and last:
+                if (why_not := self.folder.draw(state.history, recipe.optimization.label_smoothing)) and last:
                     self.reporter.say(why_not)
         return row
 
