@@ -34,7 +34,7 @@ ALLOWED = {
     ("deploy/c/compiled.py", "ctypes.CDLL"): "a library that was just compiled in a temporary folder of its own",
     ("deploy/memory.py", "ctypes.CDLL"): "the C library of this process, by no name",
     ("runtime/device.py", "ctypes.CDLL"): "the C library of this process, by no name",
-    ("data/stream.py", "ctypes.CDLL"): "the C library of this process, by no name",
+    ("data/workers.py", "ctypes.CDLL"): "the C library of this process, by no name",
 }
 
 # Modules of which every name counts but those that cannot do anything, and single names.

@@ -8,7 +8,8 @@ import pytest
 
 from diracnets.cli import main
 from diracnets.data.folder import find_images
-from diracnets.data.pack import damaged, pack, read_list
+from diracnets.data.pack import pack
+from diracnets.data.packed import damaged, read_list
 from diracnets.errors import DataError, FileError, UsageError
 
 wds = pytest.importorskip("webdataset", reason='needs pip install "diracnets[shards]"')

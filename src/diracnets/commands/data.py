@@ -68,7 +68,7 @@ class Verify:
         Raises:
             FileError: one is missing or damaged.
         """
-        from diracnets.data.pack import damaged
+        from diracnets.data.packed import damaged
 
         with progress("verifying shards") as report:
             wrong = damaged(self.folder, report)
@@ -100,7 +100,8 @@ class Check:
         Raises:
             DataError: something is wrong.
         """
-        from diracnets.data.check import ERRORS, WARNINGS, check
+        from diracnets.data.check import check
+        from diracnets.data.inventory import ERRORS, WARNINGS
 
         with progress("checking images") as report:
             checked = check(self.folder, smallest=self.smallest, workers=self.workers, report=report)
