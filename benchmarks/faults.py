@@ -646,6 +646,7 @@ class Together:
             words = ["train", "--resume", "--run-dir", str(run), "--device", "cpu", "--devices", "2"]
         paths = [str(hook), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "AT_FSYNC": str(at_fsync)}
+        environment |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if before else {}  # docs/distributed.md says why
         with (self.bench.place / f"{run.name}.log").open("a") as log:
             words = [sys.executable, *(before or ("-m", "diracnets")), *words]
             process = subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
