@@ -6,8 +6,8 @@ import curve
 import pytest
 import runtimes
 
-from diracnets.deploy.measure import Row, Timing
 from diracnets.deploy.parity import Table
+from diracnets.deploy.row import Row, Timing
 from diracnets.deploy.subject import subject_of
 from diracnets.runtime.environment import circumstances
 

@@ -14,9 +14,10 @@ from diracnets.cli import main
 from diracnets.deploy import process
 from diracnets.deploy.activations import live_activations
 from diracnets.deploy.integer import rounded_chain
-from diracnets.deploy.measure import Candidate, Row, exactly, side_by_side
+from diracnets.deploy.measure import Candidate, exactly, side_by_side
 from diracnets.deploy.parity import _first
 from diracnets.deploy.process import store
+from diracnets.deploy.row import Row
 from diracnets.deploy.subject import subject_of
 from diracnets.errors import UsageError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from diracnets.deploy.measure import Row, Timing
+from diracnets.deploy.row import Row, Timing
 
 
 def columns(rows: Sequence[Row]) -> list[str]:

@@ -6,9 +6,9 @@ import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from diracnets.artifacts.card import ModelCard
 from diracnets.deploy.backend import find
 from diracnets.deploy.export import export
 from diracnets.deploy.process import COMPILED, EAGER, PRODUCT, SIDE, BackendError, Job, Worker, store
+from diracnets.deploy.row import Row, Timing
 from diracnets.errors import DiracNetsError, UsageError, first_line
 from diracnets.models.integer import IntegerChain
 
@@ -29,65 +30,6 @@ Say = Callable[[str], None]
 Seconds = tuple[float, float]  # by the clock, and of the processor
 BATCHES, ROUNDS = (1, 16), 11
 _PAUSE = 0.005  # seconds in which the threads of the one that ran before go to sleep
-
-
-@dataclass(frozen=True)
-class Timing:
-    """How long a network takes for a number of images; quartiles are of the rounds.
-
-    Args:
-        seconds: the median.
-        seconds_quartiles: the lower and the upper one.
-        ratio: the median of the rounds' ratios to the first row that was measured in the same rounds.
-        ratio_quartiles: of these.
-        processor_seconds: of processor time, of all threads together, the median.
-        processor_ratio: the median of the rounds' ratios of these; what else the machine does hardly changes it.
-        processor_ratio_quartiles: of these.
-        of_peak: multiply-adds in a second of processor time, as a part of those of a matrix product in float32 in the
-            same round, the median; None where the network's are not known.
-    """
-
-    seconds: float
-    seconds_quartiles: tuple[float, float]
-    ratio: float
-    ratio_quartiles: tuple[float, float]
-    processor_seconds: float
-    processor_ratio: float
-    processor_ratio_quartiles: tuple[float, float]
-    of_peak: float | None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One network on one backend in one precision; what was not measured is None.
-
-    Args:
-        network: its name.
-        backend: the name of a backend, or "torch" for eager torch, or "torch.compile".
-        precision: "float32", "bfloat16" or "int8".
-        reason: why it was not measured; "" where it was.
-        top1: part of the images whose class comes first.
-        agreement: part of the images for which the class is that of the exact network, in float64.
-        difference: the largest between an output and the exact network's.
-        latency: by the number of images at a time.
-        file_bytes: of the exported file, and of what belongs to it.
-        start_seconds: from opening the file to the first answer, in a process that has imported the packages.
-        start_bytes: the most memory that this took, beyond what the process held before.
-        running_bytes: the most memory held while it runs, beyond the same, by the number of images at a time.
-    """
-
-    network: str
-    backend: str
-    precision: str
-    reason: str = ""
-    top1: float | None = None
-    agreement: float | None = None
-    difference: float | None = None
-    latency: Mapping[int, Timing] = field(default_factory=dict)
-    file_bytes: int | None = None
-    start_seconds: float | None = None
-    start_bytes: int | None = None
-    running_bytes: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

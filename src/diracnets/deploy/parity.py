@@ -14,10 +14,11 @@ import torch
 from diracnets.data.images import ImageData, Images
 from diracnets.deploy import backend as backends_module
 from diracnets.deploy.integer import rounded_chain
-from diracnets.deploy.measure import BATCHES, ROUNDS, Candidate, Exact, Row, Say, check, exactly, side_by_side
+from diracnets.deploy.measure import BATCHES, ROUNDS, Candidate, Exact, Say, check, exactly, side_by_side
 from diracnets.deploy.onnx_int8 import QUANTIZED, int8_writer
 from diracnets.deploy.process import COMPILED, EAGER
 from diracnets.deploy.quantize import quantize
+from diracnets.deploy.row import Row
 from diracnets.deploy.subject import Given, Subject, subject_of
 from diracnets.errors import DiracNetsError, MissingExtraError, UsageError, did_you_mean, first_line
 from diracnets.models.integer import IntegerChain
