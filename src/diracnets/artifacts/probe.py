@@ -13,6 +13,7 @@ from diracnets.artifacts import layers
 from diracnets.errors import UsageError, first_line
 from diracnets.models.integer import IntegerChain
 
+_CHUNK = 1 << 20
 VALUES = 1000  # of the output that are looked at
 TOLERANCE = 1e-3  # relative to the largest: float32 on another processor stays far below, a wrong layer does not
 
@@ -58,6 +59,9 @@ def check_computes(chain: nn.Module, outputs: Sequence[float], input_size: Seque
 @torch.inference_mode()
 def _outputs(chain: nn.Module, input_size: Sequence[int]) -> list[float]:
     """On an image that no random number generator of any version changes."""
-    image = torch.arange(math.prod(input_size), dtype=torch.float64).mul(0.7).sin().float()
+    image = torch.empty(math.prod(input_size))
+    for first in range(0, len(image), _CHUNK):  # all of a large image in float64 would take four times its memory
+        part = image[first : first + _CHUNK]
+        part.copy_(torch.arange(first, first + len(part), dtype=torch.float64).mul(0.7).sin())
     output: Tensor = chain(image.reshape(1, *input_size))
     return output.flatten()[:VALUES].tolist()

@@ -208,7 +208,7 @@ def _listed(base: str, found: Where) -> Iterator[tuple[str, Part | None]]:
                     int(images), fact.get("bytes"), fact.get("sha256"), None if index is None else beside(index)
                 )
                 yield location, part
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise FileError(f"{beside(LIST)} is not a list of shards: {type(error).__name__} {error}") from error
 
 
