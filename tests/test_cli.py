@@ -315,7 +315,7 @@ def test_resuming_finds_the_data_where_it_was(tmp_path, monkeypatch, capsys):
     Path("first/model.safetensors").unlink()
     assert main(["train", "--run-dir", "first", "--resume", "--workers", "0", "--device", "cpu"]) == 0
     assert Path("first/model.safetensors").exists()
-    assert "resumed after 1" in capsys.readouterr().out
+    assert "this run is finished, 1 of 1 epochs" in capsys.readouterr().out
 
 
 def test_starting_from_trained_weights(run, tmp_path):

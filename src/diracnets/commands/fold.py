@@ -48,5 +48,7 @@ class Fold:
         out = self.out or (Path(f"{file}.safetensors") if named else beside)
         if not named and out.exists() and out.samefile(file):
             raise UsageError(f"{out} is the checkpoint itself and would be overwritten; choose another --out")
+        if out.suffix.lower() != ".safetensors":
+            raise UsageError(f"{out} would be a model file, whose name ends in .safetensors: choose that for --out")
         chain = write_model_file(net, out)
         stdout().print(f"{chain.fold_report}\nwrote       {out}, {out.stat().st_size:,} bytes", soft_wrap=True)

@@ -18,10 +18,14 @@ class Models:
     N = 6n + 4 and any width k. resnet-N and dirac-resnet-N exist for N = 6n + 2, and from 164 on for N = 9n + 2."""
 
     pattern: Positional[str] = "*"
-    """Only names that match this pattern, such as 'plain-*' or '*-28-*'."""
+    """Only names with this word in them, such as resnet, or that match this pattern, such as 'plain-*' or '*-28-*'."""
 
     trained: FlagCreatePairsOff[bool] = False
     """List trained networks instead; eval, fold, info, predict and train --from take their names."""
+
+    @property
+    def _pattern(self) -> str:
+        return self.pattern if set(self.pattern) & set("*?[") else f"*{self.pattern}*"
 
     def execute(self) -> None:
         """Print the table."""
@@ -30,7 +34,7 @@ class Models:
             return
         from diracnets.models.build import list_models, size_of
 
-        names = list_models(self.pattern)
+        names = list_models(self._pattern)
         if not names:
             raise UsageError(f"no listed network matches {self.pattern!r}; `diracnets models` lists them all")
         sizes = {name: size_of(name) for name in names}
@@ -44,7 +48,7 @@ class Models:
         from diracnets.artifacts.pretrained import find_weights, list_weights
 
         rows = []
-        for name in list_weights(self.pattern):
+        for name in list_weights(self._pattern):
             weights = find_weights(name)
             place = "in the package" if weights.url is None else "downloaded"
             data = weights.card.data.name if weights.card.data else ""

@@ -16,13 +16,23 @@ class Verify:
     """Check a model file: its checksum, its structure, and that its outputs are those recorded when it was written."""
 
     file: Positional[Path]
-    """The model file (.safetensors)."""
+    """The model file (.safetensors), or a name from `diracnets models --trained`."""
 
     def execute(self) -> None:
         """Print the result; raise an error if something is wrong."""
-        from diracnets.artifacts.load import is_pickled
+        from diracnets.artifacts.load import is_pickled, is_weights
         from diracnets.artifacts.model_file import verify
+        from diracnets.artifacts.pretrained import find_weights
 
+        if is_weights(self.file):
+            weights = find_weights(str(self.file))
+            stored = weights.file()  # which raises where it is damaged
+            stdout().print(
+                f"{weights.name} is valid: {stored.stat().st_size:,} bytes with the SHA-256 that this version of "
+                f"diracnets has on record, {weights.sha256}",
+                soft_wrap=True,
+            )
+            return
         if is_pickled(self.file):
             raise FileError(
                 f"{self.file} is a checkpoint, not a model file: fold it first with `diracnets fold {self.file}`"

@@ -127,7 +127,10 @@ class Run:
         if self.recalibrates and recipe.optimization.recalibrate_bn is None:
             lag = f", of the {self.steps} of an epoch" if self.steps < FEW_STEPS else ""
             say(f"BatchNorm is recalibrated before each evaluation: running statistics lag by ten steps{lag}")
-        if resumed:
+        if resumed and state.epoch > epochs:
+            again = f"start another with --from {self.folder.path}"
+            say(f"this run is finished, {epochs} of {epochs} epochs: to train on, {again}")
+        elif resumed:
             say(f"resumed after {state.epoch - 1} epochs and {state.batch} of {self.steps} batches")
 
     def _write_record(self, *, resumed: bool) -> None:
