@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from diracnets import Recipe, train
+from diracnets.analysis import lens
 from diracnets.analysis.lens import EPOCHS, followed
 from diracnets.commands.study import Lens
 from diracnets.errors import UsageError
+from diracnets.evaluation.plots import new_figure
 from diracnets.training.scales import LayerScales
 
 
@@ -121,3 +123,16 @@ def test_long_histories_are_thinned_but_keep_their_ends():
 def test_what_cannot_be_looked_into_is_said(run, tmp_path, net, options, words):
     with pytest.raises(UsageError, match=words):
         Lens(net=net.format(run=run, folder=tmp_path), out=tmp_path, device="cpu", **options).run(print)
+
+
+def test_figures_number_layers_and_leave_no_offset_beside_an_axis():
+    scales = [{kind: 1 + 1e-6 * layer for kind in lens.KINDS} for layer in range(3)]
+    layers = [dict.fromkeys(lens.SIGNAL, 0.9 + 1e-6 * layer) for layer in range(3)]
+    facts = {"title": "A net", "images": 4, "data": "digits", "scales": scales, "signal": layers}
+    figure = new_figure(12, 7)
+    lens.draw(figure, {**facts, "history": {"epochs": [], **{kind: [] for kind in lens.KINDS}}})
+    figure.canvas.draw()
+    assert figure.get_suptitle() == "A net, on 4 training images of digits"
+    assert all(axes.get_title() for axes in figure.axes)
+    assert {axes.yaxis.get_offset_text().get_text() for axes in figure.axes if axes.get_yscale() == "linear"} == {""}
+    assert all(tick == int(tick) for axes in figure.axes for tick in axes.get_xticks())

@@ -147,10 +147,16 @@ def test_the_figure_has_a_panel_over_the_rates_for_each_depth(drawn, record):
 
 
 def test_budgets_are_lines_of_their_own(drawn, record):
-    (axes,) = drawn([record(0, 0.5), record(0, 0.4, epochs=2, num_train=500), record(1, 0.6)]).axes
-    _, labels = axes.get_legend_handles_labels()
-    assert [{*label.split(", ")} for label in labels] == [
-        {DIRAC, "epochs 8"},
-        {DIRAC, "epochs 2", "num_train 500"},
-        {WRN, "epochs 8"},
-    ]
+    made = drawn([record(0, 0.5), record(0, 0.4, epochs=2, num_train=500), record(1, 0.6)])
+    _, labels = made.axes[0].get_legend_handles_labels()
+    assert [{*label.split(", ")} for label in labels] == [{DIRAC}, {DIRAC, "epochs 2", "num_train 500"}, {WRN}]
+    caption = " ".join(made.get_suptitle().split())
+    assert caption == "Unless a line says otherwise: epochs 8. Trained on: Abacus, 2 threads, float32"
+
+
+def test_published_values_stand_beside_the_dots(small_study, record):
+    study, made = replace(small_study, published={"a book": 12.5}), new_figure(9, 3)
+    figure._dots(made, study, groups_of(study, [record(0, 0.5)]))
+    (axes,) = made.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["digits-diracnet-10-0.25, 8 epochs", "a book"]
+    assert [(*line.get_xdata(), *line.get_ydata()) for line in axes.lines] == [(50.0, 0), (12.5, 1)]

@@ -16,6 +16,7 @@ from diracnets.runtime.environment import circumstances
 from diracnets.training.scales import LayerScales, layer_scales, read_scales
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 ROWS = 60  # layers in a table of the page; the JSON has all
@@ -40,6 +41,11 @@ SIGNAL = {
     "std": "deviation",
     "gradient": "gradient",
     "filter_gradient": "gradient of filters",
+}
+PANELS = {  # of the signal, in the figure
+    "identity and signal": ("identity", "kept", "arrived"),
+    "what the ReLU does": ("passed", "relu_keeps"),
+    "gradients": ("gradient", "filter_gradient"),
 }
 EXPLANATION = """- *alpha / beta*: the size of the identity relative to that of the normalized filter, in rms.
   It says how close a layer is to the identity: W is normalized, so beta alone is the size of what is added.
@@ -136,8 +142,8 @@ def draw(figure: Figure, facts: Mapping[str, Any]) -> None:
                 axes.legend(fontsize=8)
         grid[0][2].set_title(f"{SCALES['ratio']}, dashed {SCALES['ratio_by_norm']}", fontsize=10)
         grid[0][2].set_yscale("log")
-    panels = (("identity", "kept", "arrived"), ("passed", "relu_keeps"), ("gradient", "filter_gradient"))
-    for axes, kinds in zip(grid[-1], panels, strict=True):
+    for axes, (title, kinds) in zip(grid[-1], PANELS.items(), strict=True):
+        axes.set_title(title, fontsize=10)
         for kind in kinds:
             values = [math.nan if layer[kind] is None else layer[kind] for layer in layers]
             if not all(map(math.isnan, values)):
@@ -147,7 +153,20 @@ def draw(figure: Figure, facts: Mapping[str, Any]) -> None:
     grid[-1][2].set_yscale("log")
     for axes in grid.flat:
         axes.set_xlabel("layer")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
+        if axes.get_yscale() == "linear":
+            _widen(axes)
+    figure.suptitle(f"{facts['title']}, on {facts['images']} training images of {facts['data']}", fontsize=11)
+
+
+def _widen(axes: Axes) -> None:
+    """Show at least a thousandth of the values, in numbers that stand for themselves: 1.002, not "+1" and 0.002."""
+    low, high = axes.get_ylim()
+    missing = max(abs(low), abs(high)) / 1000 - (high - low)
+    if missing > 0:
+        axes.set_ylim(low - missing / 2, high + missing / 2)
+    axes.ticklabel_format(axis="y", useOffset=False)
 
 
 def _table(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diracnets.analysis.report import Say, draw_png
+from diracnets.analysis.report import Say, draw_png, machine_name
 from diracnets.studies.grid import Lines, Study
 from diracnets.studies.groups import Group, groups_of, percents
 from diracnets.studies.records import Record
@@ -33,13 +34,23 @@ def draw(study: Study, records: Sequence[Record], path: Path, say: Say) -> bool:
     if not groups:
         return False
     if study.figure is None:
-        return draw_png(path, lambda figure: _dots(figure, study, groups), 9, 1.5 + 0.3 * len(groups), say)
-    points = _points(study.figure, groups)
+        rows = len(groups) + len(study.published)
+        return draw_png(path, lambda figure: _dots(figure, study, groups), 9, 1.7 + 0.3 * rows, say)
+    usual = _usual(groups)
+    points = _points(study.figure, groups, usual)
     panels = list(dict.fromkeys(point.panel for point in points))
     across = min(len(panels), ACROSS)
     legend = 0.2 * len({point.line for point in points}) / across
-    height = 4.5 * math.ceil(len(panels) / ACROSS) + legend
-    return draw_png(path, lambda figure: _lines(figure, study, points, panels), 2 + 5 * across, height, say)
+    height = 4.5 * math.ceil(len(panels) / ACROSS) + legend + 0.3
+    unless = ", ".join(f"{name} {value}" for name, value in usual.items() if value is not None)
+    caption = (f"Unless a line says otherwise: {unless}. " if unless else "") + _machines(groups)
+    return draw_png(path, lambda figure: _lines(figure, study, points, panels, caption), 2 + 5 * across, height, say)
+
+
+def _usual(groups: Sequence[Group]) -> Mapping[str, Any]:
+    """The settings in which groups differ, as most of them have them."""
+    variants = [group.variant for group in groups]
+    return max(variants, key=variants.count)
 
 
 @dataclass(frozen=True)
@@ -51,16 +62,15 @@ class _Point:
     runs: list[Record]
 
 
-def _points(shape: Lines, groups: Sequence[Group]) -> list[_Point]:
+def _points(shape: Lines, groups: Sequence[Group], usual: Mapping[str, Any]) -> list[_Point]:
     """Each group at its best learning rate, and further panels over the rates where rows were trained at several."""
     over_rates = (*shape.panels, shape.x)
     several = {_panel(group, over_rates) for group in groups if len(group.by_rate) > 1}
     best, rates = [], []
     for group in groups:
         panel, line = _panel(group, shape.panels), str(group.axes[shape.series])
-        siblings = [other for other in groups if _panel(other, shape.panels) == panel]
-        vary = [name for name in group.variant if len({str(other.variant[name]) for other in siblings}) > 1]
-        line = ", ".join([line, *(f"{name} {group.variant[name]}" for name in vary if group.variant[name] is not None)])
+        other = [f"{name} {_word(value)}" for name, value in group.variant.items() if value != usual.get(name)]
+        line = ", ".join([line, *other])
         best.append(_Point(panel, shape.x, float(group.axes[shape.x]), line, group.runs))
         if _panel(group, over_rates) in several:
             at = _panel(group, over_rates)
@@ -68,12 +78,16 @@ def _points(shape: Lines, groups: Sequence[Group]) -> list[_Point]:
     return best + rates
 
 
+def _word(value: object) -> object:
+    return "not set" if value is None else value
+
+
 def _panel(group: Group, names: Sequence[str]) -> str:
     values = [(name, group.axes[name]) for name in names]
     return ", ".join(value if isinstance(value, str) else f"{name} {value:g}" for name, value in values)
 
 
-def _lines(figure: Figure, study: Study, points: Sequence[_Point], panels: Sequence[str]) -> None:
+def _lines(figure: Figure, study: Study, points: Sequence[_Point], panels: Sequence[str], caption: str) -> None:
     """Means with standard deviations; crosses at the bottom where all runs diverged."""
     colors = {line: f"C{number}" for number, line in enumerate(dict.fromkeys(point.line for point in points))}
     handles: dict[str, Any] = {}
@@ -95,7 +109,7 @@ def _lines(figure: Figure, study: Study, points: Sequence[_Point], panels: Seque
         ticks = sorted({point.x for point in mine})
         if ticks[0] > 0:
             axes.set_xscale("log")
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], rotation=45 if len(ticks) > 6 else 0)
         axes.minorticks_off()
         axes.set_title(panel, fontsize=10)
         axes.set_xlabel(mine[0].x_name)
@@ -105,16 +119,32 @@ def _lines(figure: Figure, study: Study, points: Sequence[_Point], panels: Seque
         lines, labels = axes.get_legend_handles_labels()
         handles |= zip(labels, lines, strict=True)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=across, fontsize=8)
+    figure.suptitle(_wrapped(figure, caption), fontsize=8, color="gray")
 
 
 def _dots(figure: Figure, study: Study, groups: Sequence[Group]) -> None:
-    """A dot for each run at the best learning rate of its row."""
+    """A dot for each run at the best learning rate of its row, and a diamond for each published value."""
     axes = figure.subplots()
     for height, group in enumerate(groups):
         values = percents(study, group.runs)
         axes.plot(values, [height] * len(values), "o", color="C0", alpha=0.7)
     names = [f"{group.row}, {group.settings['epochs']} epochs" for group in groups]
-    axes.set_yticks(range(len(groups)), names, fontsize=8)
+    heights = range(len(names), len(names) + len(study.published))
+    axes.plot(list(study.published.values()), heights, "D", color="C1", markerfacecolor="white")
+    axes.set_yticks(range(len(names) + len(heights)), [*names, *study.published], fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel(f"{study.measure}, %, a dot for each run")
+    others = ", a diamond for each published value" if study.published else ""
+    axes.set_xlabel(f"{study.measure}, %, a dot for each run{others}")
     axes.grid(alpha=0.3)
+    figure.supxlabel(_wrapped(figure, _machines(groups)), fontsize=8, color="gray")
+
+
+def _machines(groups: Sequence[Group]) -> str:
+    """What trained the runs: one sentence for all, since lines and rows differ in networks, not in machines."""
+    runs = [run for group in groups for runs in group.by_rate.values() for run in runs]
+    machines = dict.fromkeys(f"{machine_name(run.environment)}, {run.environment['precision']}" for run in runs)
+    return "Trained on: " + "; ".join(machines)
+
+
+def _wrapped(figure: Figure, text: str) -> str:
+    return "\n".join(textwrap.wrap(text, int(figure.get_figwidth() * 16)))

@@ -55,6 +55,8 @@ class Study:
     """None draws a dot for each run."""
     columns: Mapping[str, Callable[[Mapping[str, Any]], str]] = field(default_factory=dict)
     """Further columns of the table, made from the settings of a recipe."""
+    published: Mapping[str, float] = field(default_factory=dict)
+    """Values of others in percent, by the names that they have in a figure of dots."""
 
 
 @dataclass(frozen=True)
