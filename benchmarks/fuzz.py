@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tyro
 
 SECONDS = 10.0  # of processor time for one file
-_WALL = 120.0  # of any time: what does not come back then is stuck in code that no signal reaches
+_WALL = 180.0  # of any time: what does not come back then is stuck in code that no signal reaches
 _LONGEST = 3000  # characters of a message
 _ROOM = 1 << 30  # bytes of addresses above the allowed memory, which is measured
 _STATE = struct.Struct("qqqddq")  # inputs done, accepted, refused, longest seconds, largest MiB, the input at hand
@@ -232,6 +232,7 @@ def work(name: str, place: Path, seed: int, found: Path, first: int, end: int, s
     """Try inputs of these numbers; progress goes to the file `shared`, where it is found after a crash."""
     with shared.open("r+b") as file:
         state = mmap.mmap(file.fileno(), _STATE.size)
+    faulthandler.enable()  # says where, when the process that waits for this one loses patience
     if guided:  # before anything of diracnets is imported
         import atheris
 
@@ -248,9 +249,7 @@ def work(name: str, place: Path, seed: int, found: Path, first: int, end: int, s
     def one(data: bytes) -> None:
         nonlocal number, done, accepted, refused, longest, largest
         state[:] = _STATE.pack(done, accepted, refused, longest, largest, number)
-        faulthandler.dump_traceback_later(_WALL, exit=True)
         good, wrong, seconds, rise = reader.try_one(data)
-        faulthandler.cancel_dump_traceback_later()
         if wrong:
             reader.keep(data, number, wrong)
         done, accepted, refused = done + 1, accepted + good, refused + (not good and not wrong)
@@ -297,14 +296,9 @@ def run(name: str, inputs: int, seed: int, found: Path, guided: bool = False) ->
         first = 0
         while first < inputs and crashes < 100:
             given = json.dumps([name, str(place), seed, str(found), first, inputs, str(shared), guided])
-            done = subprocess.run(
-                [sys.executable, __file__, "work", given],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                check=False,
-            )
+            code, errors = _watched([sys.executable, __file__, "work", given], shared, place.with_name("errors"))
             state = _STATE.unpack(shared.read_bytes())
-            if done.returncode == 0:
+            if code == 0:
                 break
             crashes += 1
             first = state[5] + 1
@@ -314,8 +308,7 @@ def run(name: str, inputs: int, seed: int, found: Path, guided: bool = False) ->
             for file in place.iterdir():
                 if file.is_file():
                     shutil.copy(file, f"{kept}.{file.name}")
-            errors = done.stderr.decode(errors="replace")[-3000:]
-            Path(f"{kept}.txt").write_text(f"the process ended with {done.returncode}\n{errors}")
+            Path(f"{kept}.txt").write_text(f"the process ended with {code}\n{errors}")
         tried, accepted, refused, longest, largest, _ = _STATE.unpack(shared.read_bytes())
     return {
         "target": name,
@@ -329,6 +322,21 @@ def run(name: str, inputs: int, seed: int, found: Path, guided: bool = False) ->
         "allowed_seconds": SECONDS,
         "wall_seconds": round(time.monotonic() - begun),
     }
+
+
+def _watched(command: list[str], shared: Path, said: Path) -> tuple[int, str]:
+    """How a process of `work` ended and the end of what it printed; it is ended where one file takes too long."""
+    with said.open("wb") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+        last, since = b"", time.monotonic()
+        while process.poll() is None:
+            time.sleep(0.2)
+            if (now := shared.read_bytes()) != last:
+                last, since = now, time.monotonic()
+            if time.monotonic() - since > _WALL:
+                process.send_signal(signal.SIGABRT)
+                process.wait()
+    return process.wait(), said.read_bytes()[-3000:].decode(errors="replace")
 
 
 @dataclass
