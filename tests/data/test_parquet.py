@@ -1,5 +1,6 @@
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,3 +140,9 @@ def test_an_image_that_is_only_a_path_is_refused(tmp_path, pictures):
     number = next(each for each in source if any("row 3" in each.source.name(n) for n in range(len(each.labels))))
     with pytest.raises(DataError, match="only the path"):
         [number.source.image(n) for n in range(len(number.labels))]
+
+
+def test_a_file_whose_statistics_end_the_process_is_an_error():
+    file = Path(__file__).parent / "files" / "ends-the-process.parquet"  # where Arrow asks for a column's sizes
+    with pytest.raises(FileError, match="cannot be read as Parquet"):
+        find_rows(file)

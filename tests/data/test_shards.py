@@ -279,10 +279,11 @@ def test_shards_of_a_list_are_checked_against_it(split_folder, tmp_path):
         (tmp_path / "shards" / "_info.json").write_text(json.dumps(info))
         with pytest.raises(FileError, match=r"is no SHA-256|is no number of bytes"):
             find_samples(tmp_path / "shards")
-    info["splits"]["train"] |= {"shards": [], "shard_lengths": [float("inf")] * 8}
-    (tmp_path / "shards" / "_info.json").write_text(json.dumps(info))
-    with pytest.raises(FileError, match="not a list of shards"):
-        find_samples(tmp_path / "shards")
+    for images in (float("inf"), -1, 10**400, "8"):
+        info["splits"]["train"] |= {"shards": [], "shard_lengths": [images] * 8}
+        (tmp_path / "shards" / "_info.json").write_text(json.dumps(info))
+        with pytest.raises(FileError, match="not a list of shards"):
+            find_samples(tmp_path / "shards")
     info["splits"]["train"]["filenames"] = ["../../secret.tar"]
     (tmp_path / "shards" / "_info.json").write_text(json.dumps(info))
     with pytest.raises(DataError, match="not beside it"):

@@ -14,7 +14,7 @@ from urllib.parse import urljoin, urlsplit
 
 from diracnets.data.layout import Part, part_of
 from diracnets.data.tree import composed
-from diracnets.errors import DataError, FileError, MissingExtraError, UsageError, printable, some_of
+from diracnets.errors import DataError, FileError, MissingExtraError, UsageError, printable, shown, some_of
 from diracnets.files import url_in
 from diracnets.web import read_url
 
@@ -200,6 +200,8 @@ def _listed(base: str, found: Where) -> Iterator[tuple[str, Part | None]]:
             for name, images in zip(split["filenames"], split["shard_lengths"], strict=True):
                 if _leaves(name):
                     raise DataError(f"{beside(LIST)} lists {name!r}, which is not beside it")
+                if not 0 <= images < 1 << 40:
+                    raise ValueError(f"of {shown(images)} images")
                 location, fact = beside(name), facts.get(name, {})
                 index = fact.get("index")
                 if index is not None and _leaves(index):
