@@ -82,7 +82,10 @@ def test_memory_is_that_of_a_real_step(name, optimizer, precision):
     assert traced.weight_bytes == sum(each.nbytes for each in [*parameters, *net.buffers()])
     state = [value for each in real.state.values() for value in each.values() if isinstance(value, torch.Tensor)]
     assert traced.optimizer_bytes == sum(each.nbytes for each in state)
-    assert sum(traced.units) == 4 * traced.parameters
+    assert sum(rows * size for unit in traced.units for rows, size in unit) == 4 * traced.parameters
+    kept = sum(each.chunk(8)[0].nbytes for each in parameters)  # as FSDP2 divides them
+    assert 4 * traced.parameters * traced.kept(8) == kept
+    assert bool(traced.turned) == (optimizer == "muon")
 
 
 def test_flops_are_the_macs_of_info():
@@ -140,12 +143,19 @@ def test_more_devices_are_faster_and_less_efficient(step):
 def test_sharding_accumulating_and_averaging(step):
     plain = memory_parts(job(step), 8, 4096)
     sharded = memory_parts(job(step, shard=True), 8, 4096)
-    for part in ("weights", "gradients", "optimizer states"):
-        assert sharded[part] == plain[part] / 8
+    for part in ("gradients", "optimizer states"):
+        assert sharded[part] == plain[part] * step.kept(8)
+    assert sharded["weights"] == (plain["weights"] - step.buffer_bytes) * step.kept(8) + step.buffer_bytes
+    assert 1 / 8 < step.kept(8) < 0.127  # of ten classes, a device has two
+    assert step.kept(4096) > 16 / 4096  # no less than one row of each parameter
     parts = memory_parts(job(step, accumulate=4), 8, 4096)
     assert parts["saved activations"] == step.saved(128)
     assert memory_parts(job(step, averages=1), 8, 4096)["averages"] == step.weight_bytes
     assert plan(job(step, shard=True), 8).communication > plan(job(step), 8).communication
+    parted = plan(job(step, shard=True, accumulate=4), 8), plan(job(step, shard=True), 8)
+    assert parted[0].communication == pytest.approx(4 * parted[1].communication)
+    muon = traced_step(on_meta({"name": "diracnet-16-1"}), OptimizationSettings(optimizer="muon"), "bfloat16")
+    assert plan(job(muon, shard=True), 8).exposed > plan(job(step, shard=True), 8).exposed
     assert plan(job(step, sync_bn=True), 8).exposed > plan(job(step), 8).exposed
 
 

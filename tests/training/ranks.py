@@ -1,4 +1,4 @@
-"""What `test_parallel.py` starts: `python ranks.py FOLDER COUNT CASE...` is COUNT processes, of one result file each.
+"""What tests start: `python ranks.py FOLDER COUNT CASE...` is COUNT processes, of one result file each.
 
 Where they can be forks they are, which spares all but one of them the imports.
 """
@@ -8,10 +8,13 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 import torch._dynamo  # as DDP does, which takes as long as importing torch
 
@@ -26,6 +29,7 @@ from diracnets.training import loop
 from diracnets.training.folder import RunFolder
 from diracnets.training.recipe import Recipe
 from diracnets.training.reporter import Events
+from diracnets.training.state import State
 
 RECIPE = Recipe().replaced(
     model="diracnet-10-0.25",
@@ -87,13 +91,46 @@ def stripes(size=8, failing=None):
     )
 
 
+def together(count, folder, *cases):
+    """What `count` processes find, one case after the other."""
+    command = [sys.executable, __file__, str(folder), str(count), *cases]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
+    try:
+        assert process.wait(timeout=300) == 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(count)]
+
+
+def assert_same(found, expected, tolerance=2e-5):
+    for row, other in zip(found["history"], expected["history"], strict=True):
+        assert row == pytest.approx(other, rel=tolerance)
+    for name, values in expected["weights"].items():
+        torch.testing.assert_close(
+            torch.tensor(found["weights"][name]), torch.tensor(values), rtol=tolerance, atol=tolerance, msg=name
+        )
+
+
 def weights(net):
     return {name: tensor.double().flatten().tolist() for name, tensor in net.state_dict().items()}
+
+
+def numbers(state):
+    """How many numbers this process keeps."""
+    optimizer = [value for values in state.optimizer.state.values() for value in values.values()]
+    average = [] if state.average is None else state.average.net.parameters()
+    kept = {"weights": state.net.parameters(), "optimizer": optimizer, "average": average}
+    return {
+        name: sum((each.to_local() if hasattr(each, "to_local") else each).numel() for each in tensors)
+        for name, tensors in kept.items()
+    }
 
 
 def trained(name, run, **options):
     """What a run of a recipe came to."""
     recipe = RECIPES[name]
+    held = {}
     data = stripes(recipe.data.image_size or 8)
     start = None
     if recipe.optimization.freeze:
@@ -101,12 +138,25 @@ def trained(name, run, **options):
 
         torch.manual_seed(1)
         start = create_model("diracnet-10-0.25", num_classes=3, in_channels=1, image_size=8)
+
+    def noted(self, *arguments, **options):
+        State.__init__(self, *arguments, **options)
+        held["state"] = self
+
+    loop.State = type("Noted", (State,), {"__init__": noted})
     result = loop.train(recipe, run=run, data=data, device="cpu", quiet=True, start=start, **options)
+    loop.State = State
     rows = [{key: row[key] for key in row if "second" not in key} for row in result.history]
-    return {"history": rows, "weights": weights(result.net), "seen": data.train.seen, "chain": result.chain is not None}
+    return {
+        "history": rows,
+        "weights": weights(result.net),
+        "seen": data.train.seen,
+        "chain": result.chain is not None,
+        "numbers": numbers(held["state"]),
+    }
 
 
-def ended(run, rank, how):
+def ended(run, rank, how, **options):
     """How a run ends in which something happens to one process."""
     data, step, count = stripes(failing=3 if (how, rank) == ("broken", 1) else None), loop.train_step, iter(range(100))
 
@@ -120,13 +170,13 @@ def ended(run, rank, how):
 
     loop.train_step = disturbed
     try:
-        loop.train(RECIPES["sync"], run=run, data=data, device="cpu", quiet=True)
+        loop.train(RECIPES["sync"], run=run, data=data, device="cpu", quiet=True, **options)
     except Exception as error:
         code = error.exit_code if isinstance(error, DiracNetsError) else None
         return {
             "error": type(error).__name__,
             "says": str(error),
-            "silent": error.silent,
+            "silent": getattr(error, "silent", None),
             "code": code,
             "seen": data.train.seen,
         }
@@ -141,6 +191,12 @@ def results(folder, rank, cases):
             yield case, trained(case, folder / case)
         elif case.startswith("resumed:"):
             yield case, trained("sync", folder / case.removeprefix("resumed:"), resume=True)
+        elif case.startswith("sharded:"):
+            yield case, trained(case.removeprefix("sharded:"), folder / case, shard=True)
+        elif case.startswith("resumed-sharded:"):
+            yield case, trained("sync", folder / case.removeprefix("resumed-sharded:"), resume=True, shard=True)
+        elif case == "stopped-sharded":
+            yield case, ended(folder / case, rank, "signalled", shard=True)
         else:
             yield case, ended(folder / case, rank, case.partition(":")[0])
 
@@ -155,6 +211,8 @@ def work(folder, rank, count, port, cases):
 
 
 def main(folder, count, cases):
+    if any("sharded" in case for case in cases):
+        import diracnets.training.sharding  # noqa: F401
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

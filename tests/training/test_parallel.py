@@ -1,7 +1,5 @@
 """Training by several processes gives what one gives; they stop, fail and resume together."""
 
-import importlib.util
-import json
 import os
 import shutil
 import signal
@@ -10,10 +8,10 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 import torch
+from ranks import assert_same, together
 
 from diracnets.errors import UsageError
 from diracnets.runtime.ranks import Ranks, joined
@@ -21,28 +19,6 @@ from diracnets.training.parallel import Trainee
 from diracnets.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("bare_runs")
-SCRIPT = Path(__file__).parent / "ranks.py"
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    """`ranks.py` as a module, to do in this process what others do."""
-    spec = importlib.util.spec_from_file_location("ranks_of_tests", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def together(count, folder, *cases):
-    """What `count` processes find, one case after the other."""
-    command = [sys.executable, str(SCRIPT), str(folder), str(count), *cases]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
-    try:
-        assert process.wait(timeout=300) == 0
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -57,27 +33,6 @@ def three(two, tmp_path_factory):
     folder = tmp_path_factory.mktemp("three")
     shutil.copytree(two[0] / "signalled", folder / "signalled")
     return together(3, folder, "resumed:signalled", "sync", "muon", "apart", "frozen")
-
-
-@pytest.fixture(scope="module")
-def one(ranks, tmp_path_factory):
-    made = {}
-
-    def trained(case):
-        if case not in made:
-            made[case] = ranks.trained(case, tmp_path_factory.mktemp("one") / case)
-        return made[case]
-
-    return trained
-
-
-def assert_same(found, expected, tolerance=2e-5):
-    for row, other in zip(found["history"], expected["history"], strict=True):
-        assert row == pytest.approx(other, rel=tolerance)
-    for name, values in expected["weights"].items():
-        torch.testing.assert_close(
-            torch.tensor(found["weights"][name]), torch.tensor(values), rtol=tolerance, atol=tolerance, msg=name
-        )
 
 
 def test_two_processes_train_as_one_does(two, one):

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from diracnets.analysis.plan_devices import Device
-from diracnets.analysis.plan_step import Operation, Step
+from diracnets.analysis.plan_step import Operation, Step, gathered
 from diracnets.errors import UsageError
 
 SHARE = 2  # images that a device has to have at once, for BatchNorm needs more than one
@@ -141,19 +141,20 @@ def plan(job: Job, devices: int) -> Plan:
 
 def memory_parts(job: Job, devices: int, batch: int) -> dict[str, float]:
     """Bytes on one device by part, all of them at once; what kernels and the allocator need besides is not known."""
-    step, parts = job.step, devices if job.shard else 1
+    step, part = job.step, job.step.kept(devices) if job.shard else 1.0
+    weights = (step.weight_bytes - step.buffer_bytes) * part + step.buffer_bytes
     images = _images(job, devices, batch)
     if devices == 1:
         buffers = 0.0
     elif job.shard:  # two units' parameters are gathered, and one's gradient is whole
-        buffers = 3.0 * max(step.units)
+        buffers = 3.0 * max(gathered(unit, devices) for unit in step.units)
     else:  # gradients are views of the buckets
         buffers = 0.0
     return {
-        "weights": step.weight_bytes / parts,
-        "gradients": step.gradient_bytes / parts,
-        "optimizer states": step.optimizer_bytes / parts,
-        "averages": job.averages * step.weight_bytes / parts,
+        "weights": weights,
+        "gradients": step.gradient_bytes * part,
+        "optimizer states": step.optimizer_bytes * part,
+        "averages": job.averages * weights,
         "saved activations": step.saved(images),
         "working memory": step.working(images),
         "images": 4.0 * images * math.prod(step.input_size),
@@ -171,22 +172,27 @@ def _times(job: Job, devices: int, batch: int) -> tuple[float, float, float]:
     """Seconds of a step: computing, communicating, and the part of that which is not hidden."""
     step, images = job.step, _images(job, devices, batch)
     forward, backward = (compute_seconds(job, part, images) for part in (step.forward, step.backward))
-    update = compute_seconds(job, step.update, 0) / (devices if job.shard else 1)
-    update += job.averages * 3 * step.weight_bytes / (job.device.bandwidth * job.device.moving)
+    part = step.kept(devices) if job.shard else 1.0
+    update = compute_seconds(job, step.update, 0) * (1.0 if step.turned else part)  # all turn all filters
+    update += job.averages * 3 * step.weight_bytes * part / (job.device.bandwidth * job.device.moving)
     compute = job.accumulate * (forward + backward) + update
     if devices == 1:
         return compute, 0.0, 0.0
     size = float(step.gradient_bytes)
     if job.shard:
-        # parameters are gathered before each forward and backward pass, gradients scattered once a step
-        halves = [allreduce_seconds(job, devices, float(unit)) / 2 for unit in step.units]
-        sent = (2 * job.accumulate + 1) * sum(halves)
+        # parameters are gathered before each forward and backward pass, gradients scattered after it
+        halves = [allreduce_seconds(job, devices, float(gathered(unit, devices))) / 2 for unit in step.units]
+        sent = 3 * job.accumulate * sum(halves)
         hidden_by, tail = compute - update, halves[0] + halves[-1]
     else:
         buckets = max(1, math.ceil(size / BUCKET))
         tail = allreduce_seconds(job, devices, size / buckets)
         sent, hidden_by = buckets * tail, backward  # the earlier parts of a step keep their gradients to themselves
     exposed = max(tail, sent - hidden_by)
+    if job.shard:  # Muon gathers the gradient of each layer, and waits for it
+        waits = sum(allreduce_seconds(job, devices, float(gathered([each], devices))) / 2 for each in step.turned)
+        sent += waits
+        exposed += waits
     if job.sync_bn:  # sums and squares forward, and their gradients backward: every layer waits for them
         waits = sum(allreduce_seconds(job, devices, 8.0 * channels) for channels in step.norms)
         sent += 2 * job.accumulate * waits

@@ -18,10 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from diracnets.models.network import Network
-from diracnets.training.optimizer import make_optimizer
+from diracnets.training.optimizer import filters_of, make_optimizer
 from diracnets.training.settings import OptimizationSettings
 
 _MADE = {"empty", "empty_like", "new_empty", "empty_strided"}  # takes memory, and no time
+Rows = tuple[int, int]  # of a parameter: how many, and the bytes of one
 Counts = tuple[float, float, float]  # of an operation, see `Operation`
 BATCHES = 2, 4  # that are traced; everything is a straight line in the number of images
 
@@ -64,31 +65,50 @@ class Step:
     Args:
         parameters: how many numbers are trained.
         weight_bytes: of parameters and buffers.
+        buffer_bytes: of buffers, which FSDP2 leaves whole.
         gradient_bytes: of the parameters that are trained.
         optimizer_bytes: of its state, after its first step.
         saved: bytes that the forward pass keeps for the backward pass, parameters not counted.
         forward, backward: their operations in order.
         update: those of the optimizer; none depends on the images.
-        units: bytes of the parameters that FSDP2 gathers at a time: those outside of blocks, and those of each block.
+        units: the parameters that FSDP2 gathers at a time: those outside of blocks, and those of each block.
+        turned: those whose gradients Muon needs whole.
         norms: channels of each batch norm.
         input_size: (channels, height, width).
     """
 
     parameters: int
     weight_bytes: int
+    buffer_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
     saved: Linear
     forward: tuple[Operation, ...]
     backward: tuple[Operation, ...]
     update: tuple[Operation, ...]
-    units: tuple[int, ...]
+    units: tuple[tuple[Rows, ...], ...]
+    turned: tuple[Rows, ...]
     norms: tuple[int, ...]
     input_size: tuple[int, int, int]
+
+    def kept(self, processes: int) -> float:
+        """The part of all parameters that a process keeps, if they are divided among so many."""
+        return (
+            sum(gathered(unit, processes) for unit in self.units) / processes / (self.weight_bytes - self.buffer_bytes)
+        )
 
     def working(self, images: float) -> float:
         """Bytes of the largest tensor that the backward pass makes, and of the one that it comes from."""
         return 2 * max(operation.result(images) for operation in self.backward)
+
+
+def gathered(parameters: Iterable[Rows], processes: int) -> int:
+    """Bytes of parameters when FSDP2 has gathered them: each process has whole rows, and all have as many.
+
+    >>> gathered([(10, 4)], 1), gathered([(10, 4)], 8)  # two rows each, the last ones empty
+    (40, 64)
+    """
+    return sum(processes * -(-rows // processes) * size for rows, size in parameters)
 
 
 def traced_step(net: Network, optimization: OptimizationSettings, precision: str) -> Step:
@@ -119,17 +139,22 @@ def traced_step(net: Network, optimization: OptimizationSettings, precision: str
     if optimization.optimizer == "sgd":  # one fused operation, which reads and writes everything once
         kept = 5 if optimization.momentum else 3
         update = [Operation(*(Linear(each, 0.0) for each in (0.0, float(kept * _bytes(trained)), 0.0)))]
-    blocks = [_bytes(block.parameters()) for group in net.groups for block in group.children()]
+    blocks = [list(block.parameters()) for group in net.groups for block in group.children()]
+    in_blocks = {id(parameter) for block in blocks for parameter in block}
+    units = [[parameter for parameter in net.parameters() if id(parameter) not in in_blocks], *blocks]
+    turned = filters_of(net) if optimization.optimizer == "muon" else []
     return Step(
         parameters=sum(parameter.numel() for parameter in trained),
         weight_bytes=_bytes([*net.parameters(), *net.buffers()]),
+        buffer_bytes=_bytes(net.buffers()),
         gradient_bytes=_bytes(trained),
         optimizer_bytes=_bytes(state),
         saved=Linear.through(BATCHES[0], first.saved, BATCHES[1], second.saved),
         forward=_joined(first.forward, second.forward),
         backward=_joined(first.backward, second.backward),
         update=tuple(update),
-        units=(_bytes(net.parameters()) - sum(blocks), *blocks),
+        units=tuple(tuple(map(_rows, unit)) for unit in units),
+        turned=tuple(map(_rows, turned)),
         norms=tuple(layer.num_features for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)),
         input_size=net.input_size,
     )
@@ -137,6 +162,10 @@ def traced_step(net: Network, optimization: OptimizationSettings, precision: str
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(map(_size, tensors))
+
+
+def _rows(parameter: Tensor) -> Rows:
+    return len(parameter), _size(parameter) // len(parameter)
 
 
 def _size(tensor: Tensor) -> int:

@@ -27,6 +27,7 @@ class Distill(Train):
     """Train the chain without the teacher too, which takes about as long again."""
     devices: Annotated[None, Fixed, SuppressFixed] = None
     restarts: Annotated[None, Fixed, SuppressFixed] = None
+    shard: Annotated[bool, Fixed, SuppressFixed] = False
     inherit: FlagCreatePairsOff[bool] = False
     """Begin with the teacher's filters where the shapes allow."""
 

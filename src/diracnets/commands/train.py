@@ -70,6 +70,8 @@ class Train:
     """With --devices: how often to go on from the last checkpoint after a process has died; by default 0."""
     workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
     """Worker processes that decode images from a folder, shards or Parquet; by default one per core, at most 4."""
+    shard: FlagCreatePairsOff[bool] = False
+    """With several processes: divide the network among them (FSDP2), for networks that one device has no room for."""
     save_every: Annotated[int | None, arg(metavar="STEPS", help_behavior_hint="")] = None
     """Save after every this many steps too, not only after each epoch. 0, the default: after epochs only."""
     keep: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
@@ -205,6 +207,7 @@ class Train:
             inherit=self.inherit,
             workers=self.workers,
             safeguards=self.safeguards,
+            shard=self.shard,
             quiet=self.quiet,
         )
 

@@ -195,7 +195,9 @@ def outputs(
         for batch, labels, indices in ranks.together(images.batches(batch_size * ranks.count, share=share)):
             _check_channels(model, batch)
             batch, labels = batch.to(device), labels.to(device)
-            with torch.inference_mode(), Precision(precision, "").autocast(device):
+            # in inference mode, a network divided among processes (FSDP2) would gather tensors that cannot train
+            without_gradients = torch.inference_mode() if ranks.alone else torch.no_grad()
+            with without_gradients, Precision(precision, "").autocast(device):
                 logits = averaged_logits(model, batch, views)
             if len(labels) and int(labels.max()) >= logits.shape[1]:
                 raise UsageError(

@@ -118,6 +118,13 @@ def _words(candidate: Name, short: float, full: float, what: str) -> str:
     return f"{what} takes {1000 * short:.1f} ms in {candidate}, {1000 * full:.1f} ms in float32"
 
 
+def usual_precision(device: torch.device) -> Precision:
+    """The precision in which networks train fastest on most devices of a kind, where it cannot be measured."""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return Precision("bfloat16", "not measured, as no device has the whole network")
+    return Precision("float32", "not measured, as no device has the whole network")
+
+
 def _step_time(net: nn.Module, images: Tensor, precision: Precision, clock: Callable[[], float]) -> float:
     """Seconds for one forward and backward pass."""
     synchronize(images.device)

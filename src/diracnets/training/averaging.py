@@ -21,11 +21,16 @@ class Average:
         optimization: decides which average, and from which step on.
         net: the network in training.
         steps: steps in the whole run.
+        twin: a copy of the network, where it is one that cannot be copied by `deepcopy`.
     """
 
-    def __init__(self, optimization: OptimizationSettings, net: nn.Module, steps: int) -> None:
+    def __init__(
+        self, optimization: OptimizationSettings, net: nn.Module, steps: int, twin: nn.Module | None = None
+    ) -> None:
         moving = get_ema_multi_avg_fn(optimization.ema_decay) if optimization.ema_decay else None  # type: ignore[no-untyped-call]
-        self.model = AveragedModel(net, multi_avg_fn=moving)
+        self.model = AveragedModel(net if twin is None else nn.Identity(), multi_avg_fn=moving)
+        if twin is not None:
+            self.model.module = twin
         self.frozen = optimization.freeze
         self.ready = optimization.freeze  # frozen features keep their statistics
         self.first_step = (

@@ -79,7 +79,9 @@ class Interruption:
             signal.signal(number, handler)
 
 
-def command_to_resume(run: Path, data_dir: str | Path | None, device: str, workers: int | None) -> str:
+def command_to_resume(
+    run: Path, data_dir: str | Path | None, device: str, workers: int | None, *, shard: bool = False
+) -> str:
     """The command line that resumes a run with the options that it was started with.
 
     >>> command_to_resume(Path("runs/first one"), None, "cpu", None)
@@ -92,4 +94,5 @@ def command_to_resume(run: Path, data_dir: str | Path | None, device: str, worke
         "--workers": workers,
     }
     given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    given += ["--shard"] * shard
     return shlex.join(["diracnets", "train", "--resume", "--run-dir", str(run), *given])

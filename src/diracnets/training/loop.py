@@ -25,7 +25,7 @@ from diracnets.data.workers import default_workers
 from diracnets.errors import UsageError
 from diracnets.runtime.device import memory_format, repeatable, synchronize
 from diracnets.runtime.job import job
-from diracnets.runtime.precision import choose_precision
+from diracnets.runtime.precision import choose_precision, usual_precision
 from diracnets.runtime.ranks import joined
 from diracnets.training.folder import RunFolder, new_folder
 from diracnets.training.inputs import check_progressive_size
@@ -58,6 +58,7 @@ def train(
     trust_teacher: bool = False,
     inherit: bool = False,
     safeguards: Safeguards | None = None,
+    shard: bool = False,
     quiet: bool = False,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> Trained:
@@ -90,6 +91,9 @@ def train(
         trust_teacher: the teacher may be a TorchScript file or exported program, which can run code of its author.
         inherit: begin with the teacher's filters where the shapes allow, see `Teacher.pass_on`.
         safeguards: how often to save, what to keep, and when to stop; when resuming, by default those of before.
+        shard: divide the network among the processes (FSDP2), so that each keeps a part of its weights, gradients,
+            optimizer states and averages. The run and its files are the same, and can be resumed with or without it.
+            The trained network and its chain are on the CPU then.
         quiet: show nothing.
         on_epoch: called with each epoch's row of `metrics.jsonl`.
 
@@ -122,11 +126,23 @@ def train(
         raise UsageError("a resumed run goes on from its own weights: give one of its checkpoints, or none")
     if not resume and isinstance(start, str | Path):
         start = network_file(start)
+    if shard and net is not None:
+        raise UsageError("shard divides networks of diracnets, block by block: for a module of your own, leave it out")
+    if shard and recipe.runtime.compile:
+        raise UsageError(
+            "compile and shard do not go together: a divided network gathers its parameters between the operations "
+            "that torch.compile would compile as one; leave one out"
+        )
     if inherit and start is not None:
         raise UsageError("a run begins with the teacher's filters (inherit) or other weights (start), not both")
 
     repeated = repeatable(recipe.runtime.seed, deterministic=recipe.runtime.deterministic)
     with joined(device) as ranks, ExitStack() as held, repeated:
+        if shard and ranks.alone:
+            raise UsageError(
+                "shard divides the network among several processes, but this one is alone: start several (--devices N, "
+                "or torchrun), or leave it out"
+            )
         folder = RunFolder(ranks.from_first(lambda: new_folder(recipe, job())) if run is None else run)
         there = folder.path.exists()
         if there and ranks.first:
@@ -185,25 +201,32 @@ def train(
                 raise UsageError(f"no filter of {guide.name} has the shape of one of the network's: leave out inherit")
             record = replace(record, start=f"{count} filters of {guide.name}")
         check_progressive_size(recipe.data, data.input_size, net.min_image_size)
-        net.to(ranks.device, memory_format=memory_format(recipe.runtime.channels_last))  # type: ignore[call-overload]
+        if not shard:
+            net.to(ranks.device, memory_format=memory_format(recipe.runtime.channels_last))  # type: ignore[call-overload]
         reporter = Reporter(optimization.epochs, steps, quiet=quiet or not ranks.first)
         for line in introduction(recipe, data, folder.path, guide):
             reporter.say(line)
         if weights is not None:
             reporter.say(followed(data, weights))
-        if saved is None:
+        if saved is not None:
+            precision = precision_of(resumed)
+        elif shard and recipe.runtime.precision == "auto":
+            precision = usual_precision(ranks.device)
+        else:
             at_once = -(-min(optimization.batch_size, len(data.train)) // (ranks.count * optimization.accumulate))
             size = data.input_size
             measure = partial(choose_precision, recipe.runtime.precision, net, max(2, at_once), size, say=reporter.say)
             precision = ranks.from_first(measure)
-        else:
-            precision = precision_of(resumed)
-        trainee = Trainee(net, ranks, sync_bn=optimization.sync_bn, compiled=recipe.runtime.compile)
-        state = State(optimization, net, precision, steps, ranks)
+        if shard:
+            from diracnets.training.sharding import sharded  # takes seconds
+
+            net = sharded(net, ranks, sync_bn=optimization.sync_bn)
+        trainee = Trainee(net, ranks, sync_bn=optimization.sync_bn, shard=shard, compiled=recipe.runtime.compile)
+        state = State(optimization, net, precision, steps, ranks, shard=shard)
         if saved is not None:
             state.restore(resumed)
 
-        command = command_to_resume(folder.path, data_dir, device, workers)
+        command = command_to_resume(folder.path, data_dir, device, workers, shard=shard)
         if own is not None:
             command = f"train(recipe, net=..., run={str(folder.path)!r}, resume=True), in Python"
         with (

@@ -152,14 +152,22 @@ class Muon(torch.optim.Optimizer):
             alike[(each[0].shape, each[0].dtype, each[0].device, *_order(each[0]))].append(each)
         for layers in alike.values():
             order = _order(layers[0][0])
-            updates = orthogonalized(torch.stack([gradient.permute(order).flatten(1) for _, gradient, _ in layers]))
-            rows, columns = updates.shape[1:]
-            step = group["lr"] * max(1.0, rows / columns) ** 0.5
-            for (parameter, _, kept), update in zip(layers, updates, strict=True):
-                filters = parameter.permute(order)
+            updates = self._updates([gradient for _, gradient, _ in layers], order)
+            for (parameter, _, norm), update in zip(layers, updates, strict=True):
+                rows, columns = update.shape
+                step = group["lr"] * max(1.0, rows / columns) ** 0.5
+                filters, kept = self._own(parameter).permute(order), self._own(norm)
                 directed = kept > EPS
-                filters.addcmul_(update.view_as(filters), kept.where(directed, 0.0), value=-step)
+                filters.addcmul_(self._own(update).view_as(filters), kept.where(directed, 0.0), value=-step)
                 filters.mul_((kept / _norms(filters).clamp_min(EPS)).where(directed, 1.0))
+
+    def _updates(self, gradients: list[Tensor], order: list[int]) -> Iterable[Tensor]:
+        """The orthogonalized gradients of layers of one shape, [rows, columns] each, their axes in that order."""
+        return orthogonalized(torch.stack([gradient.permute(order).flatten(1) for gradient in gradients]))
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        """What this process has of a tensor: here, where no network is divided, all of it."""
+        return tensor
 
     def _kept_norms(self, filters: Tensor) -> Tensor:
         """The norms that filters keep, [out, 1, ...]: taken once, so that their rounding does not add up."""

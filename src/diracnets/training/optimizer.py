@@ -18,7 +18,7 @@ CLASSIFIER = "fc"  # and its last layer
 
 
 def make_optimizer(
-    optimization: OptimizationSettings, net: nn.Module, *, scaled: bool = False
+    optimization: OptimizationSettings, net: nn.Module, *, scaled: bool = False, shard: bool = False
 ) -> torch.optim.Optimizer:
     """The recipe's optimizer over the parameters of `net` that need a gradient.
 
@@ -30,6 +30,8 @@ def make_optimizer(
         net: on its device. With Muon, its `filters_of` keep their norms.
         scaled: whether a loss scaler will leave steps out. The fused operation then starts from a momentum that nothing
             was written to, when the first step is left out (torch 2.13), so it is not used.
+        shard: whether the network is divided among processes, see `diracnets.training.sharding`. torch has no fused
+            operation for that; it computes all parameters together, operation by operation.
 
     Raises:
         UsageError: `scale_lr`, `stem_lr` or `classifier_lr` for what the network does not have, or Muon without a
@@ -70,11 +72,24 @@ def make_optimizer(
             "lr": optimization.muon_lr,
             "momentum": optimization.muon_momentum,
         }
-        return Muon([turned, *({**common, **group} for group in _without(groups, filters))])
-    fused = next(net.parameters()).device.type in ("cpu", "cuda") and not scaled
+        return _muon(shard)([turned, *({**common, **group} for group in _without(groups, filters))])
+    fused = next(net.parameters()).device.type in ("cpu", "cuda") and not scaled and not shard
     return torch.optim.SGD(
-        groups, lr=optimization.lr, momentum=optimization.momentum, nesterov=optimization.nesterov, fused=fused
+        groups,
+        lr=optimization.lr,
+        momentum=optimization.momentum,
+        nesterov=optimization.nesterov,
+        fused=fused,
+        foreach=shard or None,
     )
+
+
+def _muon(shard: bool) -> type[Muon]:
+    if not shard:
+        return Muon
+    from diracnets.training.sharding import ShardedMuon  # takes seconds
+
+    return ShardedMuon
 
 
 def filters_of(net: nn.Module) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Training by several processes: the network in DistributedDataParallel, and what they keep the same besides."""
+"""Training by several processes: the network in DistributedDataParallel or divided, and what they keep the same."""
 
 from __future__ import annotations
 
@@ -27,23 +27,30 @@ class Trainee:
         net: the network, on its device. It keeps its layers and their names, and is the one to save and evaluate.
         ranks: the processes.
         sync_bn: whether batch norms take their statistics over all processes.
+        shard: whether the network is divided among the processes, and has its synchronized batch norms already.
         compiled: whether `torch.compile` compiles it.
+
+    Attributes:
+        in_step: whether all processes have to call it as often.
 
     Raises:
         UsageError: several processes, synchronized batch norms and compilation together.
     """
 
-    def __init__(self, net: nn.Module, ranks: Ranks, *, sync_bn: bool = False, compiled: bool = False) -> None:
+    def __init__(
+        self, net: nn.Module, ranks: Ranks, *, sync_bn: bool = False, shard: bool = False, compiled: bool = False
+    ) -> None:
         self.ranks = ranks
         self.sync_bn = sync_bn and not ranks.alone
+        self.in_step = self.sync_bn or shard
         if self.sync_bn and compiled:
             raise UsageError(
                 "compile and sync_bn do not go together with several processes: each batch norm talks to the other "
                 "processes, and torch.compile would compile what lies between them bit by bit; leave one out"
             )
-        trained = synchronized(net) if self.sync_bn else net
+        trained = synchronized(net) if self.sync_bn and not shard else net
         self._parallel: DistributedDataParallel | None = None
-        if not ranks.alone:
+        if not ranks.alone and not shard:
             place = [ranks.device] if ranks.device.type == "cuda" else None
             self._parallel = DistributedDataParallel(
                 trained, device_ids=place, gradient_as_bucket_view=True, **_LEAVE_BUFFERS
@@ -76,7 +83,7 @@ class Trainee:
 
     def gradients_kept(self) -> AbstractContextManager[None]:
         """Within the block, backward passes add to this process's gradients and send nothing; the next one after it
-        sends the sum."""
+        sends the sum. A divided network's are sent at once: no process has room for all of them."""
         return nullcontext() if self._parallel is None else self._parallel.no_sync()
 
     @contextmanager

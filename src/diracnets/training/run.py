@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -43,7 +43,7 @@ from diracnets.training.scales import record_scales
 from diracnets.training.schedule import learning_rate
 from diracnets.training.settings import FEW_STEPS
 from diracnets.training.state import State
-from diracnets.training.sync_bn import synchronized
+from diracnets.training.sync_bn import norms_synchronized
 from diracnets.training.teacher import Teacher
 from diracnets.training.watchdog import LossWatch
 
@@ -116,6 +116,7 @@ class Run:
         if state.ranks.first:
             self._write_record(resumed=resumed)
         if not resumed:
+            self.record_scales()
             self.save()
         for damage in self.folder.damaged:
             say(f"{damage}; an earlier checkpoint is resumed instead")
@@ -140,7 +141,6 @@ class Run:
         RunRecord(data_dir, self.start, teacher, fingerprint, asdict(self.safeguards)).save(self.folder.path)
         if not resumed:
             self.recipe.save(self.folder.recipe)
-            record_scales(self.folder.scales, self.state.net, 0)
         self.folder.rewrite_metrics(self.state.history)
         precision = self.state.precision
         record_environment(self.folder.environment, self.state.device, self.data_dir, precision, self.start)
@@ -181,10 +181,11 @@ class Run:
             state.best = max(state.best, evaluation.top1)
         state.history.append(row)
         state.begin_epoch(state.epoch + 1)
-        if state.ranks.first:
-            record_scales(self.folder.scales, state.net, state.epoch - 1)
-            if improved:
-                save_checkpoint(self.folder.best, self.checkpoint())
+        self.record_scales()
+        if improved:
+            best = self.checkpoint()
+            if state.ranks.first:
+                save_checkpoint(self.folder.best, best)
         if last or state.ranks.from_first(self.save_is_due):
             self.save()
         if state.ranks.first:
@@ -195,6 +196,12 @@ class Run:
                 if (why_not := self.folder.draw(state.history, recipe.optimization.label_smoothing)) and last:
                     self.reporter.say(why_not)
         return row
+
+    def record_scales(self) -> None:
+        """Add the scales of the network in training to those of the epochs before."""
+        net = self.state.whole(self.state.net)
+        if self.state.ranks.first:
+            record_scales(self.folder.scales, net, self.state.epoch - 1)
 
     def skipped(self) -> int:
         """How many images could not be read since the run was begun or resumed; those that are new are named."""
@@ -282,7 +289,8 @@ class Run:
         some = state.ranks.together(islice(batches, min(self.steps, count)))
         layout = memory_format(recipe.runtime.channels_last)
         moved = (images.to(state.device, memory_format=layout) for images, _, _ in some)
-        update_bn(moved, state.evaluated if state.ranks.alone else synchronized(state.evaluated))
+        with nullcontext() if state.ranks.alone else norms_synchronized(state.evaluated):
+            update_bn(moved, state.evaluated)
         if state.average is not None and state.average.started():
             state.average.ready = True
 
@@ -306,7 +314,7 @@ class Run:
         row = next((row for row in history if row["epoch"] == card.provenance.get("epoch")), history[-1])
         epoch, accuracy = row["epoch"], row["val_accuracy"]
         if self.data.test is not None and history[-1].get("test_epoch") != epoch:
-            evaluation = self.evaluated(self.data.test, net)
+            evaluation = self.evaluated(self.data.test, self.state.placed(net))
             history[-1] |= {"test_loss": evaluation.loss, "test_accuracy": evaluation.top1, "test_epoch": epoch}
             if self.state.ranks.first:
                 self.folder.rewrite_metrics(history)
@@ -315,7 +323,7 @@ class Run:
         trained = Trained(self.folder.path, net, None, accuracy, history, None, epoch)
         chain, where = self._folded(net)
         if chain is not None:
-            trained = replace(trained, chain=chain.to(self.state.device), model_file=self.folder.model)
+            trained = replace(trained, chain=chain.to(next(net.parameters()).device), model_file=self.folder.model)
         if isinstance(net, OwnNetwork):
             attach_card(net.net, card)
             trained = replace(trained, net=net.net)
@@ -341,7 +349,8 @@ class Run:
         return write_model_file(net, file) if first else to_chain(net), f"its folded network is in {file}"
 
     def best(self) -> tuple[Network, ModelCard]:
-        """The network of best.pt on the run's device, in evaluation mode, and its card: on all processes.
+        """The network of best.pt in evaluation mode, and its card: on all processes, on the run's device, or on the CPU
+        where the run's networks are divided.
 
         Where that file is gone or damaged, and no epoch is left to replace it, it is the last one.
         """
@@ -349,13 +358,15 @@ class Run:
         found = state.ranks.from_first(self._read_best)
         if found is None:
             self.reporter.say(f"{self.folder.best} cannot be read: the last network stands in for the best one")
-            return state.evaluated.eval(), self.card(state.evaluated)
-        layout = memory_format(self.recipe.runtime.channels_last)
+            return state.whole(state.evaluated.eval(), everywhere=True), self.card(state.evaluated)
         if isinstance(state.net, OwnNetwork):
             own = deepcopy(state.net)
             own.net.load_state_dict(found.state)
             return own.eval(), found.card
-        net = found.network().to(state.device, memory_format=layout)  # type: ignore[call-overload]
+        net = found.network()
+        if not state.divided:
+            layout = memory_format(self.recipe.runtime.channels_last)
+            net.to(state.device, memory_format=layout)  # type: ignore[call-overload]
         return net.eval(), found.card
 
     def _read_best(self) -> Checkpoint | None:
@@ -369,9 +380,10 @@ class Run:
         return card_of_run(net, self.recipe, self.data, state.history, state.device, state.precision, self.start)
 
     def checkpoint(self, resume: dict[str, Any] | None = None) -> Checkpoint:
-        """What is saved: the network to evaluate, and what to resume from."""
+        """What is saved: the network to evaluate, and what to resume from. All processes have to ask."""
         net = self.state.saved
-        return Checkpoint(self.card(net), kept_weights(net), resume)
+        weights = self.state.tensors(net) if self.state.divided else kept_weights(net)
+        return Checkpoint(self.card(net), weights, resume)
 
     def save(self) -> None:
         """Write the checkpoint to resume from, unless the loss shows that it would be of a network that is lost.
@@ -380,10 +392,10 @@ class Run:
         """
         self.check_finite()
         begun = time.monotonic()
-        data = {**self.state.to_data(), "watch": self.watch.to_data(), "job": job()}
+        checkpoint = self.checkpoint({**self.state.to_data(), "watch": self.watch.to_data(), "job": job()})
         if self.state.ranks.first:
             try:
-                self.folder.checkpoints.write(self.checkpoint(data), keep=self.safeguards.keep, safe=self.watch.good)
+                self.folder.checkpoints.write(checkpoint, keep=self.safeguards.keep, safe=self.watch.good)
             except TrainingError as error:  # the others are not here to wait for, and end with this one
                 self.folder.checkpoints.go_back(self.watch.good)
                 raise TrainingError(f"{error}; {self.advice()}") from error

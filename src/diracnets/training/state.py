@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
+from types import ModuleType
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from diracnets.artifacts.checkpoint import network_with
 from diracnets.errors import FileError, UsageError, first_line
 from diracnets.models.network import Network
 from diracnets.runtime.precision import Name, Precision
@@ -25,6 +28,7 @@ class State:
         net: the network in training, on its device.
         precision: the arithmetic that was chosen.
         steps: batches an epoch.
+        shard: whether the network is divided among the processes, see `diracnets.training.sharding`.
         ranks: the processes of the run, if it has several. They differ in `loss_sum` and `correct` alone: each has the
             sums over its own shares, and `totals` those of all.
     """
@@ -36,18 +40,28 @@ class State:
         precision: Precision,
         steps: int,
         ranks: Ranks | None = None,
+        *,
+        shard: bool = False,
     ) -> None:
         self.net = net
         self.device = next(net.parameters()).device
         self.ranks = Ranks(self.device) if ranks is None else ranks
+        self._sharding: ModuleType | None = None
+        if shard:
+            from diracnets.training import sharding  # takes seconds
+
+            self._sharding = sharding
         self.steps = steps
         self.precision = precision
         self.scaler = precision.scaler(self.device)
-        self.optimizer = make_optimizer(optimization, net, scaled=self.scaler.is_enabled())
+        self.optimizer = make_optimizer(optimization, net, scaled=self.scaler.is_enabled(), shard=shard)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         """The peak learning rate of each of the optimizer's groups."""
         averaging = optimization.ema_decay or optimization.swa_fraction
-        self.average = Average(optimization, net, optimization.epochs * steps) if averaging else None
+        self.average: Average | None = None
+        if averaging:
+            twin = None if self._sharding is None else self._sharding.twin(net, self.ranks)
+            self.average = Average(optimization, net, optimization.epochs * steps, twin)
         self.best = -1.0
         """Highest validation accuracy so far."""
         self.history: list[dict[str, Any]] = []
@@ -95,14 +109,45 @@ class State:
         """The network to save for evaluating: `evaluated`, unless its BatchNorm statistics are not its own yet."""
         return self.evaluated if self.average is None or self.average.ready else self.net
 
+    def tensors(self, net: nn.Module) -> Mapping[str, Tensor]:
+        """A network's state dict; that of a divided one on the CPU, of the first process alone. All have to ask."""
+        return net.state_dict() if self._sharding is None else self._sharding.whole_state(net)
+
+    def whole(self, net: Network, *, everywhere: bool = False) -> Network:
+        """A network with all its weights: itself, or if it is divided, a copy on the CPU. All have to ask.
+
+        The copy is that of the first process, and the others get the divided one, unless all are to have it.
+        """
+        if self._sharding is None:
+            return net
+        tensors = self._sharding.whole_state(net)
+        if everywhere:
+            tensors = self.ranks.from_first(lambda: tensors)
+        return network_with(net.config, tensors) if tensors else net
+
+    @property
+    def divided(self) -> bool:
+        """Whether the run's networks are divided among the processes."""
+        return self._sharding is not None
+
+    def placed(self, net: Network) -> Network:
+        """A whole network as this run evaluates its own: itself, or a divided copy. All have to ask."""
+        return net if self._sharding is None else self._sharding.sharded(deepcopy(net), self.ranks)
+
     def to_data(self) -> dict[str, Any]:
-        """All of it, as plain values and tensors: the same for any number of processes, each of which has to ask."""
+        """All of it, as plain values and tensors: the same for any number of processes, each of which has to ask.
+
+        Of a divided network, the first process alone has the tensors.
+        """
         loss_sum, correct = self.totals()
+        optimizer = self.optimizer.state_dict()
+        if self._sharding is not None:
+            optimizer = self._sharding.whole_optimizer_state(optimizer, self.ranks)
         return {
-            "net": self.net.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "net": self.tensors(self.net),
+            "optimizer": optimizer,
             "scaler": self.scaler.state_dict(),
-            "average": None if self.average is None else self.average.model.state_dict(),
+            "average": None if self.average is None else self.tensors(self.average.model),
             "precision": [self.precision.name, self.precision.reason],
             "best": self.best,
             "history": self.history,
@@ -123,7 +168,7 @@ class State:
             FileError: something is missing or cannot be.
         """
         try:
-            self.net.load_state_dict(data["net"])
+            self._load(self.net, data["net"])
         except RuntimeError as error:
             raise UsageError(
                 f"the run's {self.net.config['name']} has other layers than this version of diracnets gives it: resume "
@@ -137,10 +182,10 @@ class State:
             raise _damaged(error) from error
 
     def _restore_rest(self, data: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(data["optimizer"])
+        self._load_optimizer(data["optimizer"])
         self.scaler.load_state_dict(data["scaler"])
         if self.average is not None:
-            self.average.model.load_state_dict(data["average"])
+            self._load(self.average.model, data["average"])
         kinds = {"best": float, "history": list, "epoch": int, "batch": int, "seen": int, "seconds": float}
         for name, kind in kinds.items():
             if not isinstance(data[name], int | float if kind is float else kind):
@@ -151,6 +196,36 @@ class State:
         torch.set_rng_state(data["random"][0])
         if self.device.type == "cuda" and len(data["random"]) > 1:
             torch.cuda.set_rng_state(data["random"][1], self.device)
+
+    def _load(self, net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        if self._sharding is None:
+            net.load_state_dict(tensors)
+        else:
+            self._sharding.load_whole_state(net, tensors)
+
+    def _load_optimizer(self, saved: dict[str, Any]) -> None:
+        """Take on an optimizer's state, whether its network was divided or not: placed and computed as here."""
+        groups = self.optimizer.param_groups
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        place = _like if self._sharding is None else self._sharding.own_part
+        state = {
+            number: {
+                name: place(value, parameters[number]) if isinstance(value, Tensor) and value.ndim else value
+                for name, value in values.items()
+            }
+            for number, values in saved["state"].items()
+        }
+        ways: list[dict[str, Any]] = [
+            {name: group[name] for name in ("fused", "foreach") if name in group} for group in groups
+        ]
+        self.optimizer.load_state_dict({**saved, "state": state})
+        for group, way in zip(self.optimizer.param_groups, ways, strict=True):
+            group.update(way)
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A tensor of a parameter's shape laid out as that is, as fused operations need it."""
+    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 
 def precision_of(data: Mapping[str, Any]) -> Precision:

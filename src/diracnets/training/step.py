@@ -88,7 +88,7 @@ def _add_gradients(
 ) -> None:
     """Add up the gradients of the pieces of the share, and with those of the last one all processes'."""
     own = sum(len(images) for (images, _), _ in pieces)
-    if not trainee.sync_bn:  # else all processes have to call the network as often
+    if not trainee.in_step:  # else all processes have to call the network as often
         pieces = [piece for piece in pieces if len(piece[0][0])] or pieces[:1]
     for number, ((images, targets), answers) in enumerate(pieces, start=1):
         last = number == len(pieces)

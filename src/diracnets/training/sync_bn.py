@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, cast
 
@@ -23,19 +25,51 @@ def synchronized(net: nn.Module) -> nn.Module:
     (True, True)
     """
     twin = deepcopy(net, {id(tensor): tensor for tensor in (*net.parameters(), *net.buffers())})
-    for module in list(twin.modules()):
-        for name, norm in module.named_children():
-            if isinstance(norm, nn.BatchNorm2d):
-                setattr(module, name, _synchronized_norm(norm))
+    synchronize_norms(twin)
     return twin
 
 
+@contextmanager
+def norms_synchronized(net: nn.Module) -> Iterator[None]:
+    """While the block runs, the batch norms of the network itself are synchronized.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+    >>> with norms_synchronized(net):
+    ...     type(net[1]).__name__
+    'SyncBatchNorm'
+    >>> type(net[1]).__name__
+    'BatchNorm2d'
+    """
+    before = synchronize_norms(net)
+    try:
+        yield
+    finally:
+        for module, name, norm in before:
+            setattr(module, name, norm)
+
+
+def synchronize_norms(net: nn.Module) -> list[tuple[nn.Module, str, nn.BatchNorm2d]]:
+    """Put synchronized norms, on the same tensors, in the places of a network's batch norms.
+
+    Returns:
+        The modules in which they were, their names there, and the norms.
+    """
+    norms = [
+        (module, name, norm)
+        for module in net.modules()
+        for name, norm in module.named_children()
+        if isinstance(norm, nn.BatchNorm2d)
+    ]
+    for module, name, norm in norms:
+        setattr(module, name, _synchronized_norm(norm))
+    return norms
+
+
 def _synchronized_norm(norm: nn.BatchNorm2d) -> nn.Module:
-    """A norm on the tensors of another."""
+    """A norm on the tensors of another, also those that FSDP2 gathers for it."""
     on_cuda = norm.running_mean is not None and norm.running_mean.is_cuda
     made = (_CudaNorm if on_cuda else SyncBatchNorm)(norm.num_features, norm.eps, norm.momentum, norm.affine)
-    made._parameters.update(norm._parameters)
-    made._buffers.update(norm._buffers)
+    made._parameters, made._buffers = norm._parameters, norm._buffers
     return made.train(norm.training)
 
 
