@@ -47,6 +47,7 @@ RAW = {
     "runtimes.json": "chains and residual networks on each runtime (`python benchmarks/runtimes.py`)",
     "runtimes.md": "the same as tables",
     "quantize.json": "accuracy in int8 and with fewer bits (`python benchmarks/quantize.py`)",
+    "spike.json": "does a shorter diagonal, by training, make rounding easier?",
     "c.json": "C code on all test images: accuracy, flash, RAM (`python benchmarks/c_code.py`)",
     "c_latency.json": "C code beside TensorFlow Lite Micro and LiteRT (`python benchmarks/c_latency.py`)",
     "augment.json": "images augmented per second (`python benchmarks/augment.py`)",
