@@ -1,22 +1,26 @@
 import io
 import sys
 
+import pytest
 from rich.console import Console
 
 from diracnets.training.loop import train
 from diracnets.training.recipe import Recipe
-from diracnets.training.reporter import Reporter
+from diracnets.training.reporter import Events, Reporter
 
 
 def test_a_terminal_sees_a_bar_that_goes_away():
     screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=100)
+    console = Console(file=screen, force_terminal=True, width=80)
     with Reporter(epochs=2, steps=10, console=console) as reporter:
-        reporter.step(1, 5, 1234.0)
+        reporter.step(1, 5, 1234.0, lambda: (1.25, 0.5))
+        reporter.step(1, 6, 1234.0, lambda: pytest.fail("asked for what is not shown"))
+        reporter._progress.refresh()
         reporter.evaluating(5, 20)
         reporter.say("[bold]as it is[/]")
     shown = screen.getvalue()
     assert "epoch 1/2" in shown
+    assert "5/10, loss 1.250, accuracy 50.0%, 1,234 images/s" in shown  # of 80 columns too
     assert "[bold]as it is[/]" in shown
     assert shown.endswith("\x1b[2K") or "\x1b[2K" in shown
 
@@ -25,7 +29,7 @@ def test_steps_are_silent_elsewhere():
     screen = io.StringIO()
     with Reporter(epochs=2, steps=10, console=Console(file=screen)) as reporter:
         for batch in range(1, 11):
-            reporter.step(1, batch, 100.0)
+            reporter.step(1, batch, 100.0, lambda: pytest.fail("asked for what is not shown"))
     assert screen.getvalue() == ""
 
 
@@ -34,9 +38,12 @@ def test_what_is_left_is_told_where_it_is_known():
     row = {"accuracy": 0.5, "loss": 1.0, "rate": 0.1, "images_per_second": 10.0}
     with Reporter(epochs=2, steps=1, console=Console(file=screen, width=100)) as reporter:
         for epoch in (1, 2):
-            reporter.step(epoch, 1, 10.0)
-            reporter.epoch({"epoch": epoch, **row})
-    assert [line.split("images/s  ")[1] for line in screen.getvalue().splitlines()] == ["? left", "0s left"]
+            reporter.step(epoch, 1, 10.0, lambda: (1.0, 0.5))
+            reporter.epoch({"epoch": epoch, **row}, best=epoch == 2)
+    assert [line.split("images/s  ")[1] for line in screen.getvalue().splitlines()] == [
+        "? left",
+        "0s left  best so far",
+    ]
 
 
 def test_quiet_shows_nothing(capsys, stripes, tmp_path):
@@ -52,3 +59,24 @@ def test_without_matplotlib_it_is_said_once(capsys, stripes, tmp_path, monkeypat
     train(recipe, run=tmp_path / "run", data=stripes, device="cpu")
     assert capsys.readouterr().out.count("diracnets[plot]") == 1
     assert not (tmp_path / "run" / "curve.png").exists()
+
+
+def test_losses_share_a_chart_in_tensorboard(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = Events(tmp_path, 0)
+    events.write({"epoch": 1, "loss": 2.0, "accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.25, "rate": 0.1})
+    events.close()
+    read = accumulator.EventAccumulator(str(tmp_path)).Reload()
+    values = {tag: read.Scalars(tag)[0].value for tag in read.Tags()["scalars"]}
+    expected = {"loss/train": 2.0, "accuracy/train": 0.5, "loss/val": 1.0, "accuracy/val": 0.25, "rate": 0.1}
+    assert values == pytest.approx(expected)
+
+
+def test_the_last_line_says_where_to_look(capsys, stripes, tmp_path):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("tensorboard")
+    run, recipe = tmp_path / "run", Recipe().replaced(model="diracnet-10-0.25", batch_size=36, precision="float32")
+    train(recipe.replaced(epochs=1), run=run, data=stripes, device="cpu")
+    *_, result, last = capsys.readouterr().out.splitlines()
+    assert str(run / "model.safetensors") in result
+    assert last == f"its curve is {run / 'curve.png'}; for TensorBoard: tensorboard --logdir {run / 'tensorboard'}"

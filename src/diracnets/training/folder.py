@@ -166,3 +166,8 @@ class RunFolder:
         except MissingExtraError as error:
             return f"no {self.curve.name}: {error}"
         return None
+
+    def pictures(self) -> str:
+        """Where the run can be looked at: its curve, and how to open TensorBoard; nothing where neither was written."""
+        curve = [f"its curve is {self.curve}"] * self.curve.exists()
+        return "; ".join([*curve, *[f"for TensorBoard: tensorboard --logdir {self.events}"] * self.events.exists()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from diracnets.errors import printable
 
 REFRESH_SECONDS = 0.2
+TAGS = {  # of numbers that share a chart in TensorBoard, by what comes before the slash
+    "loss": "loss/train",
+    "accuracy": "accuracy/train",
+    **{f"{images}_{what}": f"{what}/{images}" for what in ("loss", "accuracy") for images in ("val", "test")},
+}
 
 
 class Reporter:
@@ -37,8 +43,10 @@ class Reporter:
 
     def __enter__(self) -> Reporter:
         if self._console.is_terminal and not self._console.quiet:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
-            self._progress = Progress(*columns, console=self._console, transient=True, refresh_per_second=5)
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[state]}"))
+            self._progress = Progress(
+                *columns, console=self._console, transient=True, refresh_per_second=5, expand=True
+            )
             self._task = self._progress.add_task("", total=self._steps, state="")
             self._progress.start()
         return self
@@ -53,15 +61,28 @@ class Reporter:
         """One line of text."""
         self._console.print(printable(text, keep="\n"), markup=False, highlight=False, soft_wrap=True)
 
-    def step(self, epoch: int, batch: int, images_per_second: float) -> None:
-        """After `batch` batches of an epoch; cheap enough to be called each time."""
+    def step(
+        self, epoch: int, batch: int, images_per_second: float, running: Callable[[], tuple[float, float]]
+    ) -> None:
+        """After `batch` batches of an epoch; cheap enough to be called each time.
+
+        Args:
+            epoch, batch: counted from 1.
+            images_per_second: of the epoch so far.
+            running: gives its loss and accuracy so far. That waits for the device, so it is asked only for what is
+                shown.
+        """
         done, now = (epoch - 1) * self._steps + batch, time.monotonic()
         if self._first is None:
             self._first, self._begun = done, now
         if self._progress is None or now - self._shown < REFRESH_SECONDS:
             return
         self._shown = now
-        state = f"{batch}/{self._steps} batches, {images_per_second:,.0f} images/s, {self._time_left(done)} left"
+        loss, accuracy = running()
+        state = (
+            f"{batch}/{self._steps}, loss {loss:.3f}, accuracy {accuracy:.1%}, "
+            f"{images_per_second:,.0f} images/s, {self._time_left(done)} left"
+        )
         self._progress.update(self._task, completed=batch, description=f"epoch {epoch}/{self._epochs}", state=state)
 
     def evaluating(self, done: int, count: int) -> None:
@@ -69,14 +90,14 @@ class Reporter:
         if self._progress is not None:
             self._progress.update(self._task, state=f"evaluated {done:,} of {count:,} images")
 
-    def epoch(self, row: dict[str, Any]) -> None:
-        """The line of a finished epoch."""
+    def epoch(self, row: dict[str, Any], *, best: bool = False) -> None:
+        """The line of a finished epoch, marked where it is the best so far."""
         width = len(str(self._epochs))
         parts = [f"epoch {row['epoch']:{width}}/{self._epochs}", f"train {row['accuracy']:7.2%} loss {row['loss']:.4f}"]
         if "val_loss" in row:
             parts.append(f"val {row['val_accuracy']:7.2%} loss {row['val_loss']:.4f}")
         parts += [f"lr {row['rate']:.2g}", f"{row['images_per_second']:,.0f} images/s"]
-        parts.append(f"{self._time_left(row['epoch'] * self._steps)} left")
+        parts += [f"{self._time_left(row['epoch'] * self._steps)} left", *["best so far"] * best]
         self.say("  ".join(parts))
 
     def _time_left(self, done: int) -> str:
@@ -102,7 +123,7 @@ class Events:
         self._writer: Any = None
 
     def write(self, row: dict[str, Any]) -> None:
-        """The numbers of one epoch, each under its own name."""
+        """The numbers of one epoch: losses and accuracies by `TAGS`, the others under their own names."""
         if not self._installed:
             return
         if self._writer is None:
@@ -111,11 +132,11 @@ class Events:
             self._writer = SummaryWriter(str(self._folder), purge_step=self._done + 1)
         for name, value in row.items():
             if name != "epoch":
-                self._writer.add_scalar(name, value, row["epoch"])
+                self._writer.add_scalar(TAGS.get(name, name), value, row["epoch"])
         self._writer.flush()
 
     def close(self) -> None:
-        """Close the event file."""
+        """Close the event file, if there is one."""
         if self._writer is not None:
             self._writer.close()
 

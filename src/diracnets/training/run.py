@@ -190,7 +190,7 @@ class Run:
             self.save()
         if state.ranks.first:
             self.folder.append_metrics(row)
-            self.reporter.epoch(row)
+            self.reporter.epoch(row, best=improved)
             if last or time.monotonic() - self.drawn > DRAW_SECONDS:
                 self.drawn = time.monotonic()
                 if (why_not := self.folder.draw(state.history, recipe.optimization.label_smoothing)) and last:
@@ -259,7 +259,7 @@ class Run:
                 self.save()
                 raise ranks.shared(error)
             if state.batch:  # not before: a terminal that has gone may have sent the signal
-                self.reporter.step(state.epoch, state.batch, state.seen / state.seconds)
+                self.reporter.step(state.epoch, state.batch, state.seen / state.seconds, state.running)
             if batch is None:
                 return
             yield batch
@@ -330,6 +330,8 @@ class Run:
         tested = f", {history[-1]['test_accuracy']:.2%} on the test images" if self.data.test is not None else ""
         which = f"epoch {epoch} of {self.recipe.optimization.epochs}, the best"
         self.reporter.say(f"validation accuracy {accuracy:.2%} on {validated_on(self.data)}{tested}: {which}; {where}")
+        if self.state.ranks.first and (pictures := self.folder.pictures()):
+            self.reporter.say(pictures)
         return trained
 
     def _folded(self, net: Network) -> tuple[nn.Module | None, str]:

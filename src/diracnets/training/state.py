@@ -29,8 +29,8 @@ class State:
         precision: the arithmetic that was chosen.
         steps: batches an epoch.
         shard: whether the network is divided among the processes, see `diracnets.training.sharding`.
-        ranks: the processes of the run, if it has several. They differ in `loss_sum` and `correct` alone: each has the
-            sums over its own shares, and `totals` those of all.
+        ranks: the processes of the run, if it has several. They differ in `loss_sum`, `correct` and `counted` alone:
+            each has those of its own shares, and `totals` gives the sums of all.
     """
 
     def __init__(
@@ -77,6 +77,8 @@ class State:
         """Batches done in this epoch."""
         self.loss_sum = torch.zeros((), device=self.device)
         self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.counted = 0
+        """Images in these two sums."""
         self.seen = 0
         """Images in these batches, of all processes."""
         self.seconds = 0.0
@@ -85,6 +87,7 @@ class State:
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Take in what a step found for some of its images, without waiting for the device."""
         self.loss_sum += loss.detach() * len(labels)
+        self.counted += len(labels)
         self.correct += (logits.detach().argmax(1) == labels).sum()
 
     def end_step(self, size: int, seconds: float) -> None:
@@ -92,6 +95,10 @@ class State:
         self.seen += size
         self.batch += 1
         self.seconds = seconds
+
+    def running(self) -> tuple[float, float]:
+        """Loss and accuracy of this epoch so far; of several processes, those that this one has counted."""
+        return float(self.loss_sum) / max(self.counted, 1), int(self.correct) / max(self.counted, 1)
 
     def totals(self) -> tuple[Tensor, Tensor]:
         """`loss_sum` and `correct` over all processes, each of which has to ask."""
@@ -193,6 +200,7 @@ class State:
             setattr(self, name, data[name])
         if self.ranks.first:  # the others' sums begin at 0
             self.loss_sum, self.correct = data["loss_sum"].to(self.device), data["correct"].to(self.device)
+            self.counted = self.seen
         torch.set_rng_state(data["random"][0])
         if self.device.type == "cuda" and len(data["random"]) > 1:
             torch.cuda.set_rng_state(data["random"][1], self.device)
