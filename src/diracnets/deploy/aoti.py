@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -24,9 +25,11 @@ from diracnets.errors import UsageError
 def _write(model: nn.Module, card: ModelCard, path: Path, options: Options) -> None:
     metadata = {KEY: description(card, options, "float32")}
     program = exported_program(model, card, options)
+    content = io.BytesIO()  # writing to a disk that is full, torch ends the process
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on what torch itself will change
-        aoti_compile_and_package(program, package_path=str(path), inductor_configs={"aot_inductor.metadata": metadata})
+        aoti_compile_and_package(program, package_path=content, inductor_configs={"aot_inductor.metadata": metadata})
+    path.write_bytes(content.getvalue())
 
 
 def _load(path: Path, card: ModelCard) -> Run:
