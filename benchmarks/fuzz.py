@@ -30,7 +30,6 @@ import time
 import traceback
 import warnings
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,10 @@ SECONDS = 10.0  # of processor time for one file
 _WALL = 180.0  # of any time: what does not come back then is stuck in code that no signal reaches
 _LONGEST = 3000  # characters of a message
 _ROOM = 1 << 30  # bytes of addresses above the allowed memory, which is measured
+_SUMS, _LARGEST = (
+    ("inputs", "accepted", "refused", "findings", "of_them_crashes"),
+    ("longest_seconds", "largest_MiB"),
+)
 _STATE = struct.Struct("qqqddq")  # inputs done, accepted, refused, longest seconds, largest MiB, the input at hand
 
 
@@ -228,65 +231,29 @@ class Reader:
         (self.found / f"{stem}.txt").write_text(wrong, encoding="utf-8", errors="replace")
 
 
-def work(name: str, place: Path, seed: int, found: Path, first: int, end: int, shared: Path, guided: bool) -> None:
+def work(name: str, place: Path, seed: int, found: Path, first: int, end: int, shared: Path) -> None:
     """Try inputs of these numbers; progress goes to the file `shared`, where it is found after a crash."""
     with shared.open("r+b") as file:
         state = mmap.mmap(file.fileno(), _STATE.size)
     faulthandler.enable()  # says where, when the process that waits for this one loses patience
-    if guided:  # before anything of diracnets is imported
-        import atheris
-
-        with atheris.instrument_imports(include=["diracnets", "tomllib", "tarfile", "zipfile", "pickletools"]):
-            import fuzz_targets  # noqa: F401
     reader = Reader(name, place, seed, found)
     limit = reader.target.memory * (1 << 20) + _ROOM + int(Memory._now("VmSize")) * (1 << 20)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 31, 1 << 31))
     done, accepted, refused, longest, largest, _ = _STATE.unpack(state[:])
-    number = first
-
-    def one(data: bytes) -> None:
-        nonlocal number, done, accepted, refused, longest, largest
+    for number in range(first, end):
+        data = reader.input(number)
         state[:] = _STATE.pack(done, accepted, refused, longest, largest, number)
         good, wrong, seconds, rise = reader.try_one(data)
         if wrong:
             reader.keep(data, number, wrong)
         done, accepted, refused = done + 1, accepted + good, refused + (not good and not wrong)
         longest, largest = max(longest, seconds), max(largest, rise)
-        number += 1
-        if number == end:
-            state[:] = _STATE.pack(done, accepted, refused, longest, largest, end)
-            if guided:
-                os._exit(0)  # atheris gives no other way back
-
-    if guided:
-        corpus = place.with_name("corpus")
-        corpus.mkdir(exist_ok=True)
-        for count, data in enumerate(reader.seeds):
-            (corpus / f"seed-{count}").write_bytes(data)
-        atheris.Setup(
-            [name, f"-seed={seed + first + 1}", "-max_len=1048576", "-rss_limit_mb=0", "-timeout=0", str(corpus)],
-            lambda data: one(data),
-            custom_mutator=partial(_mutated, reader),
-        )
-        atheris.Fuzz()
-    for _ in range(first, end):
-        one(reader.input(number))
+    state[:] = _STATE.pack(done, accepted, refused, longest, largest, end)
 
 
-def _mutated(reader: Reader, data: bytes, longest: int, seed: int) -> bytes:
-    """A file of the corpus of atheris, which keeps those that reach new code: changed by it, or as ours are."""
-    import atheris
-    import fuzz_mutate
-
-    choice = random.Random(seed)
-    if choice.random() < 0.3:
-        return atheris.Mutate(data, longest)
-    return fuzz_mutate.mutated([data], reader.target.aware, choice)[:longest]
-
-
-def run(name: str, inputs: int, seed: int, found: Path, guided: bool = False) -> dict[str, Any]:
+def run(name: str, inputs: int, seed: int, found: Path) -> dict[str, Any]:
     """All inputs of a target, in as many processes as it takes."""
     begun, crashes = time.monotonic(), 0
     with tempfile.TemporaryDirectory() as folder:
@@ -295,7 +262,7 @@ def run(name: str, inputs: int, seed: int, found: Path, guided: bool = False) ->
         shared.write_bytes(_STATE.pack(0, 0, 0, 0.0, 0.0, 0))
         first = 0
         while first < inputs and crashes < 100:
-            given = json.dumps([name, str(place), seed, str(found), first, inputs, str(shared), guided])
+            given = json.dumps([name, str(place), seed, str(found), first, inputs, str(shared)])
             code, errors = _watched([sys.executable, __file__, "work", given], shared, place.with_name("errors"))
             state = _STATE.unpack(shared.read_bytes())
             if code == 0:
@@ -339,6 +306,23 @@ def _watched(command: list[str], shared: Path, said: Path) -> tuple[int, str]:
     return process.wait(), said.read_bytes()[-3000:].decode(errors="replace")
 
 
+def _together(files: tuple[Path, ...], out: Path) -> dict[str, Any]:
+    """The counts of several calls, by target; what was mended is kept as it stands in the file before."""
+    calls = [json.loads(file.read_text()) for file in files]
+    targets: dict[str, dict[str, Any]] = {}
+    for row in (row for call in calls for row in call["measured"]):
+        total = targets.setdefault(row["target"], dict.fromkeys(_SUMS + _LARGEST, 0))
+        total |= {key: total[key] + row[key] for key in _SUMS} | {key: max(total[key], row[key]) for key in _LARGEST}
+    before = json.loads(out.read_text()) if out.exists() else {}
+    return {
+        "inputs": sum(each["inputs"] for each in targets.values()),
+        "findings": sum(each["findings"] for each in targets.values()),
+        "mended": before.get("mended", []),
+        "targets": targets,
+        "calls": calls,
+    }
+
+
 @dataclass
 class Fuzz:
     inputs: int = 1000
@@ -349,18 +333,21 @@ class Fuzz:
     """Of the changes."""
     found: Path = Path("fuzz-findings")
     """Folder for the files of findings."""
-    guided: bool = False
-    """Let atheris choose what is changed, by the code that it reaches (pip install atheris)."""
     only: int | None = None
     """Read this one input of the first target here, and show what comes of it."""
     out: Path | None = None
     """JSON file for the counts."""
+    merge: tuple[Path, ...] = ()
+    """Try nothing, but put the counts of these files together into `out`."""
 
     def run(self) -> int:
         import fuzz_targets
 
         from diracnets.runtime.environment import circumstances
 
+        if self.merge and self.out is not None:
+            self.out.write_text(json.dumps(_together(self.merge, self.out), indent=2) + "\n")
+            return 0
         names = self.targets or tuple(fuzz_targets.TARGETS)
         if self.only is not None:
             return self._one(names[0], self.only)
@@ -372,7 +359,6 @@ class Fuzz:
                 max(1, round(self.inputs * shares[name] / sum(shares.values()))),
                 self.seed,
                 self.found,
-                self.guided,
             )
             row["allowed_MiB"] = fuzz_targets.TARGETS[name].memory
             row |= self._corpus(name)
@@ -384,7 +370,6 @@ class Fuzz:
             report = {
                 "circumstances": circumstances("cpu"),
                 "seed": self.seed,
-                "guided_by_atheris": self.guided,
                 "inputs": total,
                 "findings": findings,
                 "measured": measured,
@@ -412,7 +397,7 @@ class Fuzz:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["work"]:
-        name, place, seed, found, first, end, shared, guided = json.loads(sys.argv[2])
-        work(name, Path(place), seed, Path(found), first, end, Path(shared), guided)
+        name, place, seed, found, first, end, shared = json.loads(sys.argv[2])
+        work(name, Path(place), seed, Path(found), first, end, Path(shared))
     else:
         sys.exit(tyro.cli(Fuzz, description=__doc__).run())

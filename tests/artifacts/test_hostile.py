@@ -13,6 +13,7 @@ from diracnets.models.init import Init
 from diracnets.runtime.precision import Precision
 from diracnets.training.checkpoints import Position
 from diracnets.training.recipe import Recipe
+from diracnets.training.safeguards import Safeguards
 from diracnets.training.state import State, precision_of
 
 
@@ -103,6 +104,14 @@ def test_numbers_that_no_float_holds_are_refused(change):
 def test_an_initialization_that_no_float_holds_is_refused(given):
     with pytest.raises(UsageError, match="init's"):
         Init(**given)
+
+
+def test_safeguards_nested_without_end_are_refused():
+    value = []
+    for _ in range(5000):
+        value = [value]
+    with pytest.raises(UsageError, match="keep is"):
+        Safeguards.of({"keep": value})
 
 
 @pytest.mark.parametrize("epoch", [None, "1", float("inf"), 1 << 100, -1])

@@ -284,10 +284,11 @@ def test_shards_of_a_list_are_checked_against_it(split_folder, tmp_path):
         (tmp_path / "shards" / "_info.json").write_text(json.dumps(info))
         with pytest.raises(FileError, match="not a list of shards"):
             find_samples(tmp_path / "shards")
-    info["splits"]["train"]["filenames"] = ["../../secret.tar"]
-    (tmp_path / "shards" / "_info.json").write_text(json.dumps(info))
-    with pytest.raises(DataError, match="not beside it"):
-        find_samples(tmp_path / "shards")
+    for name in ("../../secret.tar", "\ud800.tar"):
+        info["splits"]["train"]["filenames"] = [name]
+        (tmp_path / "shards" / "_info.json").write_text(json.dumps(info))
+        with pytest.raises(DataError, match="not beside it"):
+            find_samples(tmp_path / "shards")
 
 
 def damaged_inside(content):

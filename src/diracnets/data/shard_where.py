@@ -216,7 +216,9 @@ def _listed(base: str, found: Where) -> Iterator[tuple[str, Part | None]]:
 
 def _leaves(name: str) -> bool:
     """Whether a name in a list points anywhere but beside the list or below."""
-    return not isinstance(name, str) or bool(re.search(r"(^|/)\.\.(/|$)|^/|\\|[?#:%\0]", name)) or not name
+    if not isinstance(name, str) or not name:
+        return True
+    return bool(re.search(r"(^|/)\.\.(/|$)|^/|\\|[?#:%\0]|[\ud800-\udc7f\udd00-\udfff]", name))  # halves of letters too
 
 
 def _beside(base: str) -> Callable[[str], str]:

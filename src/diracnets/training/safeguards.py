@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
-from diracnets.errors import UsageError
+from diracnets.errors import UsageError, shown
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Safeguards:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for name, value in asdict(self).items():
+        for name, value in vars(self).items():
             if type(value) is not int or value < 0:
-                raise UsageError(f"{name} is {value!r}, but must be a whole number, 0 or more")
+                raise UsageError(f"{name} is {shown(value)}, but must be a whole number, 0 or more")
 
     @classmethod
     def of(cls, recorded: Mapping[str, Any]) -> Safeguards:
