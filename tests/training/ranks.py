@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -185,8 +185,9 @@ def ended(run, rank, how, **options):
     return {}
 
 
-def results(folder, rank, cases):
-    for case in cases:
+def results(folder, rank, cases, ports):
+    for case, port in zip(cases, ports, strict=True):
+        os.environ["MASTER_PORT"] = str(port)  # or one may meet the store of the last case, which the other leaves
         if case in RECIPES:
             yield case, trained(case, folder / case)
         elif case.startswith("resumed:"):
@@ -201,23 +202,25 @@ def results(folder, rank, cases):
             yield case, ended(folder / case, rank, case.partition(":")[0])
 
 
-def work(folder, rank, count, port, cases):
+def work(folder, rank, count, ports, cases):
     """What a process does that `torchrun` would have started."""
     torch.set_num_threads(1)
     RunFolder.draw, Events.write = lambda *_: None, lambda *_: None  # they take longer than training
-    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
     os.environ.update({name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()})
-    (folder / f"rank{rank}.json").write_text(json.dumps(dict(results(folder, rank, cases))))
+    (folder / f"rank{rank}.json").write_text(json.dumps(dict(results(folder, rank, cases, ports))))
 
 
 def main(folder, count, cases):
     if any("sharded" in case for case in cases):
         import diracnets.training.sharding  # noqa: F401
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with ExitStack() as held:
+        free = [held.enter_context(socket.socket()) for _ in cases]
+        for each in free:
+            each.bind(("127.0.0.1", 0))
+        ports = [each.getsockname()[1] for each in free]
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    processes = [context.Process(target=work, args=(folder, rank, count, port, cases)) for rank in range(count)]
+    processes = [context.Process(target=work, args=(folder, rank, count, ports, cases)) for rank in range(count)]
     for process in processes:
         process.start()
     for process in processes:

@@ -222,6 +222,7 @@ def train(
 
             net = sharded(net, ranks, sync_bn=optimization.sync_bn)
         trainee = Trainee(net, ranks, sync_bn=optimization.sync_bn, shard=shard, compiled=recipe.runtime.compile)
+        held.callback(trainee.release)
         state = State(optimization, net, precision, steps, ranks, shard=shard)
         if saved is not None:
             state.restore(resumed)

@@ -81,6 +81,15 @@ class Trainee:
         self._net.train(mode)
         self.module.train(mode)
 
+    def release(self) -> None:
+        """Let go of what holds the process group, before the processes leave it.
+
+        Else DDP's reducer may be the last to hold it, and then waits, with Python's lock, for a thread of gloo that may
+        wait for this lock (torch 2.13): the process never ends.
+        """
+        self._parallel = None
+        self.module = self._forward = self._net
+
     def gradients_kept(self) -> AbstractContextManager[None]:
         """Within the block, backward passes add to this process's gradients and send nothing; the next one after it
         sends the sum. A divided network's are sent at once: no process has room for all of them."""
