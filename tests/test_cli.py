@@ -294,8 +294,10 @@ def test_an_interrupted_run_says_how_to_resume_and_resumes(tmp_path):
         _, error = process.communicate(timeout=60)
         assert process.returncode == code
         _, answer, stopped, end = error.split("\n")  # it begins with one, below what a terminal shows of Ctrl-C
-        assert answer.startswith(("Ctrl-C: ", "SIGTERM: ")) and "a second" in answer
-        assert stopped.startswith("diracnets: stopped after") and not end
+        assert answer.startswith(("Ctrl-C: ", "SIGTERM: "))
+        assert "a second" in answer
+        assert stopped.startswith("diracnets: stopped after")
+        assert not end
         words = error.split("go on with: diracnets ")[1].split()
         assert words[:4] == ["train", "--resume", "--run-dir", "slow"]
 

@@ -7,7 +7,7 @@ import reprlib
 import unicodedata
 from collections.abc import Iterable
 
-_LONGEST = 1500  # characters of a message; what a file holds may have any number
+_LONGEST = 20_000  # characters of a message; what a file holds may have any number
 
 
 class DiracNetsError(Exception):
@@ -24,7 +24,7 @@ class DiracNetsError(Exception):
     exit_code = 1
 
     def __init__(self, message: str = "", *, lines: bool = False) -> None:
-        text = printable(message if lines else " ".join(message.split("\n")), keep="\n\t")
+        text = printable(message, keep="\n\t" if lines else "\t")
         end = _LONGEST // 3
         super().__init__(text if lines or len(text) <= _LONGEST else f"{text[: 2 * end]} ... {text[-end:]}")
 

@@ -64,7 +64,7 @@ def test_an_earlier_run_is_resumed_evaluated_folded_and_predicts(files, capsys):
     assert main(["fold", str(run)]) == 0
     diracnets.load_data("digits").val.image(0).save(files / "digit.png")
     labels = []
-    for model in (run, run / "best.safetensors"):
+    for model in (run, run / "model.safetensors"):
         capsys.readouterr()
         assert main(["predict", str(model), str(files / "digit.png"), "--json", "--device", "cpu"]) == 0
         labels.append(json.loads(capsys.readouterr().out)[0]["label"])
@@ -157,6 +157,6 @@ def test_names_of_earlier_versions_warn(tmp_path):
     with pytest.warns(DeprecationWarning, match="card="):
         diracnets.save(chain, tmp_path / "y.safetensors", facts=chain.facts)
     assert diracnets.load(tmp_path / "y.safetensors").card == card
-    for given in ({}, {"card": card, "facts": card}, {"card": 3}):
+    for given in ({"card": card, "facts": card}, {"card": 3}):
         with pytest.raises(UsageError, match="Card"):
             diracnets.save(chain, tmp_path / "z.safetensors", **given)

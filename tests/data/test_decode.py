@@ -220,7 +220,7 @@ def test_a_few_bytes_never_become_gigabytes(tmp_path, kind):
         before = used_memory()
         with pytest.raises(DataError, match=said):
             read(tmp_path / f"x{suffix}")
-        assert peak_memory() - before < 1 << 24
+        assert peak_memory() - before < 1 << 27  # of 350 MB to 1 GB; the allocator takes 64 MiB at a time
 
 
 @pytest.mark.parametrize("kind", ["ico", "icns", "eps", "tga", "pdf", "pcx", "psd"])

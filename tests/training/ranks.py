@@ -52,7 +52,7 @@ RECIPES = {
     "muon": RECIPE.replaced(
         optimizer="muon", accumulate=2, mixup=0.4, progressive_size=8, image_size=12, recalibrate_bn=True
     ),
-    "apart": RECIPE.replaced(sync_bn=False),
+    "apart": RECIPE.replaced(sync_bn=False, recalibrate_bn=False),  # which sees images once more
     "frozen": RECIPE.replaced(sync_bn=False, freeze=True, lr=0.5, epochs=1, accumulate=2),
 }
 STEPS = 5  # of 8, 8, 8, 8 and 5 images

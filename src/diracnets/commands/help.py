@@ -22,8 +22,8 @@ def texts(kind: type) -> dict[str, str]:
     """What the docstrings of a dataclass and its bases say of each field, without the line breaks of the source.
 
     >>> from diracnets.commands.fold import Fold
-    >>> texts(Fold)["out"]
-    "The model file to write; by default the checkpoint's name with the suffix .safetensors."
+    >>> texts(Fold)["out"].partition(";")[0]
+    'The model file to write'
     """
     found: dict[str, str] = {}
     for each in reversed(kind.__mro__[:-1]):  # fields stand in the class that has them

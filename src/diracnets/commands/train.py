@@ -255,9 +255,6 @@ def _modern(options: Sequence[str]) -> list[str]:
     old: dict[str, str] = {}
     made: list[str] = []
     words = list(options)
-    for index, word in enumerate(words):  # which was a flag without a value
-        if word in _ON_OFF and (word.startswith("--no-") or words[index + 1 : index + 2] not in _THREE):
-            words[index : index + 1] = [f"{word.replace('--no-', '--')}={not word.startswith('--no-')}"]
     values = {option: _given(words, option) for option in ("start", "init")}
     drawn = values["start"] is not None or values["init"] in ("normal", "None") or _is_number(values["init"])
     for word in words:
@@ -274,6 +271,9 @@ def _modern(options: Sequence[str]) -> list[str]:
             old[f"--{flag}"] = f"--{no}{new}"
             word = f"--{no}{new}{equals}{value}"
         made.append(word)
+    for index, word in enumerate(made):  # which was a flag without a value
+        if word in _ON_OFF and (word.startswith("--no-") or made[index + 1 : index + 2] not in _THREE):
+            made[index] = f"{word.replace('--no-', '--')}={not word.startswith('--no-')}"
     if old:
         warnings.warn(renamed_words(old), FutureWarning, stacklevel=2)
     return made
