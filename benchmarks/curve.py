@@ -98,17 +98,20 @@ def page(facts: Mapping[str, Any], *, picture: bool) -> str:
 
 
 def draw(figure: Figure, facts: Mapping[str, Any]) -> None:
-    """Error against milliseconds and against activations; chains and networks with branches in two colours."""
+    """Error against milliseconds and against activations; a colour for each family of networks."""
     labels = {"milliseconds": f"ms an image, {facts['backend']}", "activations": "numbers of activations at a time"}
     for axes, (key, label) in zip(figure.subplots(1, 2, sharey=True), labels.items(), strict=True):
-        for kind, colour in (("chain", "C0"), ("residual", "C1")):
-            rows = [row for row in facts["rows"] if row["kind"] == kind and row[key] is not None]
-            rows.sort(key=lambda row: row[key])
+        for family in dict.fromkeys((row["family"], row["kind"]) for row in facts["rows"]):
+            rows = [row for row in facts["rows"] if (row["family"], row["kind"]) == family and row[key] is not None]
+            rows.sort(key=lambda row: (row[key], row["accuracy"]))
             errors = [100 - 100 * row["accuracy"] for row in rows]
-            axes.plot([row[key] for row in rows], errors, "o-", color=colour, label=kind)
+            axes.plot([row[key] for row in rows], errors, "o-", label=f"{family[0]} ({family[1]})")
             for row, error in zip(rows, errors, strict=True):
                 axes.annotate(Path(row["name"]).name, (row[key], error), fontsize=7)
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(axis="x", which="both", labelsize=7, labelrotation=30)
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
         axes.legend()
@@ -121,6 +124,7 @@ def _facts(name: str, file: Path, data_dir: Path | None) -> dict[str, Any]:
     subject = subject_of(model, name)
     return {
         "name": name,
+        "family": str(card_of(model).architecture["name"]).partition("-")[0],
         "kind": "chain" if subject.is_chain else "residual",
         "accuracy": evaluate(model, data.val).top1,
         "images": len(data.val),

@@ -47,6 +47,8 @@ RAW = {
     "fuzz.json": "damaged and hostile files that were read, and what was found (`python benchmarks/fuzz.py`)",
     "runtimes.json": "chains and residual networks on each runtime (`python benchmarks/runtimes.py`)",
     "runtimes.md": "the same as tables",
+    "curve.json": "accuracy against latency and memory (`python benchmarks/curve.py`)",
+    "curve.md": "the same as a table and a figure",
     "quantize.json": "accuracy in int8 and with fewer bits (`python benchmarks/quantize.py`)",
     "spike.json": "does a shorter diagonal, by training, make rounding easier?",
     "c.json": "C code on all test images: accuracy, flash, RAM (`python benchmarks/c_code.py`)",

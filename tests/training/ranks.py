@@ -10,8 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 
 import pytest
@@ -91,8 +92,21 @@ def stripes(size=8, failing=None):
     )
 
 
-def together(count, folder, *cases):
-    """What `count` processes find, one case after the other."""
+@contextmanager
+def once(factory, name):
+    """A folder that one of the processes of pytest fills for all of them, and whether it is this one."""
+    place = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    with (place / f"{name}.lock").open("w") as lock:
+        flock(lock, LOCK_EX)
+        first = not (place / name).exists()
+        (place / name).mkdir(exist_ok=True)
+        yield place / name, first
+
+
+def start(count, folder, *cases):
+    """Let `count` processes do one case after the other."""
     command = [sys.executable, __file__, str(folder), str(count), *cases]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
     try:
@@ -100,6 +114,10 @@ def together(count, folder, *cases):
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def findings(count, folder):
+    """What they found."""
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(count)]
 
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 import torch
-from ranks import assert_same, together
+from ranks import assert_same, findings, once, start
 
 from diracnets.errors import UsageError
 from diracnets.runtime.ranks import Ranks, joined
@@ -23,16 +23,20 @@ pytestmark = pytest.mark.usefixtures("bare_runs")
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
     stopped = ("signalled", "signalled:again", "resumed:signalled:again")
-    return folder, together(2, folder, "sync", "muon", "apart", "frozen", *stopped, "broken", "crashed")
+    with once(tmp_path_factory, "two") as (folder, first):
+        if first:
+            start(2, folder, "sync", "muon", "apart", "frozen", *stopped, "broken", "crashed")
+    return folder, findings(2, folder)
 
 
 @pytest.fixture(scope="module")
 def three(two, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("three")
-    shutil.copytree(two[0] / "signalled", folder / "signalled")
-    return together(3, folder, "resumed:signalled", "sync", "muon", "apart", "frozen")
+    with once(tmp_path_factory, "three") as (folder, first):
+        if first:
+            shutil.copytree(two[0] / "signalled", folder / "signalled")
+            start(3, folder, "resumed:signalled", "sync", "muon", "apart", "frozen")
+    return findings(3, folder)
 
 
 def test_two_processes_train_as_one_does(two, one):

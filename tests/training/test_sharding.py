@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ranks import assert_same, together
+from ranks import assert_same, findings, once, start
 
 from diracnets.analysis.plan_step import traced_step
 from diracnets.errors import UsageError
@@ -16,11 +16,11 @@ pytestmark = pytest.mark.usefixtures("bare_runs")
 
 @pytest.fixture(scope="module")
 def two(ranks, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("divided")
-    ranks.ended(folder / "begun-alone", 1, "signalled")
-    return folder, together(
-        2, folder, "sharded:muon", "sharded:frozen", "stopped-sharded", "resumed-sharded:begun-alone"
-    )
+    with once(tmp_path_factory, "divided") as (folder, first):
+        if first:
+            ranks.ended(folder / "begun-alone", 1, "signalled")
+            start(2, folder, "sharded:muon", "sharded:frozen", "stopped-sharded", "resumed-sharded:begun-alone")
+    return folder, findings(2, folder)
 
 
 @pytest.mark.slow
