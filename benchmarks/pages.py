@@ -44,6 +44,7 @@ RAW = {
     "authors_agreement.json": "the authors' checkpoints against what their program computes (the same)",
     "kernels.json": "which of torch's CPU convolutions crash or are wrong (`python benchmarks/kernels.py`)",
     "faults.json": "runs that are killed, stopped and starved, and resumed (`python benchmarks/faults.py`)",
+    "parallel.json": "a step of two processes on a CPU against one (`python benchmarks/parallel.py`)",
     "fuzz.json": "damaged and hostile files that were read, and what was found (`python benchmarks/fuzz.py`)",
     "runtimes.json": "chains and residual networks on each runtime (`python benchmarks/runtimes.py`)",
     "runtimes.md": "the same as tables",
