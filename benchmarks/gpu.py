@@ -77,8 +77,9 @@ from diracnets.errors import DiracNetsError  # noqa: E402
 from diracnets.models.build import build_model  # noqa: E402
 from diracnets.runtime.device import choose_device, synchronize  # noqa: E402
 from diracnets.runtime.environment import circumstances  # noqa: E402
+from diracnets.training.finish import Trained  # noqa: E402
 from diracnets.training.interruption import Interrupted  # noqa: E402
-from diracnets.training.run import SAVE_SHARE, Trained  # noqa: E402
+from diracnets.training.run import SAVE_SHARE  # noqa: E402
 
 SPARE = 15.0  # seconds before its end at which a stage is asked to stop
 GRACE = 10.0  # seconds that it then has

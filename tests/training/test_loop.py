@@ -195,7 +195,7 @@ def test_a_signal_during_the_evaluation_is_heeded(whole, stripes, tmp_path, monk
         return evaluate(model, images, batch_size=7, on_batch=on_batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr("diracnets.training.run.evaluate", interrupted)
+        patch.setattr("diracnets.training.evaluating.evaluate", interrupted)
         with pytest.raises(Interrupted, match="after 0 of 4 epochs and 5 of 5 batches"):
             run(RECIPE, tmp_path / "run", stripes)
     assert same_weights(run(RECIPE, tmp_path / "run", stripes, resume=True).net, whole.net)
@@ -215,7 +215,7 @@ def test_an_evaluation_that_fails_does_not_cost_the_epoch(whole, stripes, tmp_pa
         raise DataError("an image cannot be read")
 
     with monkeypatch.context() as patch:
-        patch.setattr("diracnets.training.run.evaluate", failing)
+        patch.setattr("diracnets.training.evaluating.evaluate", failing)
         with pytest.raises(DataError):
             run(RECIPE, tmp_path / "run", stripes)
     resume = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["resume"]
@@ -329,7 +329,7 @@ def test_the_last_statistics_count_as_training(stripes, tmp_path, monkeypatch):
         update_bn(*given)
 
     monkeypatch.setattr(time, "perf_counter", lambda: real() + late[0])
-    monkeypatch.setattr("diracnets.training.run.update_bn", slow)
+    monkeypatch.setattr("diracnets.training.evaluating.update_bn", slow)
     recipe = RECIPE.replaced(epochs=2, recalibrate_bn=True)
     first, last = run(recipe, tmp_path / "run", stripes).history
     assert (first["seconds"] < 1e6, last["seconds"] > 1e6) == (True, True)
@@ -487,7 +487,7 @@ def test_a_network_that_diverges_keeps_the_last_good_checkpoint(tmp_path, monkey
     def diverged(*_, **__):
         raise TrainingError("the network's outputs are infinite or NaN")
 
-    monkeypatch.setattr("diracnets.training.run.evaluate", diverged)
+    monkeypatch.setattr("diracnets.training.evaluating.evaluate", diverged)
     with pytest.raises(TrainingError, match="try a lower learning rate"):
         train(recipe, run=tmp_path / "run", device="cpu", quiet=True)
     saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
@@ -586,7 +586,7 @@ def test_a_part_of_the_training_images_can_be_validated_on(stripes, tmp_path, mo
     resumed = run(recipe, tmp_path / "run", stripes, resume=True)
     assert same_weights(resumed.net, whole.net)
     assert metrics(tmp_path / "run") == metrics(whole.run)
-    monkeypatch.setattr("diracnets.training.run.evaluate", None)  # nothing is evaluated again
+    monkeypatch.setattr("diracnets.training.evaluating.evaluate", None)  # nothing is evaluated again
     assert run(recipe, tmp_path / "run", stripes, resume=True).history == resumed.history
 
 
@@ -724,7 +724,7 @@ def test_a_damaged_best_checkpoint_is_named_and_replaced(stripes, tmp_path, monk
 
 
 def test_a_run_that_diverges_leaves_a_checkpoint_from_before(stripes, tmp_path, monkeypatch):
-    monkeypatch.setattr("diracnets.training.run.CHECK_STEPS", 1)
+    monkeypatch.setattr("diracnets.training.epoch.CHECK_STEPS", 1)
     count = iter(range(10_000))
 
     def exploding(*args, **kwargs):
@@ -747,7 +747,7 @@ def test_the_best_network_is_the_one_that_is_kept_said_and_tested(stripes, tmp_p
         found = honest(model, images, **options)
         return replace(found, top1=next(accuracies)) if images is not stripes.val else found
 
-    monkeypatch.setattr("diracnets.training.run.evaluate", claimed)
+    monkeypatch.setattr("diracnets.training.evaluating.evaluate", claimed)
     recipe = RECIPE.replaced(epochs=3, select_on=12, swa_fraction=0.5)
     trained = train(recipe, run=tmp_path / "run", data=stripes, device="cpu")
     best, last = load(trained.run), load(trained.run / "last.pt")

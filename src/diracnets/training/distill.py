@@ -18,10 +18,10 @@ from diracnets.evaluation.metrics import evaluate
 from diracnets.files import written_whole
 from diracnets.models.build import on_meta
 from diracnets.runtime.device import choose_device
+from diracnets.training.finish import Trained
 from diracnets.training.folder import RunFolder
 from diracnets.training.loop import train
 from diracnets.training.recipe import Recipe
-from diracnets.training.run import Trained
 from diracnets.training.settings import OptimizationSettings
 from diracnets.training.teacher import TEACHER_SETTINGS, Teacher, load_teacher
 

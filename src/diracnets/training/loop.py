@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,13 @@ from diracnets.data.load import load_data
 from diracnets.data.stream import StreamedImages
 from diracnets.data.workers import default_workers
 from diracnets.errors import UsageError
-from diracnets.runtime.device import memory_format, repeatable, synchronize
+from diracnets.runtime.device import memory_format, repeatable
 from diracnets.runtime.job import job
 from diracnets.runtime.precision import choose_precision, usual_precision
 from diracnets.runtime.ranks import joined
+from diracnets.training.begin import begin, introduction, steps_per_epoch
+from diracnets.training.epoch import finish_epoch, train_epoch
+from diracnets.training.finish import Trained, finish
 from diracnets.training.folder import RunFolder, new_folder
 from diracnets.training.inputs import check_progressive_size
 from diracnets.training.interruption import Interruption, command_to_resume
@@ -34,11 +35,10 @@ from diracnets.training.own import own_network
 from diracnets.training.parallel import Trainee
 from diracnets.training.recipe import Recipe
 from diracnets.training.reporter import Events, Reporter
-from diracnets.training.run import Run, Trained, introduction, steps_per_epoch
+from diracnets.training.run import Run
 from diracnets.training.safeguards import Safeguards
 from diracnets.training.start import followed, network_to_resume, start_name, starting_network, with_normalization
 from diracnets.training.state import State, precision_of
-from diracnets.training.step import share_of_batches, train_step
 from diracnets.training.teacher import check_teacher, load_teacher
 from diracnets.training.watchdog import LossWatch
 
@@ -253,16 +253,16 @@ def train(
                 safeguards,
                 watch,
             )
-            running.begin(resumed=saved is not None)
+            begin(running, resumed=saved is not None)
             while state.epoch <= optimization.epochs:
                 train_epoch(running, trainee)
-                row = running.finish_epoch()
+                row = finish_epoch(running)
                 if ranks.first:
                     events.write(row)
                     if on_epoch is not None:
                         on_epoch(row)
                 running.stop_if_asked()
-            return running.finish()
+            return finish(running)
 
 
 def _name(data: ImageData | str | MapStyle | tuple[MapStyle, MapStyle]) -> str:
@@ -270,30 +270,3 @@ def _name(data: ImageData | str | MapStyle | tuple[MapStyle, MapStyle]) -> str:
     if isinstance(data, ImageData):
         return data.name
     return data if isinstance(data, str) else DATASET
-
-
-def train_epoch(run: Run, trainee: Trainee) -> None:
-    """Train on what is left of the epoch at hand.
-
-    Args:
-        run: the run, whose state is changed.
-        trainee: its network.
-    """
-    recipe, optimization, state, steps = run.recipe, run.recipe.optimization, run.state, run.steps
-    trainee.train(not optimization.freeze)  # frozen features are those of evaluation
-    begun = time.perf_counter() - state.seconds
-    batches = run.data.train.batches(
-        optimization.batch_size,
-        epoch=state.epoch,
-        augment=recipe.data.augment,
-        seed=recipe.runtime.seed,
-        first=state.batch,
-        share=share_of_batches(optimization, state.ranks),
-    )
-    for images, labels, _ in run.in_step(islice(batches, steps - state.batch)):
-        size = min(optimization.batch_size, len(run.data.train) - state.batch * optimization.batch_size)
-        train_step(recipe, state, trainee, images, labels, size, run.teacher)
-        if state.batch + 1 == steps:
-            synchronize(state.device)
-        state.end_step(size, seconds=time.perf_counter() - begun)
-        run.after_step()

@@ -1,0 +1,95 @@
+"""The beginning of a run, or of what is left of it: its first files, and what it says before the first step."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from diracnets.artifacts.checkpoint import read_checkpoint
+from diracnets.artifacts.run_record import RunRecord
+from diracnets.data.images import ImageData
+from diracnets.errors import DataError, FileError
+from diracnets.files import absolute_place
+from diracnets.runtime.environment import device_name, record_environment
+from diracnets.training.evaluating import recalibrates
+from diracnets.training.recipe import Recipe
+from diracnets.training.run import Run, validated_on
+from diracnets.training.settings import FEW_STEPS
+from diracnets.training.teacher import Teacher
+
+
+def introduction(recipe: Recipe, data: ImageData, folder: Path, teacher: Teacher | None) -> list[str]:
+    """The first lines of a run: which network, which images, and where everything goes."""
+    images = f"{len(data.train):,} images to train on, {validated_on(data)} to validate on"
+    first = f"{recipe.model.name} on {data.name}: {images}; everything goes to {folder}"
+    return [first, *data.summary(), *([] if teacher is None else teacher.summary())]
+
+
+def steps_per_epoch(batch_size: int, data: ImageData) -> int:
+    """Batches an epoch: a last batch of a single image is left out, for it has no statistics to normalize with.
+
+    Raises:
+        DataError: less than two images to train on.
+    """
+    full, rest = divmod(len(data.train), batch_size)
+    steps = full + (rest > 1)
+    if steps == 0:
+        raise DataError(f"{data.name} has {len(data.train)} images to train on, but training needs at least 2")
+    return steps
+
+
+def begin(run: Run, *, resumed: bool) -> None:
+    """Write the run's first files, and say on what it is going to run, and in which arithmetic."""
+    recipe, state, say = run.recipe, run.state, run.reporter.say
+    if state.ranks.first:
+        _write_record(run, resumed=resumed)
+    if not resumed:
+        run.record_scales()
+        run.save()
+    for damage in run.folder.damaged:
+        say(f"{damage}; an earlier checkpoint is resumed instead")
+    _check_best(run)
+    say(f"{device_name(state.device)}, {state.precision.name}: {state.precision.reason}")
+    epochs = recipe.optimization.epochs
+    if late := [milestone for milestone in recipe.optimization.milestones if milestone > epochs]:
+        say(f"the milestones {', '.join(map(str, late))} are after the last epoch, {epochs}")
+    if recalibrates(run) and recipe.optimization.recalibrate_bn is None:
+        lag = f", of the {run.steps} of an epoch" if run.steps < FEW_STEPS else ""
+        say(f"BatchNorm is recalibrated before each evaluation: running statistics lag by ten steps{lag}")
+    if resumed and state.epoch > epochs:
+        again = f"start another with --from {run.folder.path}"
+        say(f"this run is finished, {epochs} of {epochs} epochs: to train on, {again}")
+    elif resumed:
+        say(f"resumed after {state.epoch - 1} epochs and {state.batch} of {run.steps} batches")
+
+
+def _write_record(run: Run, *, resumed: bool) -> None:
+    data_dir = None if run.data_dir is None else absolute_place(run.data_dir)
+    teacher = None if run.teacher is None else run.teacher.where
+    fingerprint = None if run.teacher is None else run.teacher.fingerprint()
+    RunRecord(data_dir, run.start, teacher, fingerprint, asdict(run.safeguards)).save(run.folder.path)
+    if not resumed:
+        run.recipe.save(run.folder.recipe)
+    run.folder.rewrite_metrics(run.state.history)
+    precision = run.state.precision
+    record_environment(run.folder.environment, run.state.device, run.data_dir, precision, run.start)
+
+
+def _check_best(run: Run) -> None:
+    """Where the best checkpoint is damaged, or of a course that was left, let the next network take its place."""
+    damage = run.state.ranks.from_first(partial(_damage_of_best, run))
+    if damage is not None:
+        run.state.best = -1.0
+        run.reporter.say(f"{damage}; the network that is evaluated next takes its place")
+
+
+def _damage_of_best(run: Run) -> str | None:
+    try:
+        if run.folder.best.exists():
+            epoch = read_checkpoint(run.folder.best).card.provenance.get("epoch")
+            if isinstance(epoch, int) and epoch >= run.state.epoch:
+                return f"{run.folder.best} is of epoch {epoch}, which is trained again"
+    except FileError as error:
+        return str(error)
+    return None
