@@ -40,10 +40,32 @@ def test_what_is_left_is_told_where_it_is_known():
         for epoch in (1, 2):
             reporter.step(epoch, 1, 10.0, lambda: (1.0, 0.5))
             reporter.epoch({"epoch": epoch, **row}, best=epoch == 2)
-    assert [line.split("images/s  ")[1] for line in screen.getvalue().splitlines()] == [
-        "? left",
-        "0s left  best so far",
+    assert [line.split()[-1] for line in screen.getvalue().splitlines()] == ["left", "?", "best"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_epochs_are_a_table_with_its_columns_named_once_each_time_a_run_is_begun(terminal):
+    screen = io.StringIO()
+    row = {"accuracy": 1.0, "loss": 12345.678, "rate": 1.3e-5, "images_per_second": 1234567.0}
+    rows = [
+        {**row, "epoch": 9},
+        {**row, "epoch": 1000, "loss": 0.5, "rate": 0.25, "val_accuracy": 0.1, "val_loss": 2.25},
     ]
+    for _ in "begun", "resumed":
+        reporter = Reporter(1000, steps=1, console=Console(file=screen, force_terminal=terminal, width=80))
+        for each in rows:
+            reporter.epoch(each, best="val_loss" in each)
+    lines = screen.getvalue().splitlines()
+    assert (
+        lines[:3]
+        == lines[3:]
+        == [
+            "    epoch     loss      acc  val loss  val acc       lr   images/s    left",
+            "   9/1000  1.2e+04  100.00%                     1.3e-05  1,234,567       ?",
+            "1000/1000   0.5000  100.00%    2.2500   10.00%   0.2500  1,234,567      0s  best",
+        ]
+    )
+    assert max(map(len, lines)) <= 80
 
 
 def test_quiet_shows_nothing(capsys, stripes, tmp_path):

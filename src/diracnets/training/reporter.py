@@ -1,4 +1,4 @@
-"""Progress of a training run: a live bar on a terminal, plain lines elsewhere, and one line per epoch in both."""
+"""Progress of a training run: a live bar on a terminal, and there as in a log file a table of the epochs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from diracnets.errors import printable
 
 REFRESH_SECONDS = 0.2
+COLUMNS = {"loss": 7, "acc": 7, "val loss": 8, "val acc": 7, "lr": 7, "images/s": 9, "left": 6}  # their widths
 TAGS = {  # of numbers that share a chart in TensorBoard, by what comes before the slash
     "loss": "loss/train",
     "accuracy": "accuracy/train",
@@ -40,6 +41,7 @@ class Reporter:
         self._first: int | None = None  # the first step, which may wait for a compiler or for workers
         self._begun = 0.0  # when it ended
         self._shown = 0.0
+        self._headed = False  # whether the names of the epochs' columns have been printed
 
     def __enter__(self) -> Reporter:
         if self._console.is_terminal and not self._console.quiet:
@@ -91,14 +93,26 @@ class Reporter:
             self._progress.update(self._task, state=f"evaluated {done:,} of {count:,} images")
 
     def epoch(self, row: dict[str, Any], *, best: bool = False) -> None:
-        """The line of a finished epoch, marked where it is the best so far."""
-        width = len(str(self._epochs))
-        parts = [f"epoch {row['epoch']:{width}}/{self._epochs}", f"train {row['accuracy']:7.2%} loss {row['loss']:.4f}"]
-        if "val_loss" in row:
-            parts.append(f"val {row['val_accuracy']:7.2%} loss {row['val_loss']:.4f}")
-        parts += [f"lr {row['rate']:.2g}", f"{row['images_per_second']:,.0f} images/s"]
-        parts += [f"{self._time_left(row['epoch'] * self._steps)} left", *["best so far"] * best]
-        self.say("  ".join(parts))
+        """The line of a finished epoch, marked where it is the best so far; before the first one, what the columns are.
+
+        It has at most 80 characters for up to 1,000 epochs.
+        """
+        names = {"epoch": 2 * len(str(self._epochs)) + 1, **COLUMNS}
+        widths = [max(len(name), width) for name, width in names.items()]
+        cells = [
+            f"{row['epoch']}/{self._epochs}",
+            _number(row["loss"]),
+            f"{row['accuracy']:.2%}",
+            _number(row["val_loss"]) if "val_loss" in row else "",
+            f"{row['val_accuracy']:.2%}" if "val_loss" in row else "",
+            _number(row["rate"], least=1e-3),
+            f"{row['images_per_second']:,.0f}",
+            self._time_left(row["epoch"] * self._steps),
+        ]
+        for line in ([] if self._headed else [list(names)]) + [cells]:
+            aligned = "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+            self.say(aligned + "  best" * (best and line is cells))
+        self._headed = True
 
     def _time_left(self, done: int) -> str:
         left = self._epochs * self._steps - done
@@ -139,6 +153,13 @@ class Events:
         """Close the event file, if there is one."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _number(value: float, least: float = 0.0) -> str:
+    """With four decimals, or where that would be too long or say too little, shorter."""
+    return (
+        f"{value:.4f}" if least <= value < 10 or not value else f"{value:.2f}" if 10 <= value < 1000 else f"{value:.1e}"
+    )
 
 
 def duration(seconds: float) -> str:
