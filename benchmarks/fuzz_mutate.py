@@ -1,7 +1,7 @@
-"""Damaged and hostile files for `fuzz.py`: any bytes are changed, and so is what formats are made of, in valid frames.
+"""Damaged and hostile files, as a strategy of hypothesis: it makes every choice of a change, and so can simplify it.
 
-Changes of bytes alone are mostly found by the first checksum. So headers, opcodes and numbers are changed too, and the
-checksums, lengths and hashes around them are made right again.
+Any bytes are changed. Such changes are mostly found by the first checksum, so headers, opcodes and numbers are changed
+too, and the checksums, lengths and hashes around them are made right again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import zlib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
+
+from hypothesis import strategies as st
 
 _WHOLE = (0, -1, 1, 2, 7, 255, 256, 65535, 65536, 2**24, 2**28, 2**31, 2**32, 2**40, 2**63, 2**64, 1 << 2000)
 _NOT_WHOLE = (0.5, -0.0, 1e-320, 1e308, math.inf, -math.inf, math.nan)
@@ -61,21 +63,31 @@ EVIL = (
     ),
 )
 Mutation = Callable[[bytes, random.Random], bytes]
+CHOICES = st.randoms(use_true_random=False)
 
 
-def mutated(seeds: Sequence[bytes], aware: Sequence[Mutation], choice: random.Random) -> bytes:
-    """A seed, changed by one to four mutations; a part of them know the format."""
+@st.composite
+def files(draw: st.DrawFn, seeds: Sequence[bytes], aware: Sequence[Mutation]) -> bytes:
+    """A seed, changed up to four times, and the end of another one now and then; fewer changes are simpler."""
+    choice = draw(CHOICES)
     data = choice.choice(seeds)
-    for _ in range(choice.choice((1, 1, 1, 2, 2, 3, 4))):
-        mutation = choice.choice(aware) if aware and choice.random() < 0.7 else choice.choice(BYTES)
-        try:
-            data = mutation(data, choice) or data
-        except Exception:  # of what is no such file any more
-            data = choice.choice(BYTES)(data, choice)
-    if choice.random() < 0.05:
+    for _ in range(choice.choice((0, 1, 1, 1, 1, 2, 2, 2, 3, 4))):
+        data = draw(_changed(data, aware))[: 1 << 20]
+    if choice.randrange(20) == 19:
         other = choice.choice(seeds)
         data = data[: choice.randrange(len(data) + 1)] + other[choice.randrange(len(other) + 1) :]
     return data[: 1 << 20]
+
+
+@st.composite
+def _changed(draw: st.DrawFn, data: bytes, aware: Sequence[Mutation]) -> bytes:
+    """By a change of bytes, or more often by one that knows the format."""
+    choice = draw(CHOICES)
+    mutation = choice.choice(aware if aware and choice.randrange(10) > 2 else BYTES)
+    try:
+        return mutation(data, choice) or data
+    except Exception:  # of what is no such file any more
+        return choice.choice(BYTES)(data, choice)
 
 
 def flip(data: bytes, choice: random.Random) -> bytes:
@@ -88,7 +100,7 @@ def flip(data: bytes, choice: random.Random) -> bytes:
 
 def set_bytes(data: bytes, choice: random.Random) -> bytes:
     """A number of one to eight bytes, written over whatever is there; more often near the beginning."""
-    place = int(len(data) * choice.random() ** choice.choice((1, 3)))
+    place = choice.randrange(min(len(data), choice.choice((64, 1 << 10, 1 << 20))) + 1)
     size = choice.choice((1, 2, 4, 8))
     number = choice.choice([number for number in NUMBERS if isinstance(number, int)]) & ((1 << 8 * size) - 1)
     return data[:place] + number.to_bytes(size, choice.choice(("little", "big"))) + data[place + size :]
@@ -150,8 +162,9 @@ def change_tree(value: Any, choice: random.Random) -> Any:  # noqa: ANN401
             node[key] = copy.deepcopy(other[its])
         case 5:
             made: Any = node[key]
+            lists = choice.randrange(2)
             for _ in range(choice.choice((2, 20, 300))):
-                made = [made] if choice.random() < 0.5 else {"a": made}
+                made = [made] if lists else {"a": made}
             node[key] = made
         case 6 if isinstance(node, dict):
             node[choice.choice(TEXTS)] = node.pop(key)
@@ -169,7 +182,7 @@ def change_tree(value: Any, choice: random.Random) -> Any:  # noqa: ANN401
 
 def json_text(data: bytes, choice: random.Random) -> bytes:
     made = json.dumps(change_tree(json.loads(data), choice)).encode()
-    if choice.random() < 0.1:  # a key that is there twice
+    if choice.randrange(10) == 9:  # a key that is there twice
         made = made.replace(b"{", b'{"format": 7, ', 1)
     return made
 
@@ -185,14 +198,14 @@ def safetensors(resign: Callable[[bytes], bytes]) -> Mutation:
     def change(data: bytes, choice: random.Random) -> bytes:
         size = int.from_bytes(data[:8], "little")
         header, rest = json.loads(data[8 : 8 + size]), data[8 + size :]
-        if choice.random() < 0.8:
+        if choice.randrange(5):
             held = header["__metadata__"]
             held["diracnets"] = json.dumps(change_tree(json.loads(held["diracnets"]), choice))
         else:
             header = change_tree(header, choice)
         text = json.dumps(header).encode()
         made = len(text).to_bytes(8, "little") + text + rest
-        return resign(made) if choice.random() < 0.8 else made
+        return resign(made) if choice.randrange(5) else made
 
     return change
 
@@ -243,11 +256,11 @@ def zip_records(data: bytes, choice: random.Random) -> bytes:
         )
     elif kind == 8:
         del records[at]
-    packed = zipfile.ZIP_DEFLATED if choice.random() < 0.1 else zipfile.ZIP_STORED
+    packed = zipfile.ZIP_DEFLATED if choice.randrange(10) == 9 else zipfile.ZIP_STORED
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", packed) as archive:
         for name, content in records:
-            archive.writestr(str(name).encode("utf-8", "ignore").decode(), content)
+            archive.writestr(zipfile.ZipInfo(str(name).encode("utf-8", "ignore").decode()), content, packed)
     made = bytearray(out.getvalue())
     if kind == 9:  # a size, a place or a method in the directory
         marks = [match.start() for match in re.finditer(rb"PK\x01\x02|PK\x03\x04|PK\x05\x06", made)]
@@ -368,7 +381,7 @@ def gzipped(mutation: Mutation) -> Mutation:
 
     def change(data: bytes, choice: random.Random) -> bytes:
         made = mutation(gzip.decompress(data)[: 1 << 22], choice)
-        return gzip.compress(made, 1) if choice.random() < 0.95 else made
+        return gzip.compress(made, 1, mtime=0) if choice.randrange(20) else made
 
     return change
 
