@@ -1,6 +1,7 @@
 """--devices starts several processes by torchrun, stops them in order, and goes on when one has died."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -66,9 +67,9 @@ def children(pid):
     return []
 
 
-def wait_for_epochs(said, count, text="epoch "):
+def wait_for_epochs(said, count, text="everything goes to"):
     for _ in range(6000):
-        if said.read_text().partition(text)[2].count("epoch ") >= count:
+        if len(re.findall(r"^ *\d+/\d+ ", said.read_text().partition(text)[2], re.MULTILINE)) >= count:
             return
         time.sleep(0.02)
     raise AssertionError(said.read_text())
