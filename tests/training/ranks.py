@@ -51,7 +51,13 @@ RECIPE = Recipe().replaced(
 RECIPES = {
     "sync": RECIPE.replaced(mixup=0.4, clip_grad=1.0, ema_decay=0.8),
     "muon": RECIPE.replaced(
-        optimizer="muon", accumulate=2, mixup=0.4, progressive_size=8, image_size=12, recalibrate_bn=True
+        optimizer="muon",
+        accumulate=2,
+        mixup=0.4,
+        class_weights="balanced",
+        progressive_size=8,
+        image_size=12,
+        recalibrate_bn=True,
     ),
     "apart": RECIPE.replaced(sync_bn=False, recalibrate_bn=False),  # which sees images once more
     "frozen": RECIPE.replaced(sync_bn=False, freeze=True, lr=0.5, epochs=1, accumulate=2),

@@ -12,6 +12,7 @@ from diracnets.data.images import ImageData
 from diracnets.errors import DataError, FileError
 from diracnets.files import absolute_place
 from diracnets.runtime.environment import device_name, record_environment
+from diracnets.training.class_weights import unequal_classes
 from diracnets.training.evaluating import recalibrates
 from diracnets.training.recipe import Recipe
 from diracnets.training.run import Run, validated_on
@@ -23,7 +24,9 @@ def introduction(recipe: Recipe, data: ImageData, folder: Path, teacher: Teacher
     """The first lines of a run: which network, which images, and where everything goes."""
     images = f"{len(data.train):,} images to train on, {validated_on(data)} to validate on"
     first = f"{recipe.model.name} on {data.name}: {images}; everything goes to {folder}"
-    return [first, *data.summary(), *([] if teacher is None else teacher.summary())]
+    unequal = unequal_classes(data.train.labels, data.classes) if recipe.optimization.class_weights == "none" else None
+    told = [unequal] if unequal else []
+    return [first, *data.summary(), *told, *([] if teacher is None else teacher.summary())]
 
 
 def steps_per_epoch(batch_size: int, data: ImageData) -> int:

@@ -12,6 +12,7 @@ from diracnets.data.images import Batch
 from diracnets.errors import TrainingError
 from diracnets.runtime.device import synchronize
 from diracnets.runtime.ranks import UNREADABLE, fetched
+from diracnets.training.class_weights import balanced_weights
 from diracnets.training.evaluating import evaluated, recalibrate_bn, recalibrates
 from diracnets.training.parallel import Trainee
 from diracnets.training.run import Run
@@ -31,6 +32,9 @@ def train_epoch(run: Run, trainee: Trainee) -> None:
     """
     recipe, optimization, state, steps = run.recipe, run.recipe.optimization, run.state, run.steps
     trainee.train(not optimization.freeze)  # frozen features are those of evaluation
+    weights = None
+    if optimization.class_weights == "balanced":
+        weights = balanced_weights(run.data.train.labels, len(run.data.classes)).to(state.device)
     begun = time.perf_counter() - state.seconds
     batches = run.data.train.batches(
         optimization.batch_size,
@@ -42,7 +46,7 @@ def train_epoch(run: Run, trainee: Trainee) -> None:
     )
     for images, labels, _ in _in_step(run, islice(batches, steps - state.batch)):
         size = min(optimization.batch_size, len(run.data.train) - state.batch * optimization.batch_size)
-        train_step(recipe, state, trainee, images, labels, size, run.teacher)
+        train_step(recipe, state, trainee, images, labels, size, run.teacher, weights)
         if state.batch + 1 == steps:
             synchronize(state.device)
         state.end_step(size, seconds=time.perf_counter() - begun)

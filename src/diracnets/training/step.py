@@ -37,6 +37,7 @@ def train_step(
     labels: Tensor,
     size: int,
     teacher: Teacher | None = None,
+    weights: Tensor | None = None,
 ) -> None:
     """Take one step of a run.
 
@@ -48,6 +49,7 @@ def train_step(
         labels: of these, [share].
         size: images of the whole batch.
         teacher: the network to learn from besides the labels.
+        weights: how much an image of each class counts, [classes]; None: all alike.
     """
     optimization = recipe.optimization
     step = (state.epoch - 1) * state.steps + state.batch
@@ -67,7 +69,7 @@ def train_step(
         full = pieces if inputs is images else _pieces(images, labels, counts, mix, whole=state.ranks.alone)
         with state.precision.autocast(state.device):
             answers = [teacher(each) if len(each) else None for each, _ in full]
-    _add_gradients(optimization, state, trainee, list(zip(pieces, answers, strict=True)), mix, size)
+    _add_gradients(optimization, state, trainee, list(zip(pieces, answers, strict=True)), mix, size, weights)
     if optimization.clip_grad:
         state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(state.net.parameters(), optimization.clip_grad)
@@ -85,6 +87,7 @@ def _add_gradients(
     pieces: list[tuple[Piece, Tensor | None]],
     mix: float | None,
     size: int,
+    weights: Tensor | None,
 ) -> None:
     """Add up the gradients of the pieces of the share, and with those of the last one all processes'."""
     own = sum(len(images) for (images, _), _ in pieces)
@@ -95,7 +98,7 @@ def _add_gradients(
         with nullcontext() if last else trainee.gradients_kept():
             with state.precision.autocast(state.device):
                 logits = trainee(images)
-                loss = _loss(logits, targets, mix, answers, optimization)
+                loss = _loss(logits, targets, mix, answers, optimization, weights)
             # DDP divides the sum over processes by their number.
             weighted = loss * (len(images) * state.ranks.count / size) if len(images) else loss
             with trainee.statistics_shared(own / size) if last else nullcontext():
@@ -132,14 +135,25 @@ def _loss(
     mix: float | None,
     answers: Tensor | None,
     optimization: OptimizationSettings,
+    weights: Tensor | None,
 ) -> Tensor:
     """The mean loss of a piece: of the images' own labels, of those mixed in, and of the teacher's answers."""
     if not len(logits):
         return logits.sum()  # 0, and so are its gradients
     smoothing = optimization.label_smoothing
-    loss = cross_entropy(logits, targets[0], label_smoothing=smoothing)
+    loss = _label_loss(logits, targets[0], smoothing, weights)
     if mix is not None:
-        loss = mix * loss + (1 - mix) * cross_entropy(logits, targets[1], label_smoothing=smoothing)
+        loss = mix * loss + (1 - mix) * _label_loss(logits, targets[1], smoothing, weights)
     if answers is not None:
         loss = torch.lerp(loss, distillation(logits, answers, optimization.temperature), optimization.teacher_weight)
     return loss
+
+
+def _label_loss(logits: Tensor, labels: Tensor, smoothing: float, weights: Tensor | None) -> Tensor:
+    """The mean cross-entropy, each image's times the weight of its class.
+
+    It is divided by the images, not by their weights as torch does: means of pieces then add up to that of the batch.
+    """
+    if weights is None:
+        return cross_entropy(logits, labels, label_smoothing=smoothing)
+    return (weights[labels] * cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")).mean()

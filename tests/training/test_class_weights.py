@@ -1,0 +1,42 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from diracnets.training.loop import train
+from diracnets.training.recipe import Recipe
+
+pytestmark = pytest.mark.usefixtures("bare_runs")
+
+ONE_STEP = Recipe().replaced(
+    model="diracnet-10-0.25", epochs=1, batch_size=64, lr=0.5, precision="float32", freeze=True, label_smoothing=0.1
+)
+
+
+def some(data, numbers):
+    """Some of the images of `data`, whose classes follow one another; numbers may be repeated."""
+    return replace(data, train=data.train.select(numbers), val=data.train)
+
+
+def test_balanced_classes_train_as_if_images_of_the_small_ones_were_repeated(stripes, warm_net, tmp_path):
+    few, repeated = some(stripes, [0, 3, 6, 1, 2]), some(stripes, [0, 3, 6, *[1] * 3, *[2] * 3])
+
+    def classifier(data, **settings):
+        run = tmp_path / str(len([*tmp_path.iterdir()]))
+        return train(ONE_STEP.replaced(**settings), run=run, data=data, start=warm_net, quiet=True).net.fc.weight
+
+    expected = classifier(repeated)
+    torch.testing.assert_close(classifier(few, class_weights="balanced"), expected)
+    torch.testing.assert_close(classifier(few, class_weights="balanced", accumulate=2), expected)
+    assert not torch.allclose(classifier(few), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "weights"), [([0, 3, 6, 9, 1, 2], "none"), ([0, 3, 6, 1, 2], "none"), ([0, 3, 6, 9, 1, 2], "balanced")]
+)
+def test_very_unequal_classes_are_told_with_what_to_do_unless_it_is_done(
+    numbers, weights, stripes, warm_net, tmp_path, capsys
+):
+    train(ONE_STEP.replaced(class_weights=weights), run=tmp_path / "run", data=some(stripes, numbers), start=warm_net)
+    line = "very unequal (4 images of low, 1 of middle): --class-weights balanced"
+    assert (line in capsys.readouterr().out) == (len(numbers) == 6 and weights == "none")
