@@ -26,7 +26,7 @@ from conftest import striped_images
 from diracnets.data.images import ImageData
 from diracnets.data.share import Share
 from diracnets.errors import DataError, DiracNetsError
-from diracnets.training import loop
+from diracnets.training import epoch, loop
 from diracnets.training.folder import RunFolder
 from diracnets.training.recipe import Recipe
 from diracnets.training.reporter import Events
@@ -182,7 +182,7 @@ def trained(name, run, **options):
 
 def ended(run, rank, how, **options):
     """How a run ends in which something happens to one process."""
-    data, step, count = stripes(failing=3 if (how, rank) == ("broken", 1) else None), loop.train_step, iter(range(100))
+    data, step, count = stripes(failing=3 if (how, rank) == ("broken", 1) else None), epoch.train_step, iter(range(100))
 
     def disturbed(*arguments):
         if next(count) == STOPPED_AFTER - 1 and rank == 1:
@@ -192,7 +192,7 @@ def ended(run, rank, how, **options):
                 signal.raise_signal(signal.SIGTERM)
         step(*arguments)
 
-    loop.train_step = disturbed
+    epoch.train_step = disturbed
     try:
         loop.train(RECIPES["sync"], run=run, data=data, device="cpu", quiet=True, **options)
     except Exception as error:
@@ -205,7 +205,7 @@ def ended(run, rank, how, **options):
             "seen": data.train.seen,
         }
     finally:
-        loop.train_step = step
+        epoch.train_step = step
     return {}
 
 
