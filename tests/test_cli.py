@@ -461,7 +461,15 @@ def test_images_that_cannot_be_read_are_told_and_the_others_classified(form, pla
     wanted = capsys.readouterr().out
     assert main([*words[:2], "cut.png", "pictures", "text.png", "empty.png", *words[3:]]) == 1
     output = capsys.readouterr()
-    assert output.out == wanted
+    if form == "--json":
+        found = json.loads(output.out)
+        assert [each["name"] for each in found if "error" in each] == ["cut.png", "text.png", "empty.png"]
+        assert [place for place, each in enumerate(found) if "error" in each] == [0, 4, 5]  # in the order given
+        assert [each for each in found if "error" not in each] == json.loads(wanted)
+        assert found[5]["error"] == "empty.png is empty (0 bytes): replace or remove it"
+        assert {*found[1]["top"][0]} == {"class", "probability"}
+    else:
+        assert output.out == wanted
     known, *lines = output.err.splitlines()
     assert known.startswith("the network knows only 10 classes (0, 1, 2, 3, 4 and 5 more): ")
     assert known.endswith("it takes grayscale images and ignores colours")

@@ -7,6 +7,7 @@ import sys
 import threading
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -219,6 +220,57 @@ def test_a_predictor_answers_step_by_step(tmp_path, photos):
         predictor.decode(io.BytesIO(b"text"), "the upload")
 
 
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 12, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_arrays_and_tensors_give_what_their_picture_gives(tmp_path, channels):
+    path = model_file(tmp_path, channels)
+    pixels = PIXELS if channels == 3 else PIXELS[..., 0]
+    (wanted,) = predict(path, Image.fromarray(pixels))
+    tensor = torch.from_numpy(PIXELS.transpose(2, 0, 1).copy() if channels == 3 else pixels)
+    forms = [pixels, pixels / 255, (pixels / 255).astype(np.float32), tensor, tensor / 255, tensor.double() / 255]
+    for given in forms:
+        assert predict(path, given) == [wanted]
+    batches = [np.stack([pixels.reshape(20, 12, -1)] * 2), tensor.reshape(-1, 20, 12)[None].repeat(2, 1, 1, 1)]
+    for given in batches:
+        found = predict(path, given)
+        assert [(each.name, each.label) for each in found] == [("image 0", wanted.label), ("image 1", wanted.label)]
+        assert found[1].probability == pytest.approx(wanted.probability)
+    assert [each.name for each in predict(path, [pixels, batches[0], tensor])] == [
+        "image 0", "image 1[0]", "image 1[1]", "image 2"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (PIXELS.transpose(2, 0, 1), r"shape \(3, 20, 12\), which in an array is \[H, W, C\].*: 12 channels"),
+        (torch.from_numpy(PIXELS), r"shape \(20, 12, 3\), which in a tensor is \[C, H, W\].*: 20 channels"),
+        (PIXELS.astype(np.float32), "0 to 255, and floats should lie in 0..1: give pixels of 0..255 as uint8"),
+        (torch.randn(3, 9, 9), "floats should lie in 0..1: .* leave normalization to diracnets"),
+        (torch.full((3, 9, 9), torch.nan), "floats should lie in 0..1"),
+        (PIXELS.astype(np.int64), "is of int64, and should be of uint8"),
+        (torch.zeros(0, 3, 9, 9), "holds no image"),
+        (torch.zeros(3, 0, 9), "should have height, width and channels"),
+        (np.zeros(9, np.uint8), "should have height, width and channels"),
+        (torch.zeros(3, 9, 9, device="meta"), "without values"),
+    ],
+)
+def test_arrays_and_tensors_that_could_mean_something_else_are_refused(tmp_path, given, message):
+    path, told = model_file(tmp_path), []
+    with pytest.raises(DataError, match=f"image 0 .*{message}"):
+        predict(path, given)
+    found = predict(path, [given, PIXELS], on_unreadable=lambda name, _: told.append(name))
+    assert ([each.name for each in found], told) == (["image 1"], ["image 0"])
+
+
+def test_opacity_is_over_white_as_in_a_file(tmp_path):
+    path = model_file(tmp_path)
+    given = np.dstack([PIXELS, np.full((20, 12), 99, np.uint8)])
+    assert predict(path, given) == predict(path, Image.fromarray(given))
+
+
 def test_folder_without_images(tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="none holds no images"):
@@ -262,6 +314,8 @@ def test_numbers_that_are_not_finite_are_an_error_with_the_images_name(photos):
         predict(network(Overflowing()), photos / "b.png")
 
 
-def test_prediction_is_frozen():
+def test_prediction_is_frozen_and_short():
+    prediction = Prediction("x.png", "a", 0.75, (("a", 0.75), ("b", 0.25)))
     with pytest.raises(AttributeError):
-        Prediction("x", "a", 1.0, (("a", 1.0),)).label = "b"
+        prediction.label = "b"
+    assert repr(prediction) == "<x.png: a 75.0%, b 25.0%>"

@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from diracnets.commands.output import note, stdout, table
-from diracnets.errors import DataError, FileError, UsageError, printable, some_of
+from diracnets.data.progress import progress
+from diracnets.errors import DataError, UsageError, printable, some_of
 
 if TYPE_CHECKING:
     from diracnets.artifacts.card import ModelCard
@@ -37,29 +39,34 @@ class Predict:
     device: str = "auto"
     """cpu, cuda, mps, or auto for the best available."""
     json: FlagCreatePairsOff[bool] = False
-    """Print JSON: a list with one object per image."""
+    """Print JSON: a list with one object per image; of one that cannot be read it holds the name and the error."""
     csv: FlagCreatePairsOff[bool] = False
     """Print CSV: one line per image and class, the most likely first."""
 
     def execute(self) -> None:
-        """Print the predictions; images that cannot be read are listed, and are an error at the end."""
+        """Print the predictions; images that cannot be read are listed, and are an error at the end (exit code 1)."""
         if not self.images:
             raise UsageError("predict needs images after the model file: files, folders or patterns")
         if self.json and self.csv:
             raise UsageError("--json and --csv cannot be combined; give one of them")
-        from diracnets.evaluation.predict import Predictor
+        from diracnets.evaluation.given import pictures
+        from diracnets.evaluation.predict import Prediction, Predictor
 
         predictor = Predictor(self.file, device=self.device)
-        unreadable: list[DataError | FileError] = []
-        answers = predictor.predict(
-            self.images,
-            top=self.top,
-            batch_size=self.batch_size,
-            on_unreadable=lambda _, error: unreadable.append(error),
-            on_note=note,
-        )
-        if found := list(answers):
+        images = list(pictures(self.images, note))
+        results = []
+        many = len(images) > self.batch_size
+        with progress("classifying") if many else nullcontext(lambda done, total: None) as report:
+            for each in predictor.results(images, top=self.top, batch_size=self.batch_size):
+                results.append(each)
+                report(len(results), len(images))
+        found = [each for each in results if isinstance(each, Prediction)]
+        unreadable = [each.error for each in results if not isinstance(each, Prediction)]
+        if self.json:
+            print(json.dumps([each.to_data() for each in results], indent=2))
+        elif found:
             self._print(found)
+        if found:
             note(_known(predictor.card))
         if len(unreadable) == 1 and not found:
             raise unreadable[0]
@@ -67,12 +74,9 @@ class Predict:
             for error in unreadable:
                 note(str(error))
             others = "the others were classified" if found else "none is left to classify"
-            raise DataError(f"{len(unreadable)} of {len(unreadable) + len(found)} images cannot be read; {others}")
+            raise DataError(f"{len(unreadable)} of {len(results)} images cannot be read; {others}")
 
     def _print(self, found: list[Prediction]) -> None:
-        if self.json:
-            print(json.dumps([asdict(prediction) for prediction in found], indent=2))
-            return
         if self.csv:
             lines = csv.writer(sys.stdout, lineterminator="\n")
             lines.writerow(["image", "rank", "label", "probability"])

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Subset
 
 from diracnets.data import decode
+from diracnets.data.arrays import pixels_of
 from diracnets.data.augment import Size
 from diracnets.data.decode import Pixels, reported
 from diracnets.errors import DataError
@@ -166,34 +166,10 @@ def _pixels(image: object, name: str, channels: int | None) -> Pixels:
             )
         with reported(name):
             return decode.as_array(decode.decoded(image, 1 if grey and channels != 3 else 3))
-    if isinstance(image, Tensor):
-        values = image.detach().cpu()
-        if values.dtype == torch.bfloat16:
-            values = values.float()
-        array: np.ndarray[Any, Any] = values.numpy()
-        array = array.transpose(1, 2, 0) if array.ndim == 3 else array
-    elif isinstance(image, np.ndarray):
-        array = image
-    else:
+    if not isinstance(image, Tensor | np.ndarray):
         raise DataError(f"the image of {name} is a {type(image).__name__}, and should be a PIL image, tensor or array")
-    array = array[..., None] if array.ndim == 2 else array
-    if array.ndim != 3 or 0 in array.shape:
-        raise DataError(
-            f"the image of {name} has shape {tuple(image.shape)}, and should have height, width and channels"
-        )
-    if np.issubdtype(array.dtype, np.floating):
-        low, high = float(array.min()), float(array.max())
-        if not 0 <= low <= high <= 1:  # also where one is not a number
-            raise DataError(
-                f"the image of {name} has values from {low:g} to {high:g}, and floats should lie in 0..1: "
-                "leave normalization to diracnets"
-            )
-        array = np.rint(array * 255).astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise DataError(f"the image of {name} is of {array.dtype}, and should be of uint8, or of floats in 0..1")
-    if array.shape[2] == 1 and channels == 3:
-        array = np.repeat(array, 3, axis=2)
-    return np.ascontiguousarray(array)
+    pixels = pixels_of(image, f"the image of {name}")
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 and channels == 3 else pixels
 
 
 def _picture(pixels: Pixels, name: str) -> Image.Image:

@@ -1,4 +1,5 @@
-"""What may be given as images to classify, spelled out to single ones: files, folders, patterns, pipes, pictures."""
+"""What may be given as images to classify, spelled out to single ones: files, folders, patterns, pipes, pictures,
+arrays."""
 
 from __future__ import annotations
 
@@ -9,33 +10,47 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
+import numpy as np
 from PIL import Image
+from torch import Tensor
 
+from diracnets.data.arrays import Array, pictures_in
 from diracnets.data.decode import SUFFIXES
 from diracnets.data.tree import Account, search
 from diracnets.errors import DataError, FileError, UsageError
 from diracnets.files import url_in
 
 Picture = str | Path | Image.Image | BinaryIO
+Given = Picture | Array
 
 
 def pictures(
-    given: Picture | Iterable[Picture], on_note: Callable[[str], None]
+    given: Given | Iterable[Given], on_note: Callable[[str], None]
 ) -> Iterator[tuple[str, Picture | DataError | FileError]]:
     """Each image with its name; or what is given and cannot be found, with the error.
 
     Args:
         given: one or several of: a file; a folder, which is searched; a pattern such as "photos/*.jpg"; "-" for what
-            is piped in; a PIL image; a stream of bytes.
+            is piped in; a PIL image; a stream of bytes; a tensor or an array of an image or a batch of them, see
+            `diracnets.data.arrays`.
         on_note: called with what is left out of a folder.
 
     Raises:
         UsageError: something that is none of these.
     """
-    single = isinstance(given, str | Path | Image.Image) or hasattr(given, "read")
-    several = cast(Iterable[Picture], [given] if single else given)
+    single = isinstance(given, str | Path | Image.Image | Tensor | np.ndarray) or hasattr(given, "read")
+    several = cast(Iterable[Given], [given] if single else given)
     for index, picture in enumerate(several):
-        if isinstance(picture, str | Path):
+        if isinstance(picture, Tensor | np.ndarray):
+            name = f"image {index}"
+            try:
+                found = pictures_in(picture, name)
+            except DataError as error:
+                yield name, error
+            else:
+                for place, each in enumerate(found):
+                    yield name if picture.ndim < 4 else f"image {place}" if single else f"{name}[{place}]", each
+        elif isinstance(picture, str | Path):
             try:
                 for file in [_piped()] if picture == "-" else _files(picture, on_note):
                     yield str(file) if isinstance(file, Path) else "-", file
@@ -44,7 +59,9 @@ def pictures(
         elif isinstance(picture, Image.Image) or hasattr(picture, "read"):
             yield f"image {index}", picture
         else:
-            raise UsageError(f"image {index} is a {type(picture).__name__}, neither a path nor a PIL image")
+            raise UsageError(
+                f"image {index} is a {type(picture).__name__}, and neither a path, a PIL image, a tensor nor an array"
+            )
 
 
 def _piped() -> BinaryIO:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from diracnets.artifacts.load import load
 from diracnets.artifacts.network_file import network_file
 from diracnets.data.decode import to_input
 from diracnets.errors import DataError, FileError, UsageError
-from diracnets.evaluation.given import Picture, pictures
+from diracnets.evaluation.given import Given, Picture, pictures
 from diracnets.runtime.device import choose_device
 
 Unreadable = Callable[[str, DataError | FileError], None]
@@ -27,7 +27,8 @@ class Prediction:
     """What a network says about one image.
 
     Args:
-        name: the image's file, "image 3" for the fourth one given as a picture, "-" for one piped in.
+        name: the image's file; "image 3" for the fourth one given as a picture or an array, or in a batch, and
+            "image 3[0]" for the first one of a batch that is given fourth; "-" for one piped in.
         label: the likeliest class; its number where the model does not know names.
         probability: of that class, 0..1 (the network's own, not calibrated).
         top: the likeliest classes with their probabilities, likeliest first.
@@ -38,10 +39,38 @@ class Prediction:
     probability: float
     top: tuple[tuple[str, float], ...]
 
+    def __repr__(self) -> str:
+        return f"<{self.name}: {', '.join(f'{label} {probability:.1%}' for label, probability in self.top)}>"
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain JSON values, the likeliest classes as objects.
+
+        >>> Prediction("cat.jpg", "cat", 0.9, (("cat", 0.9),)).to_data()["top"]
+        [{'class': 'cat', 'probability': 0.9}]
+        """
+        return {**vars(self), "top": [{"class": label, "probability": value} for label, value in self.top]}
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An image without a prediction.
+
+    Args:
+        name: as of a `Prediction`.
+        error: why it cannot be read.
+    """
+
+    name: str
+    error: DataError | FileError
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"name": self.name, "error": str(self.error)}
+
 
 def predict(
     model: str | Path | nn.Module,
-    images: Picture | Iterable[Picture],
+    images: Given | Iterable[Given],
     *,
     top: int = 5,
     batch_size: int = 32,
@@ -54,8 +83,10 @@ def predict(
     Args:
         model: a file that `diracnets.load` reads, or a loaded network in evaluation mode with a `card`.
         images: one or several of: an image file, a folder (searched through for image files), a pattern such as
-            "photos/*.jpg", a PIL image, a stream of bytes, "-" for an image piped in. They are scaled, cropped and
-            normalized as in evaluation.
+            "photos/*.jpg", a PIL image, a stream of bytes, "-" for an image piped in; or a tensor, [C, H, W], [H, W] or
+            a batch [N, C, H, W], or an array, [H, W, C], [H, W] or a batch [N, H, W, C], of any size, C 1, 3 or 4
+            (with opacity), uint8 from 0 to 255 or floating-point numbers from 0 to 1, not normalized. They are scaled,
+            cropped and normalized as in evaluation.
         top: how many classes to give for each image; all where there are fewer.
         batch_size: images at a time.
         device: for a model from a file, as in `choose_device`: by default the fastest that there is. A loaded network
@@ -71,7 +102,8 @@ def predict(
         UsageError: numbers below 1, a network in training mode, one that does not say which images it takes, or that
             does not classify.
         FileError: a missing or bad model file, a missing image, a pattern that matches nothing.
-        DataError: an image that cannot be read, a folder without images. The message names it.
+        DataError: an image that cannot be read, a folder without images, a tensor or an array of another shape, dtype
+            or range. The message names it.
 
     >>> from PIL import Image
     >>> from diracnets.artifacts.card import attach_card
@@ -126,7 +158,7 @@ class Predictor:
 
     def predict(
         self,
-        images: Picture | Iterable[Picture],
+        images: Given | Iterable[Given],
         *,
         top: int = 5,
         batch_size: int = 32,
@@ -134,14 +166,39 @@ class Predictor:
         on_note: Callable[[str], None],
     ) -> Iterator[Prediction]:
         """Classify images, see `diracnets.predict`; each batch when it is asked for."""
+        for each in self.results(pictures(images, on_note), top=top, batch_size=batch_size):
+            if isinstance(each, Prediction):
+                yield each
+            elif on_unreadable is None:
+                raise each.error
+            else:
+                on_unreadable(each.name, each.error)
+
+    def results(
+        self, found: Iterable[tuple[str, Picture | DataError | FileError]], *, top: int = 5, batch_size: int = 32
+    ) -> Iterator[Prediction | Failed]:
+        """Classify what `pictures` gives; each batch when it is asked for, in the same order, with what has failed."""
         for name, value in (("top", top), ("batch_size", batch_size)):
             if value < 1:
                 raise UsageError(f"{name} is {value}; it must be at least 1")
-        inputs = self._inputs(pictures(images, on_note), on_unreadable)
-        while batch := list(islice(inputs, batch_size)):
-            probabilities = self.probabilities(torch.stack([image for _, image in batch]))
-            for (name, _), row in zip(batch, probabilities, strict=True):
-                yield self.answer(name, row, top)
+        waiting: list[tuple[str, Tensor] | Failed] = []
+        for name, picture in found:
+            try:
+                if isinstance(picture, DataError | FileError):
+                    raise picture
+                waiting.append((name, self.decode(picture, name)))
+            except (DataError, FileError) as error:
+                waiting.append(Failed(name, error))
+            if len(waiting) == batch_size:
+                yield from self._answers(waiting, top)
+                waiting = []
+        yield from self._answers(waiting, top)
+
+    def _answers(self, waiting: list[tuple[str, Tensor] | Failed], top: int) -> Iterator[Prediction | Failed]:
+        inputs = [each[1] for each in waiting if not isinstance(each, Failed)]
+        rows = iter(self.probabilities(torch.stack(inputs)) if inputs else ())
+        for each in waiting:
+            yield each if isinstance(each, Failed) else self.answer(each[0], next(rows), top)
 
     def decode(self, picture: Picture, name: str | None = None) -> Tensor:
         """An image as the network takes it: float32 [channels, height, width], normalized.
@@ -182,19 +239,3 @@ class Predictor:
         labels = [self.card.classes[index] if self.card.classes else str(index) for index in indices.tolist()]
         ranked = tuple(zip(labels, values.tolist(), strict=True))
         return Prediction(name, ranked[0][0], ranked[0][1], ranked)
-
-    def _inputs(
-        self, found: Iterable[tuple[str, Picture | DataError | FileError]], on_unreadable: Unreadable | None
-    ) -> Iterator[tuple[str, Tensor]]:
-        """The name of each image that can be read, and what the network gets of it."""
-        for name, picture in found:
-            try:
-                if isinstance(picture, DataError | FileError):
-                    raise picture
-                image = self.decode(picture, name)
-            except (DataError, FileError) as error:
-                if on_unreadable is None:
-                    raise
-                on_unreadable(name, error)
-            else:
-                yield name, image
