@@ -7,7 +7,7 @@ from PIL import Image
 
 from diracnets.cli import main
 from diracnets.data.check import check
-from diracnets.data.folder import find_images
+from diracnets.data.folder import FolderSource, find_images
 from diracnets.data.readable import unreadable
 from diracnets.errors import DataError
 
@@ -112,14 +112,14 @@ def test_the_split_stays_when_images_are_left_out(make_folder):
 
 def test_good_files_are_looked_at_once(split_folder, monkeypatch):
     files = sorted((split_folder / "train" / "cat").iterdir())
-    assert unreadable(files, split_folder, "decoded") == {}
+    assert unreadable(FolderSource(files), split_folder, "decoded") == {}
     looked = []
-    monkeypatch.setattr("diracnets.data.readable.check_whole", lambda file: looked.append(file.name))
-    assert unreadable(files, split_folder, "whole") == {}  # what was decoded is whole
+    monkeypatch.setattr("diracnets.data.readable.check_whole", lambda _, name: looked.append(name))
+    assert unreadable(FolderSource(files), split_folder, "whole") == {}  # what was decoded is whole
     assert looked == []
     os.utime(files[1], (1, 1))
-    unreadable(files, split_folder, "whole")
-    assert looked == [files[1].name]
+    unreadable(FolderSource(files), split_folder, "whole")
+    assert looked == [str(files[1])]
 
 
 def test_a_cut_webp_is_found_without_decoding(make_folder, monkeypatch):

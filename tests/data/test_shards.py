@@ -7,15 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from diracnets.data.augmentation import Augmentation
 from diracnets.data.load import load_data
 from diracnets.data.pack import pack
 from diracnets.data.shard_where import find_shards
 from diracnets.data.shards import find_samples
-from diracnets.data.share import Share
 from diracnets.errors import DataError, FileError, UsageError
-from diracnets.training.loop import train
-from diracnets.training.recipe import Recipe
 
 wds = pytest.importorskip("webdataset", reason='needs pip install "diracnets[shards]"')
 
@@ -115,25 +111,6 @@ def test_an_epoch_has_each_image_once_and_goes_from_shard_to_shard(twelve):
     whole = load(twelve / "train-{0000..0003}.tar")  # up to eight shards are one window
     first = torch.cat([indices for _, _, indices in whole.train.batches(16, epoch=1)])[:16]
     assert len(first // 10) == 16
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_any_ranks_and_workers_and_a_resumed_epoch_see_the_same(twelve, workers):
-    augment = Augmentation(flip=True)
-    options = {"epoch": 2, "augment": augment, "seed": 5}
-    data = load(twelve)
-    expected = list(data.train.batches(16, **options))
-    other = load_data("shards", data_dir=twelve, image_size=8, workers=workers)
-    for batches in (
-        list(other.train.batches(16, **options)),
-        list(other.train.batches(16, **options, first=3)),
-    ):
-        for got, wanted in zip(batches, expected[-len(batches) :], strict=True):
-            assert all(a.equal(b) for a, b in zip(got, wanted, strict=True))
-    shares = [list(other.train.batches(16, **options, share=Share(rank, 3))) for rank in range(3)]
-    for parts, wanted in zip(zip(*shares, strict=True), expected, strict=True):
-        assert torch.cat([part[0] for part in parts]).equal(wanted[0])
-        assert torch.cat([part[2] for part in parts]).equal(wanted[2])
 
 
 def test_a_part_of_the_images_keeps_to_their_shards(twelve):
@@ -289,74 +266,3 @@ def test_shards_of_a_list_are_checked_against_it(split_folder, tmp_path):
         (tmp_path / "shards" / "_info.json").write_text(json.dumps(info))
         with pytest.raises(DataError, match="not beside it"):
             find_samples(tmp_path / "shards")
-
-
-def damaged_inside(content):
-    """A picture whose end is there, and which cannot be decoded."""
-    middle = content.index(b"IDAT") + 10
-    return content[:middle] + bytes(30) + content[middle + 30 :]
-
-
-@pytest.fixture
-def with_damage(twelve):
-    """Two images of the third shard cannot be decoded, which only shows when it is tried."""
-    samples = numbered(20, 10)
-    for number in (4, 5):
-        samples[number]["png"] = damaged_inside(samples[number]["png"])
-    shard(twelve / "train-0002.tar", *samples)
-    return twelve
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_another_image_stands_in_for_one_that_cannot_be_decoded(with_damage, workers):
-    options = {"epoch": 1, "augment": Augmentation(flip=True, crop="resized"), "seed": 5}
-    with pytest.raises(DataError, match=r"train-0002.tar/002[45].png cannot be decoded"):
-        list(load(with_damage).train.batches(16, **options))
-    train = load(with_damage, skip_unreadable=0.1).train
-    expected = list(train.batches(16, **options))
-    seen = torch.cat([indices for _, _, indices in expected])
-    assert torch.bincount(seen).tolist() == [1] * 24 + [0, 0, 3] + [1] * 93  # its neighbour is seen for both
-    assert sorted(train.skipped) == [24, 25]
-    assert "train-0002.tar/0024.png" in train.skipped[24]
-    other = load_data("shards", data_dir=with_damage, image_size=8, workers=workers, skip_unreadable=0.1).train
-    shares = [list(other.batches(16, **options, first=2, share=Share(rank, 2))) for rank in range(2)]
-    for parts, wanted in zip(zip(*shares, strict=True), expected[2:], strict=True):
-        assert torch.cat([part[0] for part in parts]).equal(wanted[0])
-        assert torch.cat([part[1] for part in parts]).equal(wanted[1])
-
-
-@pytest.mark.usefixtures("bare_runs")
-def test_a_run_names_what_it_skips(with_damage, tmp_path, capsys):
-    recipe = Recipe.load("demo").replaced(
-        model="diracnet-10-0.25", epochs=1, batch_size=16, precision="float32", image_size=8, data="shards"
-    )
-    data = load(with_damage, skip_unreadable=0.1)
-    trained = train(recipe, run=tmp_path / "a", data=data, device="cpu")
-    assert [row["skipped"] for row in trained.history] == [2]
-    assert capsys.readouterr().out.count("skipped, another image stands in for it: ") == 2
-
-
-def test_too_many_that_cannot_be_decoded_are_an_error(with_damage):
-    train = load(with_damage, skip_unreadable=0.009).train  # one of 126
-    with pytest.raises(DataError, match=r"2 of 120 images cannot be read, and 1 may be skipped: .*002[45].png"):
-        list(train.batches(16, epoch=1))
-
-
-def test_images_to_validate_on_are_decoded_first_where_some_may_be_bad(with_damage):
-    samples = numbered(500, 6)
-    samples[3]["png"] = damaged_inside(samples[3]["png"])
-    shard(with_damage / "val-0000.tar", *samples)
-    assert len(load(with_damage).val) == 6
-    data = load(with_damage, skip_unreadable=0.1)
-    assert len(data.val) == len([*data.val.batches(1)]) == 5
-    assert len(data.train) == 120  # whose order must not depend on what may be skipped
-    assert any("val-0000.tar/0503.png" in line for line in data.notes)
-
-
-def test_images_that_are_cut_off_are_named_before_training(twelve):
-    samples = numbered(0, 10)
-    samples[2]["png"] = samples[2]["png"][:-100]
-    shard(twelve / "train-0000.tar", *samples)
-    with pytest.raises(DataError, match=r"1 of 126 samples \(0.79%\) cannot be used.*0002.png: it cannot be"):
-        load(twelve)
-    assert len(load(twelve, skip_unreadable=0.01).train) == 119

@@ -85,8 +85,9 @@ class Check:
     that are not in both train and val; the same file under two labels, or both in train and val. Warnings: the same
     file twice in a class, a name that says another format than the content, tiny images."""
 
-    folder: Positional[Path]
-    """The folder of images: train/<class>/* and val/<class>/*, or <class>/*; or of shards."""
+    images: Positional[str]
+    """A folder of images: train/<class>/* and val/<class>/*, or <class>/*; shards or Parquet files, as --data-dir takes
+    them."""
     smallest: int = 16
     """Pixels; images with a shorter side are named as tiny."""
     workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
@@ -104,7 +105,7 @@ class Check:
         from diracnets.data.inventory import ERRORS, WARNINGS
 
         with progress("checking images") as report:
-            checked = check(self.folder, smallest=self.smallest, workers=self.workers, report=report)
+            checked = check(self.images, smallest=self.smallest, workers=self.workers, report=report)
         out = stdout()
         if self.json:
             out.print(dumps(checked.to_data(), indent=2), soft_wrap=True)
@@ -122,7 +123,7 @@ class Check:
         if checked.wrong:
             count = sum(each.error for each in checked.findings)
             raise DataError(
-                f"{count:,} error{'s' * (count > 1)} in {self.folder}, see above: mend them before training"
+                f"{count:,} error{'s' * (count > 1)} in {self.images}, see above: mend them before training"
             )
 
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from diracnets.data.decode import SUFFIXES, decoded, opened, suffixes_of
-from diracnets.data.inventory import ERRORS, WARNINGS, Finding, Picture, inventory
+from diracnets.data.encoded import EncodedImages
+from diracnets.data.inventory import ERRORS, WARNINGS, Finding, Picture
+from diracnets.data.inventory_packed import inventory_of
 from diracnets.data.processes import spread
 from diracnets.data.progress import Report
 from diracnets.data.readable import remember_decoded
 from diracnets.data.workers import default_workers
 from diracnets.errors import DataError, FileError
-
-_PIECE = 16  # images that a process is handed
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Checked:
     """What a check has found.
 
     Attributes:
-        folder: that was checked.
+        folder: or place that was checked.
         counts: images by class and part ("train", "val"), those that cannot be read included.
         findings: all that there are, errors first.
         notes: what was left out, and how the images are split.
     """
 
-    folder: Path
+    folder: str
     counts: dict[str, dict[str, int]]
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class Checked:
     def to_data(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
-            "folder": str(self.folder),
+            "folder": self.folder,
             "images": self.images,
             "classes": self.counts,
             "findings": [
@@ -79,9 +79,9 @@ class Facts:
 
 
 def check(
-    folder: str | Path, *, smallest: int = 16, workers: int | None = None, report: Report | None = None
+    where: str | Path, *, smallest: int = 16, workers: int | None = None, report: Report | None = None
 ) -> Checked:
-    """Look through a folder of images, or of shards: decode every image, and compare the bytes of all.
+    """Look through a folder of images, shards or Parquet files: decode every image, and compare the bytes of all.
 
     Errors are images that cannot be decoded; files that no reader takes; empty classes, and classes that only the
     images to train on or those held out have; the same bytes under two labels, or both to train on and held out.
@@ -90,14 +90,13 @@ def check(
     look at them again.
 
     Args:
-        folder: as `find_images` reads it, or shards, as `find_shards` finds them in a folder.
+        where: a folder as `find_images` reads it, shards as `find_samples` takes them, or Parquet files as `find_rows`.
         smallest: pixels; images with a shorter side are tiny.
         workers: processes that decode; None takes one a processor, at most 4, and 0 or 1 decodes in this one.
         report: is told how many images are looked at, and of how many.
 
     Raises:
-        FileError: the folder is not there or may not be read.
-        DataError: it has no layout of image folders.
+        UsageError, FileError, DataError, MissingExtraError: the images cannot be found, see `inventory_of`.
 
     >>> import tempfile
     >>> from PIL import Image
@@ -108,17 +107,16 @@ def check(
     >>> [(finding.kind, finding.files) for finding in check(root).findings]
     [('two labels', ('cat/a.png', 'dog/c.png'))]
     """
-    folder = Path(folder)
-    found = inventory(folder)
+    found = inventory_of(where)
     pictures = found.pictures
-    pieces = [pictures[first : first + _PIECE] for first in range(0, len(pictures), _PIECE)]
     facts: list[Facts] = []
-    for piece in spread(_look_at, pieces, default_workers() if workers is None else workers, at_once=1):
-        facts += piece
-        if report is not None:
-            report(len(facts), len(pictures))
-    good = (picture.place for picture, fact in zip(pictures, facts, strict=True) if fact.why is None)
-    remember_decoded([place for place in good if isinstance(place, Path)], folder)
+    for source in found.sources:
+        keys, first = source.keys(), len(facts)
+        for fact in spread(_facts, source, range(len(source)), default_workers() if workers is None else workers):
+            facts.append(fact)
+            if report is not None:
+                report(len(facts), len(pictures))
+        remember_decoded(keys[[fact.why is None for fact in facts[first:]]], where)
     findings = [*found.findings, *_of_images(pictures, facts, smallest), *_same(pictures, facts)]
     kinds = [*ERRORS, *WARNINGS]
     findings.sort(key=lambda finding: kinds.index(finding.kind))
@@ -126,25 +124,16 @@ def check(
     for picture in pictures:
         parts = counts.setdefault(picture.label, {"train": 0, "val": 0})
         parts[picture.part] += 1
-    return Checked(folder, counts, tuple(findings), tuple(found.notes))
+    return Checked(str(where), counts, tuple(findings), tuple(found.notes))
 
 
-def _look_at(pictures: Sequence[Picture]) -> list[Facts]:
-    return [_facts(picture) for picture in pictures]
-
-
-def _facts(picture: Picture) -> Facts:
+def _facts(source: EncodedImages, index: int) -> Facts:
     """Decode an image as training does."""
-    place, digest = picture.place, b""
+    digest = b""
     try:
-        if isinstance(place, Path):
-            digest = _digest(place)
-            source: Path | BinaryIO = place
-        else:
-            content = _part(*place)
-            digest = hashlib.blake2b(content, digest_size=16).digest()
-            source = io.BytesIO(content)
-        with opened(source, str(place) if isinstance(place, Path) else picture.name) as image:
+        place = source.encoded(index)
+        digest = _digest(place)
+        with opened(place, source.name(index)) as image:
             suffixes = suffixes_of(image)
             size = decoded(image, 3).size
     except (DataError, FileError) as error:
@@ -152,21 +141,15 @@ def _facts(picture: Picture) -> Facts:
     return Facts(digest, None, suffixes, size)
 
 
-def _digest(file: Path) -> bytes:
+def _digest(place: str | BinaryIO) -> bytes:
+    """Of all bytes; a stream is then at its start again."""
     try:
-        with file.open("rb") as opened_file:
-            return hashlib.file_digest(opened_file, lambda: hashlib.blake2b(digest_size=16)).digest()
+        with Path(place).open("rb") if isinstance(place, str) else nullcontext(place) as file:
+            found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()  # type: ignore[arg-type]
+            file.seek(0)
+            return found
     except OSError as error:
-        raise FileError(f"cannot read {file}: {error.strerror or error}") from error
-
-
-def _part(file: Path, offset: int, size: int) -> bytes:
-    try:
-        with file.open("rb") as opened_file:
-            opened_file.seek(offset)
-            return opened_file.read(size)
-    except OSError as error:
-        raise FileError(f"cannot read {file}: {error.strerror or error}") from error
+        raise FileError(f"cannot read {place}: {error.strerror or error}") from error
 
 
 def _of_images(pictures: Sequence[Picture], facts: Sequence[Facts], smallest: int) -> Iterator[Finding]:

@@ -1,12 +1,17 @@
-"""What all sources of encoded images have in common: files in folders, members of shards, rows of Parquet files."""
+"""What all sets of encoded images have in common: files in folders, members of shards, rows of Parquet files."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Generic, Self, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from diracnets.data.augment import Size
@@ -21,8 +26,20 @@ class EncodedImages(ABC):
         """What to call an image to a user."""
 
     @abstractmethod
-    def encoded(self, index: int) -> str | Path | BinaryIO:
+    def encoded(self, index: int) -> str | BinaryIO:
         """The image's file, or a stream of its bytes."""
+
+    @abstractmethod
+    def keys(self) -> npt.NDArray[np.uint64]:
+        """[N], a hash of where each image lies and of when that was changed, so that what was seen of it can be
+        remembered; 0 where that is not known."""
+
+    @abstractmethod
+    def select(self, indices: Sequence[int]) -> Self:
+        """Some of these images."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
 
     def image(self, index: int) -> Image.Image:
         """The image as it is, before any change."""
@@ -39,3 +56,49 @@ class EncodedImages(ABC):
         """See `diracnets.data.decode.random_part`."""
         with opened(self.encoded(index), self.name(index)) as image:
             return random_part(image, size, min_scale, draws)
+
+
+def stamp_of(file: str | Path) -> bytes:
+    """A file's path, size and time of change; nothing where these cannot be looked up."""
+    path = Path(file)
+    try:
+        facts = path.stat()
+    except OSError:
+        return b""
+    return b"\0".join([os.fsencode(path.absolute()), b"%d" % facts.st_size, b"%d" % facts.st_mtime_ns])
+
+
+def key_of(stamp: bytes, *place: int) -> int:
+    """A hash of a file's stamp, and of a place in it; 0 of no stamp."""
+    if not stamp:
+        return 0
+    words = b"\0".join([stamp, *(b"%d" % each for each in place)])
+    return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little")
+
+
+S = TypeVar("S", bound=EncodedImages)
+
+
+@dataclass(frozen=True)
+class EncodedSet(Generic[S]):
+    """Labelled images in shards or Parquet files.
+
+    Attributes:
+        source: gives the images.
+        labels: of each image, indices into `classes`.
+        classes: names of the classes.
+        notes: a line for each thing that a user should know.
+        spare: how many more images may turn out to be unusable.
+        ahead: whether the files are remote, and there is room to bring the next ones while some are used.
+    """
+
+    source: S
+    labels: list[int]
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    spare: int = 0
+    ahead: bool = False
+
+    def select(self, indices: Sequence[int]) -> Self:
+        """Some of these images."""
+        return replace(self, source=self.source.select(indices), labels=[self.labels[index] for index in indices])

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from diracnets.data.decode import ADVICE, SUFFIXES
-from diracnets.data.encoded import EncodedImages
+from diracnets.data.encoded import EncodedImages, key_of, stamp_of
 from diracnets.data.layout import expected, recognize, refuse_inverted
 from diracnets.data.progress import Report
-from diracnets.data.readable import unreadable
+from diracnets.data.readable import Depth, unreadable
 from diracnets.data.split import HELD_OUT, hold_out
 from diracnets.data.tree import NOT_READ, Account, Tree, composed, search
 from diracnets.errors import DataError, printable, some_of
@@ -52,6 +53,9 @@ class FolderSource(EncodedImages):
         # One array, not a list of objects: forked workers would copy the memory of each object they look at.
         self._files = np.array([os.fsencode(file) for file in files])
 
+    def __len__(self) -> int:
+        return len(self._files)
+
     def name(self, index: int) -> str:
         """The file's path."""
         return os.fsdecode(self._files[index])
@@ -59,6 +63,10 @@ class FolderSource(EncodedImages):
     def encoded(self, index: int) -> str:
         """The file's path."""
         return self.name(index)
+
+    def keys(self) -> npt.NDArray[np.uint64]:
+        """By path, size and time of change."""
+        return np.fromiter((key_of(stamp_of(self.name(index))) for index in range(len(self))), np.uint64, len(self))
 
     def select(self, indices: Sequence[int]) -> FolderSource:
         """Some of these files."""
@@ -107,14 +115,14 @@ def find_images(
         _check_same_classes(train, val, names, root)
     files = sorted(train.files + val.files)
     if skip:
-        wrong = unreadable(files, root, "decoded", workers=workers, report=report)
+        wrong = _unreadable(files, root, "decoded", workers, report)
         if len(wrong) > skip * len(files):
             _refuse_unreadable(wrong, len(files))
         if wrong:
             account.say(f"left out as unreadable, {len(wrong):,} of {len(files):,} images: {_told(wrong)}")
         train, val = _without(train, wrong), _without(val, wrong)
     elif len(files) <= _CHECKED:
-        wrong = unreadable(files, root, "whole", workers=workers, report=report)
+        wrong = _unreadable(files, root, "whole", workers, report)
         _refuse_unreadable(wrong, len(files))
     else:
         account.say(
@@ -123,6 +131,13 @@ def find_images(
         )
     notes = account.notes()
     return replace(train, notes=notes), replace(val, notes=notes)
+
+
+def _unreadable(
+    files: Sequence[Path], root: Path, depth: Depth, workers: int, report: Report | None
+) -> dict[Path, str]:
+    wrong = unreadable(FolderSource(files), root, depth, workers=workers, report=report)
+    return {files[number]: why for number, why in wrong.items()}
 
 
 def _listed(base: Tree, account: Account) -> Listing:

@@ -34,6 +34,7 @@ DESCRIPTIONS = {
     "shards": "your images in tar files in the WebDataset format, in a folder or on a server",
     "parquet": "your images in Parquet files, as the Hugging Face hub has them, in a folder",
 }
+STREAMED = ("folder", "shards", "parquet")  # decoded when they are needed, from a place that must be given
 
 
 def data_names() -> list[str]:
@@ -69,9 +70,10 @@ def load_data(
         workers: processes that decode the images of a folder, of shards or of a large Dataset; None takes one a
             processor, at most 4. Images in memory need none.
         download: whether CIFAR may be downloaded.
-        skip_unreadable: the largest part of the images of a folder or of shards that may be left out as they cannot be
-            read, 0 to 1; the notes name them. Other than 0, every image of a folder is decoded first, once: see
-            `diracnets.data.folder.find_images`.
+        skip_unreadable: the largest part of the images of a folder, of shards or of Parquet files that may be left out
+            as they cannot be read, 0 to 1; the notes name them. Other than 0, every image of a folder is decoded first,
+            once, and of the others those to validate on: see `diracnets.data.folder.find_images` and
+            `diracnets.data.usable.usable`.
 
     Raises:
         UsageError: an unknown name, an impossible size or number of workers, a folder without `data_dir`, a URL as
@@ -92,8 +94,8 @@ def load_data(
         raise UsageError(f"the number of workers must be 0 or more, not {workers}")
     if not 0 <= skip_unreadable < 1:
         raise UsageError(f"skip_unreadable must be a part of the images, 0 to less than 1, not {skip_unreadable}")
-    if skip_unreadable and data not in ("folder", "shards"):
-        raise UsageError("skip_unreadable is for folders and shards: of other data no image is left out")
+    if skip_unreadable and data not in STREAMED:
+        raise UsageError(f"skip_unreadable is for {', '.join(STREAMED)}: of other data no image is left out")
     if data == "shards":
         return _load_shards(data_dir, image_size or _FOLDER_SIZE, device, workers, skip_unreadable)
     if data_dir is not None and (url := url_in(data_dir)) and not Path(data_dir).exists():
@@ -106,7 +108,7 @@ def load_data(
     if data == "folder":
         return _load_folder(data_dir, image_size or _FOLDER_SIZE, device, workers, skip_unreadable)
     if data == "parquet":
-        return _load_parquet(data_dir, image_size or _FOLDER_SIZE, device, workers)
+        return _load_parquet(data_dir, image_size or _FOLDER_SIZE, device, workers, skip_unreadable)
     side = 8 if data == "digits" else 32
     if image_size not in (None, side):
         raise UsageError(f"the images of {data} have {side} pixels, not {image_size}: leave the image size out")
@@ -145,14 +147,15 @@ def _load_shards(
         bring = each.source.bring if each.ahead else None
         return _streamed(each.source, each.labels, size, device, workers, groups=files, bring=bring, spare=each.spare)
 
+    looking = default_workers() if workers is None else workers
     with progress("looking into shards") as report:
-        train, val = find_samples(where, skip=skip, report=report)
+        train, val = find_samples(where, skip=skip, workers=looking, report=report)
     facts = ("shards", train.classes, size, IMAGENET_MEAN, IMAGENET_STD)
     return ImageData(*facts, images(train), images(val), train.notes)
 
 
 def _load_parquet(
-    where: str | Path | None, image_size: int, device: torch.device | str, workers: int | None
+    where: str | Path | None, image_size: int, device: torch.device | str, workers: int | None, skip: float
 ) -> ImageData:
     if where is None:
         raise UsageError("data 'parquet' needs to know which: give data_dir, a folder with train-*.parquet")
@@ -160,9 +163,11 @@ def _load_parquet(
 
     def images(each: ParquetSet) -> StreamedImages:
         bundles = torch.from_numpy(each.source.bundles())
-        return _streamed(each.source, each.labels, size, device, workers, groups=bundles)
+        return _streamed(each.source, each.labels, size, device, workers, groups=bundles, spare=each.spare)
 
-    train, val = find_rows(where)
+    looking = default_workers() if workers is None else workers
+    with progress("checking images") as report:
+        train, val = find_rows(where, skip=skip, workers=looking, report=report)
     facts = ("parquet", train.classes, size, IMAGENET_MEAN, IMAGENET_STD)
     return ImageData(*facts, images(train), images(val), train.notes)
 

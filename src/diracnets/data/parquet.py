@@ -6,20 +6,22 @@ import io
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from diracnets.data.encoded import EncodedImages
+from diracnets.data.decode import ADVICE
+from diracnets.data.encoded import EncodedImages, EncodedSet, key_of, stamp_of
 from diracnets.data.images import TOGETHER
 from diracnets.data.layout import part_of
-from diracnets.data.split import HELD_OUT, hold_out
+from diracnets.data.progress import Report
 from diracnets.data.table import Table, labels_of, open_parquet, reading, table_of
-from diracnets.errors import DataError, FileError, some_of
+from diracnets.data.usable import Lost, usable
+from diracnets.errors import DataError, FileError, shown, some_of
 
 KEPT = 256 << 20  # bytes of row groups that a process keeps, if as many as are shuffled together are no more
 
@@ -61,8 +63,15 @@ class ParquetSource(EncodedImages):
 
     def name(self, index: int) -> str:
         """The file, and the row in it, counted from 0."""
-        table, group = self._tables[self._files[index]], self._groups[index]
-        return f"{table.path} row {sum(table.rows[:group]) + int(self._rows[index])}"
+        table, group = self._tables[int(self._files[index])], int(self._groups[index])
+        return table.name_of(sum(table.rows[:group]) + int(self._rows[index]))
+
+    def keys(self) -> npt.NDArray[np.uint64]:
+        """By the file's state, the row group and the row."""
+        stamps = [stamp_of(table.path) for table in self._tables]
+        places = zip(self._files, self._groups, self._rows, strict=True)
+        hashes = (key_of(stamps[file], int(group), int(row)) for file, group, row in places)
+        return np.fromiter(hashes, np.uint64, len(self))
 
     def select(self, indices: Sequence[int]) -> ParquetSource:
         """Some of these images."""
@@ -89,7 +98,7 @@ class ParquetSource(EncodedImages):
         value = column[int(self._rows[index])].as_py()
         value = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(value, bytes):
-            raise DataError(f"{self.name(index)} holds no image, or only the path of one: leave the row out")
+            raise DataError(f"{self.name(index)} holds no image, or only the path of one{ADVICE}")
         return io.BytesIO(value)
 
     def _row_group(self, file: int, group: int) -> Any:  # noqa: ANN401
@@ -109,24 +118,12 @@ class ParquetSource(EncodedImages):
         return self._read[key]
 
 
-@dataclass(frozen=True)
-class ParquetSet:
-    """Labelled images in Parquet files.
-
-    Attributes:
-        source: gives the images.
-        labels: of each image, indices into `classes`.
-        classes: names of the classes.
-        notes: a line for each thing that a user should know.
-    """
-
-    source: ParquetSource
-    labels: list[int]
-    classes: tuple[str, ...]
-    notes: tuple[str, ...] = ()
+ParquetSet = EncodedSet[ParquetSource]
 
 
-def find_rows(where: str | Path) -> tuple[ParquetSet, ParquetSet]:
+def find_rows(
+    where: str | Path, *, skip: float = 0.0, workers: int = 0, report: Report | None = None
+) -> tuple[ParquetSet, ParquetSet]:
     """The images in Parquet files to train on, and those held out.
 
     An image is the content of an image file: a column of bytes, or of structs with `bytes`, as `datasets` writes it. A
@@ -136,43 +133,42 @@ def find_rows(where: str | Path) -> tuple[ParquetSet, ParquetSet]:
         where: a folder with `train-*.parquet` and `validation-*.parquet` (or `test-*.parquet`), at any depth, or with
             the parts as folders; or with files of other names, or one file, of which one image in five of each class is
             held out, always the same.
+        skip: the largest part of the rows that may be unusable, 0 to 1: without a label or an image, or with one that
+            `diracnets.data.usable.usable` finds unreadable. They are left out, counted and named in the notes.
+        workers: processes that look at the images.
+        report: is told how many are looked at, and of how many.
 
     Raises:
         FileError: there are no such files, or one is damaged.
-        DataError: a column of images or of labels is not found; the files do not fit together; a label is of no class.
+        DataError: a column of images or of labels is not found; the files do not fit together; a label is of no class;
+            more rows than that cannot be used.
         MissingExtraError: pyarrow is not installed.
     """
     where = Path(where)
-    parts, notes = _parts(where)
+    parts, notes = parts_of(where)
     tables = {part: [table_of(file) for file in files] for part, files in parts.items()}
-    first = next(iter(tables.values()))[0]
-    for table in (table for each in tables.values() for table in each):
-        if (table.label, table.names) != (first.label, first.names):
-            raise DataError(f"the labels of {table.path} are not those of {first.path}: give files of one set")
     labels = {part: [labels_of(table) for table in each] for part, each in tables.items()}
-    values = [value for each in labels.values() for column in each for value in column]
-    classes = first.names or _classes(values, first)
+    first, classes = classes_of([table for each in tables.values() for table in each], labels.values())
     used = f"images are in the column {first.image.partition('.')[0]}, labels in {first.label}"
     notes.append(used + (f"; not used: {some_of(first.others)}" if first.others else ""))
-    sets = [_set(tables[part], labels[part], classes) for part in tables]
-    if len(sets) == 1:
-        notes.append(f"to validate: {HELD_OUT}")
-        source, all_labels = sets[0].source, sets[0].labels
-        keys = [Path(source.name(number)).name for number in range(len(source))]
-        sets = [
-            ParquetSet(source.select(part), [all_labels[number] for number in part], classes)
-            for part in hold_out(all_labels, keys, classes)
-        ]
-    bundles = sets[0].source.bundles()
-    if len(classes) > 1 and (few := _classes_in_a_window(bundles, sets[0].labels)) < len(classes) / 2:
-        notes.append(
+    lost = Lost()
+    sets = [_set(tables[part], labels[part], classes, tuple(notes), lost) for part in tables]
+    train, val = usable(sets, key_of_row, lost, where=str(where), local=True, skip=skip, workers=workers, report=report)
+    few = _classes_in_a_window(train.source.bundles(), train.labels)
+    if few < len(classes) / 2:
+        note = (
             f"the images are sorted by class: about {few} of {len(classes)} classes are shuffled together; mix the rows"
         )
-    train, val = (ParquetSet(each.source, each.labels, classes, tuple(notes)) for each in sets)
+        train, val = (replace(each, notes=(*each.notes, note)) for each in (train, val))
     return train, val
 
 
-def _parts(where: Path) -> tuple[dict[str, list[Path]], list[str]]:
+def key_of_row(name: str) -> str:
+    """An image's file and row, without the folders, so that a copy elsewhere has the same images held out."""
+    return Path(name).name
+
+
+def parts_of(where: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """The files to train on, and those to validate on where there are some."""
     if where.is_file():
         return {"train": [where]}, []
@@ -206,25 +202,65 @@ def _part(file: Path, root: Path) -> str | None:
     return next((part for part in map(part_of, words) if part is not None), None)
 
 
-def _classes(values: list[int | str], table: Table) -> tuple[str, ...]:
-    names = {value for value in values if isinstance(value, str)}
-    numbers = {value for value in values if isinstance(value, int)}
+def classes_of(
+    tables: Sequence[Table], labels: Iterable[list[list[int | str | None]]]
+) -> tuple[Table, tuple[str, ...]]:
+    """The first of some files, and the classes of all: as it says, or else by the labels.
+
+    Raises:
+        DataError: the files are not of one set.
+    """
+    first = tables[0]
+    for table in tables:
+        if (table.label, table.names) != (first.label, first.names):
+            raise DataError(f"the labels of {table.path} are not those of {first.path}: give files of one set")
+    if first.names:
+        return first, first.names
+    values = {value for each in labels for column in each for value in column}
+    names = sorted(value for value in values if isinstance(value, str))
+    numbers = [value for value in values if isinstance(value, int)]
     if names and numbers:
-        raise DataError(f"some labels of {table.path} and its like are numbers, some names: give files of one set")
-    return tuple(sorted(names)) or tuple(str(number) for number in range(max(numbers, default=-1) + 1))
+        raise DataError(f"some labels of {first.path} and its like are numbers, some names: give files of one set")
+    return first, tuple(names) or tuple(str(number) for number in range(max(numbers, default=-1) + 1))
 
 
-def _set(tables: list[Table], labels: list[list[int | str]], classes: tuple[str, ...]) -> ParquetSet:
+def _set(
+    tables: list[Table],
+    labels: list[list[int | str | None]],
+    classes: tuple[str, ...],
+    notes: tuple[str, ...],
+    lost: Lost,
+) -> ParquetSet:
     numbers = {name: number for number, name in enumerate(classes)}
-    flat = [value if isinstance(value, int) else numbers[value] for each in labels for value in each]
+    flat, kept = [], []
+    place = 0
+    for table, column in zip(tables, labels, strict=True):
+        for row, value in enumerate(column):
+            number = numbers.get(value) if isinstance(value, str) else value
+            if number is None and value is None:
+                lost.add(f"{table.name_of(row)} has no label")
+            elif number is None or number >= len(classes):
+                raise DataError(
+                    f"the label of {table.name_of(row)} is {shown(value)}, which is none of the {len(classes)} classes"
+                )
+            else:
+                flat.append(number)
+                kept.append(place + row)
+        place += len(column)
     if len(set(flat)) < 2:
         raise DataError(f"{tables[0].path} and its like hold images of one class only: at least two are needed")
+    source = source_of(tables)
+    return ParquetSet(source if len(kept) == place else source.select(kept), flat, classes, notes)
+
+
+def source_of(tables: Sequence[Table]) -> ParquetSource:
+    """All images of some files."""
     counts = [(file, group, rows) for file, table in enumerate(tables) for group, rows in enumerate(table.rows)]
     files = np.repeat(np.array([file for file, _, _ in counts], np.int32), [rows for _, _, rows in counts])
     groups = np.repeat(np.array([group for _, group, _ in counts], np.int32), [rows for _, _, rows in counts])
     rows = np.concatenate([np.arange(rows) for _, _, rows in counts])
-    kept = max(KEPT, TOGETHER * max(max(table.sizes, default=0) for table in tables))
-    return ParquetSet(ParquetSource(tables, files, groups, rows, kept), flat, classes)
+    kept = max(KEPT, TOGETHER * max((max(table.sizes, default=0) for table in tables), default=0))
+    return ParquetSource(tables, files, groups, rows, kept)
 
 
 def _classes_in_a_window(bundles: npt.NDArray[np.int64], labels: list[int]) -> int:

@@ -7,38 +7,40 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from diracnets.errors import DataError
 
+S = TypeVar("S")
 T = TypeVar("T")
 R = TypeVar("R")
 _AT_ONCE = 16  # items that a process is handed
 
 
-def spread(function: Callable[[T], R], items: Sequence[T], workers: int, *, at_once: int = _AT_ONCE) -> Iterator[R]:
-    """What a function gives for each item, in their order.
+def spread(function: Callable[[S, T], R], shared: S, items: Sequence[T], workers: int) -> Iterator[R]:
+    """What a function gives for something and each item, in the order of the items.
 
     Args:
         function: at the top of a module. What it raises is raised here.
-        items: what it is called with; they are sent to the processes.
+        shared: its first argument, of which each process has its own copy.
+        items: its second arguments; they are sent to the processes.
         workers: how many processes; up to 1 there is none but this one.
-        at_once: how many items a process is handed at a time.
 
     Raises:
         DataError: a process died.
 
-    >>> list(spread(abs, [-1, 2], workers=0))
-    [1, 2]
+    >>> list(spread(pow, 2, [3, 4], workers=0))
+    [8, 16]
     """
-    if workers <= 1 or len(items) <= at_once:
-        yield from map(function, items)
+    if workers <= 1 or len(items) <= _AT_ONCE:
+        yield from map(partial(function, shared), items)
         return
     context = get_context("fork" if sys.platform == "linux" else None)  # as the workers of `StreamedImages`
-    pool = ProcessPoolExecutor(min(workers, -(-len(items) // at_once)), context, _leave_signals_to_the_parent)
+    pool = ProcessPoolExecutor(min(workers, -(-len(items) // _AT_ONCE)), context, _begin, (function, shared))
     try:
-        yield from pool.map(function, items, chunksize=at_once)
+        yield from pool.map(_answer, items, chunksize=_AT_ONCE)
     except BrokenProcessPool as error:
         raise DataError(
             "a process that decodes images died, most likely for lack of memory: try again with fewer workers, or with "
@@ -48,6 +50,15 @@ def spread(function: Callable[[T], R], items: Sequence[T], workers: int, *, at_o
         pool.shutdown(cancel_futures=True)
 
 
-def _leave_signals_to_the_parent() -> None:
+_job: list[Any] = []  # of a process: the function and what it shares, which a fork hands over without a copy
+
+
+def _begin(function: Any, shared: Any) -> None:  # noqa: ANN401
+    _job[:] = function, shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _answer(item: Any) -> Any:  # noqa: ANN401
+    function, shared = _job
+    return function(shared, item)

@@ -1,24 +1,25 @@
-"""Which of many image files can be read: looked at by several processes, and remembered, so that a resume is quick."""
+"""Which of many images can be read: looked at by several processes, and remembered, so that a resume is quick."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
 from diracnets.data.decode import check_whole, decoded, opened
+from diracnets.data.encoded import EncodedImages
 from diracnets.data.processes import spread
 from diracnets.data.progress import Report
 from diracnets.errors import DataError, FileError
-from diracnets.files import cache_folder
+from diracnets.files import absolute_place, cache_folder
 
 Depth = Literal["whole", "decoded"]
 _VERSION = 1  # of what is remembered: to be raised where the checks find more
@@ -26,68 +27,80 @@ _KEPT = 50  # lists of files, of as many folders
 
 
 def unreadable(
-    files: Sequence[Path], root: Path, depth: Depth, *, workers: int = 0, report: Report | None = None
-) -> dict[Path, str]:
-    """The files that cannot be read, and why.
+    source: EncodedImages, root: str | Path, depth: Depth, *, workers: int = 0, report: Report | None = None
+) -> dict[int, str]:
+    """The numbers of the images that cannot be read, and why.
 
-    Files that were found good are remembered by path, size and time of change, in the folder for downloads: asked
+    Images that were found good are remembered by their place and its time of change, in the folder for downloads: asked
     again, they are not opened.
 
     Args:
-        files: images.
-        root: the folder that they belong to.
-        depth: "whole" reads a file's header, and looks whether its end is there; "decoded" decodes it.
+        source: of the images.
+        root: the folder or place that they belong to.
+        depth: "whole" reads an image's header, and looks whether its end is there; "decoded" decodes it.
         workers: processes that look.
         report: is told how many are looked at, and of how many.
     """
     known = _Known(root)
-    keys = _keys(files)
+    keys = source.keys()
     new: list[int] = np.flatnonzero(~known.has(keys, depth)).tolist()
     check = _why_not_whole if depth == "whole" else _why_not_decoded
-    wrong: dict[Path, str] = {}
+    wrong: dict[int, str] = {}
     good: list[int] = []
-    answers = spread(check, [files[number] for number in new], workers)
+    answers = spread(check, source, new, workers)
     for done, (number, why) in enumerate(zip(new, answers, strict=True), 1):
         if why is None:
             good.append(number)
         else:
-            wrong[files[number]] = why
+            wrong[number] = why
         if report is not None:
             report(done, len(new))
     known.add(keys[good], depth)
     return wrong
 
 
-def remember_decoded(files: Sequence[Path], root: Path) -> None:
-    """Remember files that were decoded otherwise, as `unreadable` does."""
-    _Known(root).add(_keys(files), "decoded")
+def remember_decoded(keys: npt.NDArray[np.uint64], root: str | Path) -> None:
+    """Remember images that were decoded otherwise, as `unreadable` does, by their keys as they were before."""
+    _Known(root).add(keys, "decoded")
 
 
-def _why_not_whole(file: Path) -> str | None:
+def _why_not_whole(source: EncodedImages, index: int) -> str | None:
+    return _why_not(source, index, _look_at)
+
+
+def _why_not_decoded(source: EncodedImages, index: int) -> str | None:
+    return _why_not(source, index, _decode)
+
+
+def _why_not(source: EncodedImages, index: int, look: Callable[[str | BinaryIO, str], None]) -> str | None:
     try:
-        check_whole(file)
+        place = source.encoded(index)  # a server or file of many images that cannot be read is an error at once
+    except DataError as error:
+        return str(error)
+    try:
+        look(place, source.name(index))
     except (DataError, FileError) as error:
         return str(error)
     return None
 
 
-def _why_not_decoded(file: Path) -> str | None:
-    try:
-        with opened(file) as image:
-            decoded(image, 3)
-    except (DataError, FileError) as error:
-        return str(error)
-    return None
+def _look_at(place: str | BinaryIO, name: str) -> None:
+    check_whole(place if isinstance(place, str) else place.read(), name)
+
+
+def _decode(place: str | BinaryIO, name: str) -> None:
+    with opened(place, name) as image:
+        decoded(image, 3)
 
 
 class _Known:
-    """The files of a folder that were found good: hashes of their path, size and time of change, in one file.
+    """The images of a place that were found good: their keys, in one file.
 
     It is a cache: where it cannot be read or written, files are looked at again.
     """
 
-    def __init__(self, root: Path) -> None:
-        name = hashlib.blake2b(os.fsencode(root.absolute()), digest_size=16).hexdigest()
+    def __init__(self, root: str | Path) -> None:
+        name = hashlib.blake2b(os.fsencode(absolute_place(root)), digest_size=16).hexdigest()
         self._folder = cache_folder() / "checked"
         self._file = self._folder / f"{name}-{_VERSION}.npz"
         self._good: dict[str, npt.NDArray[np.uint64]] = {}
@@ -121,17 +134,3 @@ class _Known:
 
     def _of(self, depth: str) -> npt.NDArray[np.uint64]:
         return self._good.get(depth, np.empty(0, np.uint64))
-
-
-def _keys(files: Sequence[Path]) -> npt.NDArray[np.uint64]:
-    """A hash for each file as it is now, 0 where it cannot be looked up."""
-    return np.fromiter(map(_key, files), np.uint64, len(files))
-
-
-def _key(file: Path) -> int:
-    try:
-        facts = file.stat()
-    except OSError:
-        return 0
-    words = b"\0".join([os.fsencode(file.absolute()), b"%d" % facts.st_size, b"%d" % facts.st_mtime_ns])
-    return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little")

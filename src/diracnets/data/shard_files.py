@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from diracnets.data.encoded import stamp_of
 from diracnets.data.shard_cache import ShardCache
 from diracnets.data.shard_index import ShardIndex, index_shard
 from diracnets.data.shard_where import Stated, Where
@@ -65,30 +66,33 @@ class ShardFiles:
             raise FileError(f"{location} has changed since it was indexed: start again, and it is indexed anew")
         return found[BLOCK:]
 
-    def index(self, location: str, check: int = 0) -> ShardIndex:
-        """The index of a shard: the one that was kept or came with it, if it is of this very shard, or a new one.
+    def stamp(self, location: str) -> bytes:
+        """What changes with the shard's content, see `stamp_of`; of a remote one, its version."""
+        if url_in(location) is None:
+            return stamp_of(location)
+        version = self._stated.get(location, Stated()).sha256 or self._versions.get(location)
+        return f"{location}\0{version}".encode(errors="surrogateescape") if version else b""
 
-        Args:
-            location: of the shard.
-            check: how closely its images are looked at, see `ShardIndex.check`.
+    def index(self, location: str) -> ShardIndex:
+        """The index of a shard: the one that was kept or came with it, if it is of this very shard, or a new one.
 
         Raises:
             DataError: it is no tar file, or compressed.
             FileError: it cannot be read.
         """
-        kept = _kept(location, check)
+        kept = _kept(location)
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)
             with locked(kept.with_suffix(".lock")):  # or each of several processes would do the same work
-                index = self._found_or_made(location, kept, check)
+                index = self._found_or_made(location, kept)
         except OSError:  # of the folder: what cannot be kept is made each time
-            index = self._found_or_made(location, kept, check)
+            index = self._found_or_made(location, kept)
         self._versions[location] = index.version
         return index
 
-    def _found_or_made(self, location: str, kept: Path, check: int) -> ShardIndex:
+    def _found_or_made(self, location: str, kept: Path) -> ShardIndex:
         remote = url_in(location) is not None
-        stamp: dict[str, object] = {"location": _absolute(location), "check": check}
+        stamp: dict[str, object] = {"location": _absolute(location)}
         if not remote:
             stamp["changed"] = _stat(Path(location))
         size = self._stated.get(location, Stated()).size
@@ -96,21 +100,21 @@ class ShardFiles:
             index = ShardIndex.from_json(kept.read_bytes(), **stamp)
             if index is not None and (not remote or size in (None, index.size)):
                 return index
-        index = self.index(location) if check else self._published(location)
-        if index is None or check:
-            with self._opened(location) as file:
-                if index is None:
-                    try:
-                        index = index_shard(file)
-                    except DataError as error:
-                        raise DataError(f"{location} {error}") from error
-                    if remote and self._cache is not None:
-                        index.version = self._cache.version(Path(file.name))
-                if check:
-                    index.check(file, closely=check)
+        index = self._published(location) or self.made_index(location)
         with suppress(FileError), written_whole(kept) as part:
             part.write_text(index.to_json(**stamp), encoding="utf-8")
         return index
+
+    def made_index(self, location: str) -> ShardIndex:
+        """A new index, of what is in the shard now. Raises as `index` does."""
+        with self._opened(location) as file:
+            try:
+                index = index_shard(file)
+            except DataError as error:
+                raise DataError(f"{location} {error}") from error
+            if url_in(location) is not None and self._cache is not None:
+                index.version = self._cache.version(Path(file.name))
+            return index
 
     def _published(self, location: str) -> ShardIndex | None:
         """The index that came with a shard, if there is one that fits it."""
@@ -147,8 +151,7 @@ class ShardFiles:
         indexed = self._versions.get(location)
         if indexed is not None and (found := self._cache.version(Path(file.name))) not in (None, indexed):
             file.close()
-            for check in (0, 1, 2):
-                _kept(location, check).unlink(missing_ok=True)
+            _kept(location).unlink(missing_ok=True)
             raise FileError(f"{location} has changed since it was indexed ({found} is not {indexed}): start again")
         return file
 
@@ -157,10 +160,10 @@ def _absolute(location: str) -> str:
     return location if url_in(location) else str(Path(location).absolute())
 
 
-def _kept(location: str, check: int) -> Path:
-    """Where an index is kept. One for each way of looking: what is in a set must not depend on what was looked at."""
+def _kept(location: str) -> Path:
+    """Where an index is kept."""
     name = hashlib.sha256(_absolute(location).encode(errors="surrogateescape")).hexdigest()[:40]
-    return cache_folder() / "indices" / f"{name}-{check}.json"
+    return cache_folder() / "indices" / f"{name}.json"
 
 
 def _stat(file: Path) -> list[int]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
-from diracnets.data.decode import ADVICE, SUFFIXES, check_whole
+from diracnets.data.decode import SUFFIXES
 from diracnets.data.tar import Member, begins, members
 from diracnets.data.tree import composed
 from diracnets.errors import DataError, shown
@@ -84,26 +84,6 @@ class ShardIndex:
             )  # fmt: skip
         except (TypeError, ValueError):
             return False
-
-    def check(self, shard: BinaryIO, closely: int) -> None:
-        """Look at the images, and put those that cannot be read to what is bad.
-
-        Args:
-            shard: of this index.
-            closely: 1 for their headers and ends, 2 to decode them.
-        """
-        good: list[int] = []
-        for number, (name, offset, size) in enumerate(zip(self.names, self.offsets, self.sizes, strict=True)):
-            shard.seek(offset)
-            try:
-                check_whole(shard.read(size), "it", decode=closely > 1)
-                good.append(number)
-            except DataError as error:
-                self.bad.append((name, str(error).removesuffix(ADVICE)))
-        self.names = [self.names[number] for number in good]
-        self.offsets = [self.offsets[number] for number in good]
-        self.sizes = [self.sizes[number] for number in good]
-        self.labels = [self.labels[number] for number in good]
 
     def fits(self, shard: BinaryIO) -> bool:
         """Whether the first and the last image lie in the shard where the index says."""

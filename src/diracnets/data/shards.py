@@ -5,25 +5,21 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from diracnets.data.encoded import EncodedImages
+from diracnets.data.encoded import EncodedImages, EncodedSet, key_of
 from diracnets.data.images import TOGETHER
 from diracnets.data.progress import Report
 from diracnets.data.shard_cache import LIMIT, ShardCache
 from diracnets.data.shard_files import ShardFiles
 from diracnets.data.shard_index import Label, ShardIndex
 from diracnets.data.shard_where import Where, find_shards
-from diracnets.data.split import HELD_OUT, hold_out
+from diracnets.data.usable import Lost, usable
 from diracnets.errors import DataError, some_of
 from diracnets.files import url_in
-
-_NAMED = 10  # of the samples that cannot be used
-_CHECKED = 20_000  # images of local shards: of larger sets, only the headers of the tar files are read before training
 
 
 class ShardSource(EncodedImages):
@@ -59,6 +55,12 @@ class ShardSource(EncodedImages):
         """The shard, and the image's name in it."""
         return f"{self._locations[self.shards[index]]}/{os.fsdecode(self._names[index])}"
 
+    def keys(self) -> npt.NDArray[np.uint64]:
+        """By the shard's state, and the place in it."""
+        stamps = [self._files.stamp(location) for location in self._locations]
+        places = zip(self.shards, self._offsets, strict=True)
+        return np.fromiter((key_of(stamps[shard], int(offset)) for shard, offset in places), np.uint64, len(self))
+
     def select(self, indices: Sequence[int]) -> ShardSource:
         """Some of these images."""
         chosen = np.asarray(indices, dtype=np.int64)
@@ -79,39 +81,26 @@ class ShardSource(EncodedImages):
         return io.BytesIO(self._files.content(place, int(self._offsets[index]), int(self._sizes[index])))
 
 
-@dataclass(frozen=True)
-class ShardSet:
-    """Labelled images in shards.
-
-    Attributes:
-        source: gives the images.
-        labels: of each image, indices into `classes`.
-        classes: names of the classes.
-        notes: a line for each thing that a user should know.
-        spare: how many more samples may turn out to be unusable.
-        ahead: whether shards are remote, and there is room to bring the next ones while some are used.
-    """
-
-    source: ShardSource
-    labels: list[int]
-    classes: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-    spare: int = 0
-    ahead: bool = False
+ShardSet = EncodedSet[ShardSource]
 
 
 def find_samples(
-    where: str | Path, *, skip: float = 0.0, report: Report | None = None, cache: ShardCache | None = None
+    where: str | Path,
+    *,
+    skip: float = 0.0,
+    workers: int = 0,
+    report: Report | None = None,
+    cache: ShardCache | None = None,
 ) -> tuple[ShardSet, ShardSet]:
     """The images in shards to train on, and those held out.
 
     Args:
         where: see `diracnets.data.shard_where.find_shards`.
         skip: the largest part of the samples that may be unusable, 0 to 1: without an image or label, with one too
-            many, or lost since a shard is damaged or cut off. They are left out, counted and named in the notes. With
-            up to 20,000 images in local shards, headers and ends of the images are looked at too. Above 0, those to
-            validate on are decoded, once.
-        report: is told how many shards have been looked into, and of how many.
+            many, lost since a shard is damaged or cut off, or with an image that `diracnets.data.usable.usable` finds
+            unreadable. They are left out, counted and named in the notes.
+        workers: processes that look at the images.
+        report: is told how many shards have been looked into, or images looked at, and of how many.
         cache: for remote shards.
 
     Raises:
@@ -122,36 +111,19 @@ def find_samples(
     found = find_shards(where)
     files = ShardFiles(found, cache)
     parts = [part for part in (found.train, found.val) if part]
-    indices = [[ShardIndex(0)] * len(part) for part in parts]
     total = sum(map(len, parts))
-
-    def look(number: int, check: int) -> None:
-        for n, location in enumerate(parts[number]):
-            indices[number][n] = files.index(location, check)
+    indices: list[list[ShardIndex]] = []
+    for part in parts:
+        indices.append([])
+        for location in part:
+            indices[-1].append(files.index(location))
             if report is not None:
-                report(n + 1 + len(parts[0]) * number, total)
-
-    for number in range(len(parts)):
-        look(number, 0)
-    few = sum(len(index.names) for part in indices for index in part) <= _CHECKED
-    for number, part in enumerate(parts):
-        if few and not any(map(url_in, part)):
-            look(number, 1)
-        if number == 1 and skip:  # accuracies are of the same images each time: none may be found to be bad later
-            look(number, 2)
-    spare, said = _skipped(found, parts, indices, skip)
-    notes = [*found.notes, *said]
+                report(sum(map(len, indices)), total)
+    lost, notes = _lost(found, parts, indices)
+    if not any(index.names for part in indices for index in part):
+        raise DataError(f"there are no samples in the shards{': ' * bool(lost.why)}{some_of(lost.why, limit=3)}")
     classes = found.classes or _classes([label for part in indices for index in part for label in index.labels])
-    sets = [_set(files, part, index, classes) for part, index in zip(parts, indices, strict=True)]
-    if len(sets) == 1:
-        notes.append(f"to validate: {HELD_OUT}")
-        source = sets[0].source
-        keys = [Path(source.name(n)).parent.name + "/" + Path(source.name(n)).name for n in range(len(source))]
-        sets = [
-            ShardSet(source.select(part), [sets[0].labels[n] for n in part], classes)
-            for part in hold_out(sets[0].labels, keys, classes)
-        ]
-    else:
+    if len(parts) == 2:
         notes.append(f"{len(parts[0]):,} shards to train on, {len(parts[1]):,} to validate on")
     sizes = [index.size for part in indices for index in part]
     remote = any(url_in(location) for part in parts for location in part)
@@ -161,42 +133,36 @@ def find_samples(
             f"the copies of {min(2 * TOGETHER, len(sizes))} shards of up to {max(sizes):,} bytes do not fit into "
             f"{LIMIT}: shards are waited for, and downloaded more than once an epoch"
         )
-    train, val = (ShardSet(each.source, each.labels, classes, tuple(notes), spare, room) for each in sets)
-    return train, val
+    sets = [
+        ShardSet(*_set(files, part, index, classes), classes, tuple(notes), ahead=room)
+        for part, index in zip(parts, indices, strict=True)
+    ]
+    return usable(
+        sets, key_of_sample, lost, where=str(where), local=not remote, skip=skip, workers=workers, report=report
+    )
 
 
-def _skipped(
-    where: Where, parts: list[list[str]], indices: list[list[ShardIndex]], skip: float
-) -> tuple[int, list[str]]:
-    """How many more may turn out to be bad, and a note on what cannot be used, unless that is too much."""
-    bad: list[str] = []
-    lost = good = 0
+def key_of_sample(name: str) -> str:
+    """An image's shard and name in it, without the folders, so that a copy elsewhere has the same images held out."""
+    return Path(name).parent.name + "/" + Path(name).name
+
+
+def _lost(where: Where, parts: list[list[str]], indices: list[list[ShardIndex]]) -> tuple[Lost, list[str]]:
+    """What cannot be used, and a note on what is no sample."""
+    lost = Lost()
     for part, found in zip(parts, indices, strict=True):
         for location, index in zip(part, found, strict=True):
-            good += len(index.names)
-            lost += len(index.bad)
-            bad += [f"{location}/{key}: {why}" for key, why in index.bad]
+            for key, why in index.bad:
+                lost.add(f"{location}/{key}: {why}")
             stated = where.stated[location].images if location in where.stated else None
             missing = max(0, (stated or 0) - len(index.names) - len(index.bad))
             if index.cut is not None or missing:
                 missing = max(1, missing)
-                lost += missing
-                bad.append(f"{location} {index.cut or 'holds less than is listed'}, {missing:,} or more are lost")
-    if not good:
-        raise DataError(f"there are no samples in the shards{': ' * bool(bad)}{some_of(bad, limit=3)}")
+                lost.add(
+                    f"{location} {index.cut or 'holds less than is listed'}, {missing:,} or more are lost", missing
+                )
     others = sum(index.others for found in indices for index in found)
-    notes = [f"{others:,} groups of files with neither image nor label are no samples"] * bool(others)
-    spare = int(skip * (lost + good)) - lost
-    if not lost:
-        return spare, notes
-    named = "; ".join(bad[:_NAMED]) + (f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else "")
-    share = f"{lost:,} of {lost + good:,} samples ({lost / (lost + good):.2%})"
-    if spare < 0:
-        raise DataError(
-            f"{share} cannot be used, and {skip:.2%} may be left out: {named}: "
-            "mend the shards, or allow more (--skip-unreadable)"
-        )
-    return spare, [*notes, f"{share} are left out: {named}"]
+    return lost, [f"{others:,} groups of files with neither image nor label are no samples"] * bool(others)
 
 
 def _classes(labels: list[Label]) -> tuple[str, ...]:
@@ -214,7 +180,9 @@ def _classes(labels: list[Label]) -> tuple[str, ...]:
     return classes
 
 
-def _set(files: ShardFiles, locations: list[str], indices: list[ShardIndex], classes: tuple[str, ...]) -> ShardSet:
+def _set(
+    files: ShardFiles, locations: list[str], indices: list[ShardIndex], classes: tuple[str, ...]
+) -> tuple[ShardSource, list[int]]:
     numbers = {name: number for number, name in enumerate(classes)}
     labels: list[int] = []
     for location, index in zip(locations, indices, strict=True):
@@ -225,8 +193,13 @@ def _set(files: ShardFiles, locations: list[str], indices: list[ShardIndex], cla
                     f"the label of {location}/{name} is {label!r}, which is none of the {len(classes)} classes"
                 )
             labels.append(number)
+    return source_of(files, locations, indices), labels
+
+
+def source_of(files: ShardFiles, locations: Sequence[str], indices: Sequence[ShardIndex]) -> ShardSource:
+    """All images of some shards."""
     counts = [len(index.names) for index in indices]
-    source = ShardSource(
+    return ShardSource(
         files,
         locations,
         np.repeat(np.arange(len(locations), dtype=np.int32), counts),
@@ -234,4 +207,3 @@ def _set(files: ShardFiles, locations: list[str], indices: list[ShardIndex], cla
         np.array([offset for index in indices for offset in index.offsets], dtype=np.int64),
         np.array([size for index in indices for size in index.sizes], dtype=np.int64),
     )
-    return ShardSet(source, labels, classes)

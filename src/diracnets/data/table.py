@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diracnets.data.tree import composed
 from diracnets.errors import DataError, DiracNetsError, FileError, MissingExtraError, some_of
 
 _IMAGES, _LABELS = (
@@ -39,6 +40,10 @@ class Table:
     sizes: tuple[int, ...]
     others: tuple[str, ...]
 
+    def name_of(self, row: int) -> str:
+        """What to call a row to a user."""
+        return f"{self.path} row {row}"
+
 
 def table_of(path: Path) -> Table:
     """What is in a file.
@@ -61,7 +66,7 @@ def table_of(path: Path) -> Table:
             path,
             column,
             label,
-            tuple(map(str, names)) if isinstance(names, list) else None,
+            tuple(composed(str(name)) for name in names) if isinstance(names, list) else None,
             tuple(group.num_rows for group in groups),
             tuple(group.total_byte_size for group in groups),  # of a damaged file, to ask for a column ends the process
             tuple(name for name in schema.names if name not in (image, label)),
@@ -105,26 +110,19 @@ def _chosen(usual: Sequence[str], found: list[str], what: str, path: Path, kinds
     return found[0]
 
 
-def labels_of(table: Table) -> list[int | str]:
-    """The label of each row: a number, or a name.
+def labels_of(table: Table) -> list[int | str | None]:
+    """The label of each row: a number from 0, the name of a class, or None where it has none (null, or -1).
 
     Raises:
         FileError: the file cannot be read.
-        DataError: a label is of no class.
     """
     with reading(table.path):
         column = open_parquet(table.path).read(columns=[table.label], use_threads=False).column(0)
         values: list[Any] = column.to_pylist()
-    wrong = next((number for number, value in enumerate(values) if not isinstance(value, int | str)), None)
-    if wrong is None:
-        count = len(table.names) if table.names else None
-        wrong = next(
-            (n for n, v in enumerate(values) if isinstance(v, int) and (v < 0 or (count is not None and v >= count))),
-            None,
-        )
-    if wrong is not None:
-        raise DataError(f"the label of {table.path} row {wrong} is {values[wrong]!r}, which is of no class")
-    return values
+    return [
+        composed(value) if isinstance(value, str) else value if isinstance(value, int) and value >= 0 else None
+        for value in values
+    ]
 
 
 def open_parquet(path: Path) -> Any:  # noqa: ANN401

@@ -10,7 +10,7 @@ import torch
 from diracnets.artifacts.card import ModelCard
 from diracnets.artifacts.run_record import RunRecord
 from diracnets.data.images import ImageData
-from diracnets.data.load import data_names, load_data
+from diracnets.data.load import STREAMED, data_names, load_data
 from diracnets.data.tree import composed
 from diracnets.errors import DataError, FileError, UsageError
 
@@ -47,10 +47,10 @@ def own_data(
     where = data_dir
     if where is None and name == known and (recorded := RunRecord.read(file.parent).data_dir):
         where = Path(recorded)
-    if where is None and name in ("folder", "shards", "parquet"):
+    if where is None and name in STREAMED:
         raise UsageError(f"which {name} to evaluate on is not known: give --data-dir")
-    size = card.input_size[-1] if card and name in ("folder", "shards", "parquet") else None
-    skip = _skipped(card) if name in ("folder", "shards") else 0.0
+    size = card.input_size[-1] if card and name in STREAMED else None
+    skip = _skipped(card) if name in STREAMED else 0.0
     try:
         images = load_data(name, data_dir=where, image_size=size, device=device, workers=workers, skip_unreadable=skip)
     except (DataError, FileError) as error:

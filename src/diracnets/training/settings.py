@@ -74,8 +74,9 @@ class DataSettings(Settings):
     """Hold out this many training images and validate on them instead of the test images, to choose learning rates and
     epochs. They are equally many of each class, the same for every random seed. None: validate on the test images."""
     skip_unreadable: float = 0.0
-    """Largest part of the images of a folder or of shards that may be left out as they cannot be read, 0 to 1. Other
-    than 0, every image of a folder is decoded before the run, once."""
+    """Largest part of the images of a folder, of shards or of Parquet files that may be left out as they cannot be
+    read, 0 to 1. Other than 0, images are decoded before the run, once: all of a folder, and of the others those to
+    validate on."""
     progressive_size: int | None = None
     """Progressive resizing: the shorter side that training images are scaled down to in the first part of the run. A
     step on 24x24 pixels costs a little more than half of one on 32x32. None: images keep their size."""
