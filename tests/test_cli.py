@@ -513,10 +513,23 @@ def test_flags_of_today_warn_of_nothing():
     assert settings.model.init == Init("kaiming", filters="normal", alpha=0.5)
 
 
+@pytest.mark.filterwarnings("ignore:get_parser:DeprecationWarning")
 def test_every_setting_is_a_flag(capsys):
     assert main(["train", "--help"]) == 0
-    flags = re.findall(r"^[ │]+(--[\w-]+)", capsys.readouterr().out, re.MULTILINE)
+    page = capsys.readouterr().out
+    flags = [flag.replace("[no-]", "") for flag in re.findall(r"^  (?:-h, )?(--[\w\[\]-]+)", page, re.MULTILINE)]
     assert {f"--{name.replace('_', '-')}" for name in Recipe().settings()} <= set(flags)
+    assert sorted(flags) == sorted(flag for flag in flags_of("train") - {"-h"} if not flag.startswith("--no-"))
+
+
+def test_every_flag_of_train_stands_in_a_group_with_its_default(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["train", "--recipe", "paper-cifar", "--help"]) == 0
+    page = capsys.readouterr().out
+    assert page.endswith("\n\nOthers\n  -h, --help            Show this page.\n")
+    assert "\nOptimization\n  --epochs INT          Passes over the training images. [default: 200]\n" in page
+    assert "\n  --[no-]nesterov       Use Nesterov momentum in SGD. [default: off]\n" in page
+    assert all(line.endswith("]") for line in page.splitlines() if "[default" in line)
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "study cifar", "study depth", "study signal"])
@@ -527,13 +540,13 @@ def test_texts_of_options_break_only_where_a_line_is_full(command, capsys, monke
     assert "(default: )" not in text
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
-    boxed = [line[2:-2] for line in lines if line[:1] in (" ", "│")]
+    boxed = [line[2:-2] if line[0] == "│" else line[2:].ljust(78) for line in lines if line[:1] in (" ", "│")]
     assert boxed
     for line, following in itertools.pairwise(boxed):
         indent = len(following) - len(following.lstrip())
         word = following.split()[:1]
         goes_on = indent >= 6 and word and line[indent : indent + 1].strip() and line[indent - 2 : indent] == "  "
-        if goes_on and "•" not in line:
+        if goes_on and "•" not in line and word != ["[default:"]:  # which is never broken itself
             assert len(line.rstrip()) + 1 + len(word[0]) > len(line), (line, following)
 
 

@@ -121,6 +121,7 @@ def parse(words: Sequence[str]) -> Command:
     import tyro
 
     from diracnets.commands.help import paragraphs, prepare, wrapped
+    from diracnets.commands.page import print_page
 
     name, *options = words
     if name not in COMMANDS:
@@ -131,6 +132,9 @@ def parse(words: Sequence[str]) -> Command:
     prepare(kind)
     if hasattr(kind, "form"):
         kind, options = kind.form(options)
+    if {"-h", "--help"} & set(options) and hasattr(kind, "groups"):
+        print_page(f"diracnets {name}", description, kind)
+        raise SystemExit(0)
     style = (tyro.conf.PositionalMetavarFromFieldName,)
     with _plain_where_asked(), wrapped():
         command: Command = tyro.cli(kind, prog=f"diracnets {name}", description=description, args=options, config=style)

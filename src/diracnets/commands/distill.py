@@ -30,6 +30,10 @@ class Distill(Train):
     shard: Annotated[bool, Fixed, SuppressFixed] = False
     inherit: FlagCreatePairsOff[bool] = False
     """Begin with the teacher's filters where the shapes allow."""
+    examples = (
+        "--teacher runs/wrn --model diracnet-28-1 --data cifar10",
+        "--teacher runs/wrn --run-dir runs/distilled --resume",
+    )
 
     def execute(self) -> None:
         """Train, fold, and print the comparison."""

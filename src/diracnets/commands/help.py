@@ -56,6 +56,11 @@ def paragraphs(text: str) -> str:
     return "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(text).split("\n\n"))
 
 
+def line_width() -> int:
+    """How long the lines of a text are: as the terminal is wide, but not too long to read."""
+    return min(shutil.get_terminal_size().columns, _WIDEST)
+
+
 @contextmanager
 def wrapped() -> Iterator[None]:
     """Wrap what the parser prints: it wraps the texts of options, but not the description of the command."""
@@ -73,7 +78,7 @@ class _Wrapping:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        width = min(shutil.get_terminal_size().columns, _WIDEST)
+        width = line_width()
         lines = text.replace(_EMPTY, " " * len(_EMPTY)).split("\n")
         return self._stream.write("\n".join(line if _laid_out(line) else textwrap.fill(line, width) for line in lines))
 

@@ -2,44 +2,48 @@
 
 from __future__ import annotations
 
-import itertools
-import warnings
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, get_type_hints
+from typing import Annotated, ClassVar
 
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, arg
+from tyro.conf import FlagCreatePairsOff, arg
 
 from diracnets.artifacts.run_record import RunRecord
-from diracnets.commands.help import texts
 from diracnets.commands.output import note
-from diracnets.errors import DiracNetsError, UsageError
+from diracnets.commands.recipe_flags import recipe_of, with_settings
+from diracnets.commands.words import without
+from diracnets.errors import UsageError
 from diracnets.training.recipe import GROUPS, Recipe, recipe_names
-from diracnets.training.renamed import RENAMED, renamed_words
 from diracnets.training.safeguards import Safeguards
-from diracnets.training.tables import short_names
 
-_USUAL = {
-    "digits": "demo",
-    **dict.fromkeys(("cifar10", "cifar100"), "fast-cifar"),
-    **dict.fromkeys(("folder", "shards", "parquet"), "fast-imagenet"),
-}
-_ON_OFF = {f"--{no}recalibrate{dash}bn" for no in ("", "no-") for dash in "-_"}
-_THREE = (["True"], ["False"], ["None"])
 _RECIPES = (
     f"The recipe that the settings below start from: one of the package ({', '.join(recipe_names())}) or a file. "
     "By default one that suits --data."
 )
 
 
+GROUPS_OF_FLAGS = {
+    "Recipe and images": "recipe data data_dir image_size num_train select_on skip_unreadable",
+    "The network": "model start init filters alpha beta bias width pool",
+    "The run": "run resume eval_every save_every keep stall_seconds diverged_steps seed deterministic quiet",
+    "Optimization": (
+        "epochs batch_size accumulate optimizer lr momentum nesterov weight_decay muon_lr muon_momentum scale_lr "
+        "stem_lr classifier_lr schedule warmup milestones gamma restart_momentum clip_grad freeze"
+    ),
+    "Regularization and BatchNorm": "label_smoothing class_weights ema_decay swa_fraction recalibrate_bn sync_bn",
+    "Augmentation": "crop pad min_scale flip cutout mixup progressive_size progressive_fraction",
+    "Knowledge distillation": "teacher compare trust_teacher inherit teacher_weight temperature",
+    "Devices and precision": "device devices restarts shard workers precision channels_last compile",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """Train a network, fold it, and write everything to one run folder.
 
-    The flags from --model on are the settings of the recipe. Their defaults come from --recipe: `diracnets train
-    --recipe paper-cifar --help` shows that recipe."""
+    Settings have the values of --recipe as their defaults: `diracnets train --recipe paper-cifar --help` shows those of
+    that recipe."""
 
     recipe: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="", help=_RECIPES)] = None
     run: Annotated[Path | None, arg(name="run-dir", metavar="FOLDER", help_behavior_hint="")] = None
@@ -62,7 +66,7 @@ class Train:
     inherit: FlagCreatePairsOff[bool] = False
     """Begin with the teacher's filters where the shapes allow."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps, or auto for the best available."""
+    """Where to train: cpu, cuda, cuda:1, mps, or auto for the best available."""
     devices: Annotated[str | None, arg(metavar="auto|N", help_behavior_hint="")] = None
     """How many devices of this machine train together, one process each: graphics cards, or processes on the CPU. auto:
     all graphics cards. For several machines, start it by torchrun instead."""
@@ -85,6 +89,14 @@ class Train:
 
     options: ClassVar[Sequence[str]] = ()
     """The flags that were given."""
+    examples: ClassVar[Sequence[str]] = (
+        "--data digits",
+        "--data folder --data-dir photos",
+        "--data folder --data-dir photos --from diracnet-28-1-cifar10",
+        "--resume --run-dir runs/diracnet-28-1-cifar10",
+    )
+    groups: ClassVar[Mapping[str, str]] = GROUPS_OF_FLAGS
+    """The settings and options by the titles under which --help shows them."""
 
     @property
     def settings(self) -> Recipe:
@@ -110,33 +122,8 @@ class Train:
 
     @classmethod
     def form(cls, options: Sequence[str]) -> tuple[type[Train], list[str]]:
-        """The class for the parser to fill in, and the options by their current names.
-
-        Every setting of the recipe is a flag. The recipe, and so the defaults, depends on some of the flags.
-
-        Raises:
-            UsageError: no such recipe, --resume without --run-dir, --data-dir without --data.
-            FileError: no run to resume.
-        """
-        options = _modern(options)
-        name, run = _given(options, "recipe"), _given(options, "run-dir")
-        if "--resume" in options and run is None:
-            raise UsageError("--resume needs --run-dir FOLDER, the run to resume")
-        given = {flag for flag in ("data", "recipe", "data-dir") if _given(options, flag) is not None}
-        if given == {"data-dir"} and "--resume" not in options:
-            raise UsageError(
-                "--data-dir needs --data: folder, shards or parquet for your own images, cifar10 or cifar100"
-            )
-        if name is None and "--resume" in options:
-            recipe = _recipe_of(Path(str(run)))
-        else:
-            recipe = Recipe.load(name or _USUAL.get(_given(options, "data") or "", "fast-cifar"))
-        recipe = _following(recipe, options)
-        groups = [(group, _flags(getattr(recipe, group), group)) for group in GROUPS]
-        made = make_dataclass(
-            cls.__name__, groups, bases=(cls,), namespace={"options": tuple(options)}, frozen=True, kw_only=True
-        )
-        return made, options
+        """The class for the parser to fill in, and the options by their current names, see `with_settings`."""
+        return with_settings(cls, options)
 
     def kept_settings(self) -> Recipe:
         """The recipe; that of the run, where one is resumed.
@@ -146,7 +133,7 @@ class Train:
         """
         recipe = self.settings
         if self.resume and self.run is not None:
-            changes = _recipe_of(self.run).differences(recipe)
+            changes = recipe_of(self.run).differences(recipe)
             if changes:
                 raise UsageError(
                     f"the run in {self.run} keeps its recipe, but these flags change it ({'; '.join(changes)}): "
@@ -181,7 +168,7 @@ class Train:
         run = self.run or new_folder(recipe)
         if not self.resume:
             RunFolder(run).check_unused()
-        words = _without(self.options, "devices", "restarts", "run-dir")
+        words = without(self.options, "devices", "restarts", "run-dir")
         launch(["train", *words, "--run-dir", str(run)], count, restarts=self.restarts or 0, devices=self.devices)
         return True
 
@@ -210,109 +197,3 @@ class Train:
             shard=self.shard,
             quiet=self.quiet,
         )
-
-
-def _following(recipe: Recipe, options: Sequence[str]) -> Recipe:
-    """The recipe with network and image size of the weights given by --from, where no flag or file asks for others."""
-    start, own = _given(options, "from"), _given(options, "recipe")
-    if start is None or {"--resume", "--help", "-h"} & set(options) or (own or "").endswith(".toml"):
-        return recipe
-    from diracnets.training.start import following
-
-    data = _given(options, "data")
-    with suppress(DiracNetsError):  # which is said where the weights are taken
-        asked = [name for name in ("model", "width", "pool", "image_size") if _asked(options, name)]
-        return following(recipe if data is None else recipe.replaced(data=data), start, asked)
-    return recipe
-
-
-def _asked(options: Sequence[str], setting: str) -> bool:
-    return any(_given(options, flag) is not None for flag in {setting, setting.replace("_", "-")})
-
-
-def _flags(settings: Any, title: str) -> Any:  # noqa: ANN401
-    """A dataclass of a group's settings by their short names, with their values as defaults."""
-    made: Any = make_dataclass(title, _flat_fields(settings), frozen=True, kw_only=True)
-    made.__doc__ = type(settings).__doc__
-    return OmitArgPrefixes[made]  # type: ignore[misc]
-
-
-def _flat_fields(settings: Any) -> list[tuple[str, Any, Any]]:  # noqa: ANN401
-    kind = type(settings)
-    hints, shorts, helps = get_type_hints(kind), short_names(kind), texts(kind)
-    flat: list[tuple[str, Any, Any]] = []
-    for name, short in shorts.items():
-        value = getattr(settings, name)
-        if is_dataclass(value):
-            flat += _flat_fields(value)
-        else:
-            flat.append((short, hints[name], field(default=value, metadata={"help": helps.get(name, "")})))
-    return flat
-
-
-def _modern(options: Sequence[str]) -> list[str]:
-    """The options by their current names, with one warning if some were renamed."""
-    old: dict[str, str] = {}
-    made: list[str] = []
-    words = list(options)
-    values = {option: _given(words, option) for option in ("start", "init")}
-    drawn = values["start"] is not None or values["init"] in ("normal", "None") or _is_number(values["init"])
-    for word in words:
-        name, equals, value = word.partition("=")
-        flag = name.removeprefix("--").replace("_", "-")
-        no = "no-" if flag.startswith("no-") else ""
-        bare = flag.removeprefix("no-")
-        new = "run-dir" if flag == "run" else RENAMED.get(bare.replace("-", "_"), "").replace("_", "-")
-        if flag == "init" and drawn:
-            new = "filters"
-        elif bare.startswith("augment."):
-            new = bare.removeprefix("augment.")
-        if name.startswith("--") and new:
-            old[f"--{flag}"] = f"--{no}{new}"
-            word = f"--{no}{new}{equals}{value}"
-        made.append(word)
-    for index, word in enumerate(made):  # which was a flag without a value
-        if word in _ON_OFF and (word.startswith("--no-") or made[index + 1 : index + 2] not in _THREE):
-            made[index] = f"{word.replace('--no-', '--')}={not word.startswith('--no-')}"
-    if old:
-        warnings.warn(renamed_words(old), FutureWarning, stacklevel=2)
-    return made
-
-
-def _is_number(text: str | None) -> bool:
-    try:
-        return text is not None and float(text) == float(text)
-    except ValueError:
-        return False
-
-
-def _given(options: Sequence[str], flag: str) -> str | None:
-    """The value of --flag in `options`, before they are parsed."""
-    for option, value in itertools.zip_longest(options, options[1:]):
-        if option == f"--{flag}":
-            return value
-        if option.startswith(f"--{flag}="):
-            return option.partition("=")[2]
-    return None
-
-
-def _without(options: Sequence[str], *flags: str) -> list[str]:
-    """The options without some flags and their values.
-
-    >>> _without(["--quiet", "--devices", "2", "--run-dir=here"], "devices", "run-dir")
-    ['--quiet']
-    """
-    names = {f"--{flag}" for flag in flags}
-    heads = [word.partition("=")[0].replace("_", "-") for word in options]
-    befores = ["", *(head if "=" not in word else "" for head, word in zip(heads, options, strict=True))]
-    return [
-        word
-        for before, head, word in zip(befores, heads, options, strict=False)
-        if before not in names and head not in names
-    ]
-
-
-def _recipe_of(run: Path) -> Recipe:
-    if not (run / "recipe.toml").is_file():
-        raise UsageError(f"no run to resume in {run}: it holds no recipe.toml")
-    return Recipe.load(run / "recipe.toml")
