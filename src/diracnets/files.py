@@ -200,6 +200,23 @@ def written_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]
             shutil.rmtree(old, ignore_errors=True)
 
 
+def check_room(out: Path, needed: int, what: str) -> None:
+    """Refuse at once what would fill the disk after hours.
+
+    Args:
+        out: what is to be written.
+        needed: bytes.
+        what: they are for.
+
+    Raises:
+        FileError: there is no room.
+    """
+    there = next(parent for parent in out.absolute().parents if parent.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise FileError(f"{there} has {free:,} bytes left, and the {what} need {needed:,}: choose another place")
+
+
 @contextmanager
 def locked(path: str | Path, *, wait: bool = True) -> Iterator[bool]:
     """Keep other processes out of the same block meanwhile. A process that dies lets go.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diracnets.cli import main
-from diracnets.data import imagenet
+from diracnets.data import imagenet, imagenet_files
 from diracnets.data.folder import find_images
 from diracnets.data.imagenet import unpack_imagenet
 from diracnets.errors import DataError, FileError, UsageError
@@ -112,12 +112,35 @@ def test_other_archives_than_the_originals_are_refused(archives, tmp_path, monke
     assert "is not the original ILSVRC2012_devkit_t12.tar.gz" in capsys.readouterr().err
     assert not (tmp_path / "imagenet").exists()
     hashes = [hashlib.md5(file.read_bytes()).hexdigest() for file in archives]
-    kept = {what: (name, md5) for (what, (name, _)), md5 in zip(imagenet.ORIGINALS.items(), hashes, strict=True)}
+    kept = {what: (name, md5) for (what, (name, _)), md5 in zip(imagenet_files.ORIGINALS.items(), hashes, strict=True)}
     with monkeypatch.context() as patch:
-        patch.setattr(imagenet, "ORIGINALS", kept)
+        patch.setattr(imagenet_files, "ORIGINALS", kept)
         assert main(words) == 0
     assert "9 images to train on" in capsys.readouterr().out
     assert main([*words[:-1], str(tmp_path / "again"), "--no-hash"]) == 0
+
+
+def test_shards_are_those_of_the_unpacked_folder(archives, tmp_path, capsys):
+    pytest.importorskip("webdataset", reason='needs pip install "diracnets[shards]"')
+    from diracnets.data.pack import pack
+
+    shards = tmp_path / "shards"
+    words = ["data", "imagenet", *map(str, archives), str(shards), "--shards"]
+    assert main(words) == 1  # not the originals
+    assert main([*words, "--no-hash"]) == 0
+    assert "9 images in 1 shards" in capsys.readouterr().out
+    unpack(archives, tmp_path / "imagenet")
+    pack(tmp_path / "imagenet", tmp_path / "again")
+    one, other = (
+        {file.name: file.read_bytes() for file in folder.iterdir()} for folder in (shards, tmp_path / "again")
+    )
+    assert one == other | {"words.txt": (tmp_path / "imagenet" / "words.txt").read_bytes()}
+    assert main([*words, "--no-hash"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(archives[0].read_bytes()[:-20_000])
+    assert main([*words[:2], str(cut), *words[3:5], str(tmp_path / "part"), "--shards", "--no-hash"]) == 1
+    assert not list(tmp_path.glob("*part*"))
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
 
 from diracnets.commands.output import note, stdout
 from diracnets.data.progress import progress
 from diracnets.errors import DataError, FileError
+
+if TYPE_CHECKING:
+    from diracnets.data.pack_images import Packed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +51,15 @@ class Pack:
                 force=self.force,
                 report=report,
             )
-        for line in packed.notes:
-            note(line)
-        for part in packed.parts:
-            stdout().print(f"{part.name:<6} {part.images:,} images in {part.shards:,} shards, {part.size:,} bytes")
-        stdout().print(f"wrote  {self.out}, {len(packed.classes)} classes", soft_wrap=True)
+        _print_packed(packed, self.out)
+
+
+def _print_packed(packed: Packed, out: Path) -> None:
+    for line in packed.notes:
+        note(line)
+    for part in packed.parts:
+        stdout().print(f"{part.name:<6} {part.images:,} images in {part.shards:,} shards, {part.size:,} bytes")
+    stdout().print(f"wrote  {out}, {len(packed.classes)} classes", soft_wrap=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +136,10 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Imagenet:
-    """Unpack ImageNet (ILSVRC 2012) from its original archives to a folder that --data folder reads.
+    """Unpack ImageNet (ILSVRC 2012) from its original archives to a folder that --data folder reads, or to shards.
 
-    OUT appears when all is there. After an interruption, the same command goes on behind the last complete class."""
+    OUT appears when all is there. After an interruption, the same command goes on behind the last complete class, or
+    begins the shards again."""
 
     train: Positional[Path]
     """ILSVRC2012_img_train.tar: a tar file of one tar file for each class."""
@@ -141,18 +149,24 @@ class Imagenet:
     """ILSVRC2012_devkit_t12.tar.gz, which says the classes of the validation images."""
     out: Positional[Path]
     """A new folder for train/<wnid>/*.JPEG, val/<wnid>/*.JPEG and words.txt, which says what the classes are."""
+    shards: FlagCreatePairsOff[bool] = False
+    """Write shards, as data pack does, instead of 1.3 million files."""
     no_hash: FlagCreatePairsOff[bool] = False
-    """Unpack archives other than the originals too, without looking at their MD5 (of the training images that takes
+    """Take archives other than the originals too, without looking at their MD5 (of the training images that takes
     minutes)."""
 
     def run(self) -> None:
         """Unpack, and print how many images there are."""
-        from diracnets.data.imagenet import unpack_imagenet
+        from diracnets.data.imagenet import pack_imagenet, unpack_imagenet
 
+        archives = self.train, self.val, self.devkit
+        if self.shards:
+            with progress("packing") as report:
+                packed = pack_imagenet(*archives, self.out, check_hashes=not self.no_hash, report=report)
+            _print_packed(packed, self.out)
+            return
         with progress("unpacking classes") as report:
-            counts = unpack_imagenet(
-                self.train, self.val, self.devkit, self.out, check_hashes=not self.no_hash, report=report
-            )
+            counts = unpack_imagenet(*archives, self.out, check_hashes=not self.no_hash, report=report)
         text = f"{counts['train']:,} images to train on, {counts['val']:,} to validate on"
         stdout().print(f"wrote {self.out}: {text}", soft_wrap=True)
 
