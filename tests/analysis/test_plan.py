@@ -137,7 +137,7 @@ def test_more_devices_are_faster_and_less_efficient(step):
     assert all(sum(a.memory.values()) > sum(b.memory.values()) for a, b in pairwise(rows[:6]))
     assert rows[3].images_per_second > rows[0].images_per_second
     assert all(row.exposed <= row.communication for row in rows)
-    assert rows[3].run == pytest.approx(10 * (1e6 // 65536) * rows[3].step)
+    assert rows[3].run == pytest.approx(10 * math.ceil(1e6 / 65536) * rows[3].step)
 
 
 def test_sharding_accumulating_and_averaging(step):
@@ -167,7 +167,9 @@ def test_where_scaling_stops(step):
     few, stop = stops_scaling(job(step, batch_size=None, batch_per_device=1024, critical_batch=8192))
     assert (few, stop.limits) == (8, ("batch above 8,192",))
     assert "less than 2 images for each device" in plan(job(step, batch_size=8), 8).limits
-    assert stops_scaling(job(step, batch_size=None, batch_per_device=1024, critical_batch=10**9), 4096) == (4096, None)
+    assert "batch above all 100 images" in plan(job(step, images=100.0), 8).limits
+    assert plan(job(step, images=100.0), 8).epoch == plan(job(step, images=4096.0), 8).epoch
+    assert stops_scaling(job(step, batch_size=None, batch_per_device=64, critical_batch=10**9), 4096) == (4096, None)
 
 
 def test_what_would_help_fits(step):
@@ -211,7 +213,10 @@ def test_command(capsys):
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert "5,118 parameters" in printed
-    assert "Scaling stops at" in printed
+    assert "Scaling stops at 1 device: with 2" in printed
+    rows = printed[printed.index("limits") :].splitlines()[2:]
+    counts = [int(row.split()[0]) for row in rows[: rows.index("")]]
+    assert counts == [2**exponent for exponent in range(9)]  # 256 devices have half an image each
     assert main(["plan", "diracnet-10-0.25", "--images", "5e9", "--devices", "4096", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["images"] == 5e9
@@ -227,6 +232,10 @@ def test_command(capsys):
         (["--device", "cpu"], "--measure"),
         (["--measure"], "are for --device cpu"),
         (["--devices", "0"], "devices is 0"),
+        (["--images", "0"], "--images is 0, but must be a number from 1"),
+        (["--image-size", "0"], "--image-size is 0"),
+        (["--classes", "0"], "--classes is 0"),
+        (["--decoded", "nan"], "--decoded is nan"),
         (["--batch-size", "8", "--batch-per-device", "8"], "not both"),
     ],
 )

@@ -122,13 +122,15 @@ def plan(job: Job, devices: int) -> Plan:
     seconds = compute + exposed
     alone = sum(_times(job, 1, batch if job.batch_size else batch // devices)[::2])
     efficiency = alone / (seconds * devices) if job.batch_size else alone / seconds
-    steps = max(1, math.floor(job.images / batch))
+    steps = math.ceil(job.images / batch)  # the last, shorter batch is trained on too
     memory = memory_parts(job, devices, batch)
     limits = []
     if batch < SHARE * devices * job.accumulate:
         limits.append(f"less than {SHARE} images for each device" + (" and part" if job.accumulate > 1 else ""))
     if devices > 1 and efficiency < LEAST_EFFICIENCY:
         limits.append(f"efficiency below {LEAST_EFFICIENCY:.0%}")
+    if batch > job.images:
+        limits.append(f"batch above all {job.images:,.0f} images")
     if batch > job.critical_batch:
         limits.append(f"batch above {job.critical_batch:,}")
     if sum(memory.values()) > job.device.memory:

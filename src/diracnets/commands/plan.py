@@ -90,7 +90,7 @@ class Plan:
         useful, stop = stops_scaling(job)
         helps = what_would_help(job, self.devices, chosen)
         size = job.step.input_size[1]
-        rate = self.decoded or DECODED[128 if size <= 128 else 224]
+        rate = DECODED[128 if size <= 128 else 224] if self.decoded is None else self.decoded
         cores = 0 if self._in_memory else math.ceil(chosen.images_per_second / rate)
         ending = _ending(useful, stop)
         if self.json:
@@ -123,7 +123,7 @@ class Plan:
             help_ = f"; what would help: {', or '.join(helps)}" if helps else "; no option of this command would help"
             console.print(f"This is more than the {_size(job.device.memory)} of the device{help_}.", soft_wrap=True)
         console.print()
-        console.print(table(_COLUMNS, map(_row, rows)))
+        console.print(table(_COLUMNS, map(_row, _worth_a_line(rows, self.devices))))
         console.print()
         for text in (ending, *notes):
             console.print(text, soft_wrap=True)
@@ -136,17 +136,16 @@ class Plan:
         from diracnets.training.recipe import Recipe
 
         if self.data not in DATA:
-            hint = did_you_mean(self.data, DATA, f"there are {', '.join(DATA)}")
-            raise UsageError(
-                f"the size of {self.data!r} is not known: {hint}; for others give --images and --image-size"
-            )
+            hint = did_you_mean(self.data, DATA, f"there are {', '.join(DATA)}.")
+            others = "For other images leave out --data, and give --images, --image-size and --classes"
+            raise UsageError(f"the size of --data {self.data} is not known: {hint} {others}")
         given = {
             name: getattr(self, name)
             for name in ("epochs", "batch_size", "accumulate", "sync_bn", "precision")
             if getattr(self, name) is not None
         }
         recipe = Recipe.load(self.recipe or DATA[self.data][3])
-        if (self.epochs or math.inf) < max(recipe.optimization.milestones, default=0):
+        if self.epochs is not None and self.epochs < max(recipe.optimization.milestones, default=0):
             given |= {"milestones": ()}
         return recipe.replaced(**given)
 
@@ -174,6 +173,10 @@ class Plan:
 
         if self.batch_size is not None and self.batch_per_device is not None:
             raise UsageError("give --batch-size or --batch-per-device, not both")
+        for name in ("images", "image_size", "classes", "decoded"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value < math.inf:
+                raise UsageError(f"--{name.replace('_', '-')} is {value:g}, but must be a number from 1")
         recipe = self._recipe()
         device = self._device()
         optimization, precision = recipe.optimization, recipe.runtime.precision
@@ -182,8 +185,8 @@ class Plan:
         count, side, classes, _ = DATA[self.data]
         arguments: dict[str, Any] = {
             "name": self.model,
-            "num_classes": self.classes or classes,
-            "image_size": self.image_size or side,
+            "num_classes": classes if self.classes is None else self.classes,
+            "image_size": side if self.image_size is None else self.image_size,
         }
         notes = ["Evaluation, saving and reading images are not counted."]
         if recipe.data.progressive_size is not None:
@@ -192,7 +195,7 @@ class Plan:
         job = Job(
             step=traced_step(on_meta(arguments), optimization, precision),
             device=device,
-            images=self.images or count,
+            images=count if self.images is None else self.images,
             epochs=optimization.epochs,
             batch_size=None if self.batch_per_device is not None else optimization.batch_size,
             batch_per_device=self.batch_per_device,
@@ -216,14 +219,15 @@ class Plan:
             ("network", f"{self.model}, {job.step.parameters:,} parameters, {multiply_adds:,} MACs per image"),
             (
                 "run",
-                f"{job.images:,.0f} images of {job.step.input_size[1]} pixels, {job.epochs} epochs, {job.precision}",
+                f"{job.images:,.0f} images of {job.step.input_size[1]} pixels, {_counted(job.epochs, 'epoch')}, "
+                f"{job.precision}",
             ),
             (
                 "device",
                 f"{device.name}: {peak / 1e12:,.2f} TFLOP/s, {device.bandwidth / 1e9:,.1f} GB/s ({device.source})",
             ),
             ("efficiency", f"{device.computing:.0%} of FLOP/s, {device.moving:.0%} of GB/s ({device.efficiency})"),
-            ("step", f"{chosen.batch:,} images on {chosen.devices:,} devices in {_time(chosen.step)}"),
+            ("step", f"{chosen.batch:,} images on {_counted(chosen.devices, 'device')} in {_time(chosen.step)}"),
             ("communication", "none" if chosen.devices == 1 else f"{gradient}, {hidden:.0%} of it hidden"),
             ("time", f"{_time(chosen.epoch)} per epoch, {_time(chosen.run)} per run"),
             ("decoding", f"{chosen.images_per_second:,.0f} images per second: {feeding}"),
@@ -231,6 +235,12 @@ class Plan:
 
 
 _COLUMNS = ["devices", "batch", "a device", "step", "images/s", "efficiency", "memory", "epoch", "run", "limits"]
+
+
+def _worth_a_line(rows: list[Planned], chosen: int) -> list[Planned]:
+    """All numbers of devices up to the first that leaves some without images, and the chosen one."""
+    idle = [row.devices for row in rows if row.batch_per_device < 1]
+    return [row for row in rows if row.devices == chosen or not idle or row.devices <= idle[0]]
 
 
 def _row(found: Planned) -> list[object]:
@@ -250,9 +260,9 @@ def _row(found: Planned) -> list[object]:
 
 def _ending(useful: int, stop: Planned | None) -> str:
     if stop is None:
-        return f"Scaling does not stop up to {useful:,} devices."
+        return f"Scaling does not stop up to {_counted(useful, 'device')}."
     reason = " and ".join(limit for limit in stop.limits if "memory" not in limit)
-    return f"Scaling stops at {useful:,} devices: with {stop.devices:,}, {reason}."
+    return f"Scaling stops at {_counted(useful, 'device')}: with {stop.devices:,}, {reason}."
 
 
 def _device_data(device: Device) -> dict[str, Any]:
@@ -262,22 +272,29 @@ def _device_data(device: Device) -> dict[str, Any]:
     return {name: None if name == "memory" and value < 0 else value for name, value in asdict(finite).items()}
 
 
-def _size(count: float) -> str:
-    """Bytes as MB or GB.
+def _counted(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
-    >>> _size(1_474_920), _size(3.2e10)
-    ('1.5 MB', '32.0 GB')
+
+def _size(count: float) -> str:
+    """Bytes as kB, MB or GB.
+
+    >>> _size(20_472), _size(1_474_920), _size(3.2e10)
+    ('20.5 kB', '1.5 MB', '32.0 GB')
     """
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count / 1e3:,.1f} kB"
 
 
 def _time(seconds: float) -> str:
     """A time in the unit that suits it.
 
-    >>> _time(0.0123), _time(90), _time(7200), _time(864000)
-    ('12.3 ms', '1.5 min', '2.0 h', '10.0 days')
+    >>> _time(0.0123), _time(90), _time(7200), _time(864000), _time(1e9)
+    ('12.3 ms', '1.5 min', '2.0 h', '10.0 days', '31.7 years')
     """
-    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
-        if seconds >= size * (2 if unit == "days" else 1):
+    for unit, size in (("years", 365.25 * 86400), ("days", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
+        if seconds >= size * (2 if unit in ("days", "years") else 1):
             return f"{seconds / size:,.1f} {unit}"
     return f"{1000 * seconds:.1f} ms"
