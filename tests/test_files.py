@@ -5,6 +5,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from diracnets.errors import FileError
 from diracnets.files import url_in, written_together, written_whole
@@ -15,12 +16,14 @@ def test_a_file_has_the_permissions_of_any_new_one_and_the_process_keeps_its_own
     try:
         with written_whole(tmp_path / "a.json") as part:
             part.write_text("{}")
+        with written_whole(tmp_path / "c.safetensors") as part:
+            save_file({}, part)  # which makes a file that only its owner can read
         (tmp_path / "b.json").touch()
         assert os.umask(0o027) == 0o027
     finally:
         os.umask(before)
-    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a.json", "b.json")]
-    assert modes[0] == modes[1] == 0o640
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a.json", "b.json", "c.safetensors")]
+    assert modes == [0o640] * 3
 
 
 def test_a_block_that_fails_leaves_the_file_as_it_was(tmp_path):

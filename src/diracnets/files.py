@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,13 +48,16 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
-        part.touch(exist_ok=False)  # with the permissions of any new file, which mkstemp's do not have
+        part.touch(exist_ok=False)
+        permissions = stat.S_IMODE(part.stat().st_mode)  # those of any new file
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error
     try:
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
+        if stat.S_IMODE(part.stat().st_mode) != permissions:  # safetensors writes files that only their owner can read
+            part.chmod(permissions)
         part.replace(path)
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error
