@@ -42,7 +42,8 @@ from diracnets.artifacts.checkpoint import Checkpoint, save_checkpoint
 from diracnets.artifacts.load import load
 from diracnets.artifacts.run_record import RunRecord
 from diracnets.data.cifar import CIFAR10, unpack
-from diracnets.data.decode import check_whole, opened, random_part, to_input
+from diracnets.data.decode import random_part, to_input
+from diracnets.data.image_file import check_whole, opened
 from diracnets.data.imagenet import unpack_imagenet
 from diracnets.data.parquet import find_rows
 from diracnets.data.shards import find_samples

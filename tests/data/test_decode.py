@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diracnets.data.decode import SUFFIXES, decoded, fitted, is_grey, opened, random_part, to_input
+from diracnets.data.decode import decoded, fitted, is_grey, random_part, to_input
+from diracnets.data.image_file import SUFFIXES, opened
 from diracnets.deploy.memory import peak_memory, reset_peak, used_memory
 from diracnets.errors import DataError, FileError, UsageError
 

@@ -4,8 +4,8 @@ import unicodedata
 import pytest
 from PIL import Image, features
 
-from diracnets.data.decode import SUFFIXES
 from diracnets.data.folder import find_images
+from diracnets.data.image_file import SUFFIXES
 from diracnets.errors import DataError, FileError
 
 

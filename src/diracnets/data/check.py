@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from diracnets.data.decode import SUFFIXES, decoded, opened, suffixes_of
+from diracnets.data.decode import decoded
 from diracnets.data.encoded import EncodedImages
+from diracnets.data.image_file import SUFFIXES, opened, suffixes_of
 from diracnets.data.inventory import ERRORS, WARNINGS, Finding, Picture
 from diracnets.data.inventory_packed import inventory_of
 from diracnets.data.processes import spread

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from diracnets.data.augment import Size
-from diracnets.data.decode import Pixels, fitted, opened, random_part
+from diracnets.data.decode import Pixels, fitted, random_part
+from diracnets.data.image_file import opened
 
 
 class EncodedImages(ABC):

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from diracnets.data.decode import ADVICE, SUFFIXES
 from diracnets.data.encoded import EncodedImages, key_of, stamp_of
+from diracnets.data.image_file import ADVICE, SUFFIXES
 from diracnets.data.layout import expected, recognize, refuse_inverted
 from diracnets.data.progress import Report
 from diracnets.data.readable import Depth, unreadable
@@ -81,7 +81,7 @@ def find_images(
     `root` holds `train/<class>/*` and `val/<class>/*`, by these names or others that are usual, in any case (training,
     train_set; valid, validation, dev, holdout; test where there is none of these); or `train/<class>/*` alone, or
     `<class>/*`, of which one image in five of each class is held out, always the same. All of it may lie in one folder
-    more. Images are known by their extensions (`diracnets.data.decode.SUFFIXES`) and may lie deeper inside a class
+    more. Images are known by their extensions (`diracnets.data.image_file.SUFFIXES`) and may lie deeper inside a class
     folder. What is left out (hidden files, run folders, other extensions, ...), and what could be seen otherwise, is
     said in the listings' `notes`.
 

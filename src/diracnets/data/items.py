@@ -13,7 +13,8 @@ from torch.utils.data import Subset
 from diracnets.data import decode
 from diracnets.data.arrays import pixels_of
 from diracnets.data.augment import Size
-from diracnets.data.decode import Pixels, reported
+from diracnets.data.decode import Pixels
+from diracnets.data.image_file import reported
 from diracnets.errors import DataError
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diracnets.data.decode import SUFFIXES, opened, suffix_of
 from diracnets.data.folder import Listing, find_images
+from diracnets.data.image_file import SUFFIXES, opened, suffix_of
 from diracnets.data.pack_images import SHARD_BYTES, SHARD_IMAGES, Packed, ToPack, pack_images, refuse_limits
 from diracnets.data.packed import refuse_existing
 from diracnets.data.progress import Report

@@ -14,8 +14,9 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-from diracnets.data.decode import check_whole, decoded, opened
+from diracnets.data.decode import decoded
 from diracnets.data.encoded import EncodedImages
+from diracnets.data.image_file import check_whole, opened
 from diracnets.data.processes import spread
 from diracnets.data.progress import Report
 from diracnets.errors import DataError, FileError

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
-from diracnets.data.decode import SUFFIXES
+from diracnets.data.image_file import SUFFIXES
 from diracnets.data.tar import Member, begins, members
 from diracnets.data.tree import composed
 from diracnets.errors import DataError, shown

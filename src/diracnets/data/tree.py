@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diracnets.data.decode import SUFFIXES, opened
+from diracnets.data.image_file import SUFFIXES, opened
 from diracnets.errors import DataError, FileError, printable, some_of
 
 _SYSTEM_FOLDERS = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information"}

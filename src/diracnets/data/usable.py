@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from diracnets.data.decode import ADVICE
 from diracnets.data.encoded import EncodedImages, EncodedSet
+from diracnets.data.image_file import ADVICE
 from diracnets.data.progress import Report
 from diracnets.data.readable import unreadable
 from diracnets.data.split import HELD_OUT, hold_out

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from diracnets.data.arrays import Array, pictures_in
-from diracnets.data.decode import SUFFIXES
+from diracnets.data.image_file import SUFFIXES
 from diracnets.data.tree import Account, search
 from diracnets.errors import DataError, FileError, UsageError
 from diracnets.files import url_in
