@@ -31,6 +31,7 @@ from diracnets.files import written_whole
 from diracnets.models.integer import IntegerChain
 from diracnets.training.folder import RunFolder
 from diracnets.training.interruption import command_to_resume
+from diracnets.training.patience import out_of_patience
 from diracnets.training.recipe import recipe_names
 
 
@@ -56,8 +57,9 @@ def nearest_recipe(recipe: Recipe) -> str:
 
 def check_finished(run: Path, recipe: Recipe) -> None:
     """Raise `UsageError` unless the run has done all epochs of its recipe."""
-    done = (RunFolder(run).read_last(recipe).resume or {})["epoch"] - 1
-    if done < recipe.optimization.epochs:
+    state = RunFolder(run).read_last(recipe).resume or {}
+    done = state["epoch"] - 1
+    if done < recipe.optimization.epochs and not out_of_patience(recipe.optimization, state["history"]):
         raise UsageError(
             f"the run in {run} is not finished, {done} of {recipe.optimization.epochs} epochs are done: resume it "
             f"first, by `{command_to_resume(run, None, 'auto', None)}`"

@@ -318,7 +318,12 @@ def test_resuming_finds_the_data_where_it_was(tmp_path, monkeypatch, capsys):
     Path("first/model.safetensors").unlink()
     assert main(["train", "--run-dir", "first", "--resume", "--workers", "0", "--device", "cpu"]) == 0
     assert Path("first/model.safetensors").exists()
-    assert "this run is finished, 1 of 1 epochs" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "this run is finished, 1 of 1 epochs" in told
+    command = next(line for line in told.splitlines() if ": to train on, " in line).split(": diracnets ")[1]
+    words = command.replace("--epochs N", "--epochs 1 --run-dir second --workers 0 --device cpu").split()
+    assert main(words) == 0
+    assert diracnets.load("second/best.pt").card.provenance["start"] == "best.pt"
 
 
 def test_starting_from_trained_weights(run, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from diracnets.files import absolute_place
 from diracnets.runtime.environment import device_name, record_environment
 from diracnets.training.class_weights import unequal_classes
 from diracnets.training.evaluating import recalibrates
+from diracnets.training.patience import schedule_cut_short
 from diracnets.training.recipe import Recipe
 from diracnets.training.run import Run, validated_on
 from diracnets.training.settings import FEW_STEPS
@@ -60,11 +62,20 @@ def begin(run: Run, *, resumed: bool) -> None:
     if recalibrates(run) and recipe.optimization.recalibrate_bn is None:
         lag = f", of the {run.steps} of an epoch" if run.steps < FEW_STEPS else ""
         say(f"BatchNorm is recalibrated before each evaluation: running statistics lag by ten steps{lag}")
-    if resumed and state.epoch > epochs:
-        again = f"start another with --from {run.folder.path}"
-        say(f"this run is finished, {epochs} of {epochs} epochs: to train on, {again}")
+    if cut := schedule_cut_short(recipe.optimization):
+        say(cut)
+    if resumed and run.over:
+        say(f"this run is finished, {state.epoch - 1} of {epochs} epochs: {_to_train_on(run)}")
     elif resumed:
         say(f"resumed after {state.epoch - 1} epochs and {state.batch} of {run.steps} batches")
+
+
+def _to_train_on(run: Run) -> str:
+    """How to go on from a finished run. Its own schedule has come to its end, and cannot be made longer afterwards."""
+    where = f" --data-dir {shlex.quote(str(run.data_dir))}" if run.data_dir is not None else ""
+    recipe, folder = shlex.quote(str(run.folder.recipe)), shlex.quote(str(run.folder.path))
+    again = f"diracnets train --recipe {recipe} --from {folder}{where} --epochs N"
+    return f"to train on, start another from it, with a schedule of its own: {again}"
 
 
 def _write_record(run: Run, *, resumed: bool) -> None:

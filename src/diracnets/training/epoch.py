@@ -129,14 +129,14 @@ def finish_epoch(run: Run) -> dict[str, Any]:
         best = run.checkpoint()
         if state.ranks.first:
             save_checkpoint(run.folder.best, best)
-    if last or state.ranks.from_first(run.save_is_due):
+    if run.over or state.ranks.from_first(run.save_is_due):
         run.save()
     if state.ranks.first:
         run.folder.append_metrics(row)
         run.reporter.epoch(row, best=improved)
-        if last or time.monotonic() - run.drawn > DRAW_SECONDS:
+        if run.over or time.monotonic() - run.drawn > DRAW_SECONDS:
             run.drawn = time.monotonic()
-            if (why_not := run.folder.draw(state.history, recipe.optimization.label_smoothing)) and last:
+            if (why_not := run.folder.draw(state.history, recipe.optimization.label_smoothing)) and run.over:
                 run.reporter.say(why_not)
     return row
 

@@ -22,6 +22,7 @@ from diracnets.models.network import Network
 from diracnets.runtime.device import memory_format
 from diracnets.training.evaluating import evaluated
 from diracnets.training.own import OwnNetwork
+from diracnets.training.patience import waited
 from diracnets.training.run import Run, validated_on
 
 
@@ -72,6 +73,10 @@ def finish(run: Run) -> Trained:
         trained = replace(trained, net=net.net)
     tested = f", {history[-1]['test_accuracy']:.2%} on the test images" if run.data.test is not None else ""
     which = f"epoch {epoch} of {run.recipe.optimization.epochs}, the best"
+    optimization = run.recipe.optimization
+    if len(history) < optimization.epochs:
+        stopped = f"the validation accuracy has not risen for {waited(optimization, history)} epochs"
+        run.reporter.say(f"stopped early, after epoch {len(history)} of {optimization.epochs}: {stopped} (patience)")
     run.reporter.say(f"validation accuracy {accuracy:.2%} on {validated_on(run.data)}{tested}: {which}; {where}")
     if run.state.ranks.first and (pictures := run.folder.pictures()):
         run.reporter.say(pictures)

@@ -254,7 +254,7 @@ def train(
                 watch,
             )
             begin(running, resumed=saved is not None)
-            while state.epoch <= optimization.epochs:
+            while not running.over:
                 train_epoch(running, trainee)
                 row = finish_epoch(running)
                 if ranks.first:

@@ -17,6 +17,7 @@ from diracnets.runtime.job import job
 from diracnets.training.folder import RunFolder
 from diracnets.training.interruption import Interrupted, Interruption
 from diracnets.training.own import kept_weights
+from diracnets.training.patience import out_of_patience
 from diracnets.training.recipe import Recipe
 from diracnets.training.reporter import Reporter
 from diracnets.training.safeguards import Safeguards
@@ -61,6 +62,12 @@ class Run:
     """How long that took."""
     named: set[int] = field(default_factory=set)
     """Numbers of the images that are known to be unreadable."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to train: after the last epoch, or as patience is at its end."""
+        optimization, state = self.recipe.optimization, self.state
+        return state.epoch > optimization.epochs or out_of_patience(optimization, state.history)
 
     def card(self, net: Network) -> ModelCard:
         """What the run's files say about its network."""

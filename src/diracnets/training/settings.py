@@ -103,6 +103,9 @@ class OptimizationSettings(Settings):
 
     epochs: int = 200
     """Passes over the training images."""
+    patience: int | None = None
+    """Stop early, where the validation accuracy has not risen for this many epochs after the warm-up. The schedule is
+    that of all epochs: with cosine and one-cycle the accuracy rises most in the last ones. None: train all epochs."""
     batch_size: int = 128
     """Images per step, of all processes together."""
     accumulate: int = 1
@@ -169,7 +172,7 @@ class OptimizationSettings(Settings):
     """Train only the classifier, on the features of the network given by --from."""
 
     def _check(self) -> None:
-        self._require("epochs", "at least 1", lambda value: value >= 1)
+        self._require("epochs patience", "at least 1", lambda value: value >= 1)
         self._require("batch_size", "at least 2: BatchNorm needs more than one image", lambda value: value >= 2)
         self._require("accumulate", "at least 1", lambda value: value >= 1)
         self._require("lr muon_lr gamma temperature", "more than 0", lambda value: value > 0)
