@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import diracnets
 from diracnets.artifacts.card import ModelCard
-from diracnets.artifacts.model_file import KEY, _hash, save
+from diracnets.artifacts.model_file import save
+from diracnets.artifacts.model_format import KEY, hash_of
 from diracnets.cli import main
 from diracnets.errors import FileError, UsageError
 from diracnets.evaluation.metrics import evaluate
@@ -112,7 +113,7 @@ def test_a_wrong_file_is_refused(chain, tmp_path, edit, message):
         content = json.loads(file.metadata()[KEY])
     tensors = load_file(path)
     edit(content, tensors)
-    content["sha256"] = _hash(content, tensors)
+    content["sha256"] = hash_of(content, tensors)
     save_file(tensors, path, metadata={KEY: json.dumps(content)})
     with pytest.raises(FileError, match=message):
         diracnets.load(path)

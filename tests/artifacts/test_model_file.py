@@ -16,7 +16,8 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diracnets.artifacts.card import ModelCard
-from diracnets.artifacts.model_file import KEY, _hash, read, save, verify
+from diracnets.artifacts.model_file import read, save, verify
+from diracnets.artifacts.model_format import KEY, hash_of
 from diracnets.errors import FileError, UsageError
 from diracnets.nn.dirac import DiracConv2d
 
@@ -79,7 +80,7 @@ def forge(source, target, edit, tensors=None, rehash=True):
     tensors = load_file(source) if tensors is None else tensors
     content = edit(content) or content
     if rehash:
-        content["sha256"] = _hash(content, tensors)
+        content["sha256"] = hash_of(content, tensors)
     save_file(tensors, target, metadata={KEY: json.dumps(content)})
     return target
 
