@@ -438,8 +438,8 @@ TARGETS: dict[str, Target] = {
         "a.safetensors", model_files, lambda path, _: model_file.verify(path), (safetensors(resigned),), 2.0
     ),
     "checkpoints": Target("last.pt", checkpoints, read_checkpoint, (zip_records,), 2.0),
-    "recipes": Target("a.toml", recipes, read_recipe, (toml_lines, toml_lines, change_number), 25.0),
-    "CIFAR pickles": Target("data_batch_1", cifar_pickles, read_cifar, (pickle_opcodes,), 35.0),
+    "recipes": Target("a.toml", recipes, read_recipe, (toml_lines, toml_lines, change_number), 12.0),
+    "CIFAR pickles": Target("data_batch_1", cifar_pickles, read_cifar, (pickle_opcodes,), 42.0),
     "CIFAR archives": Target(
         "cifar-10-python.tar.gz", cifar_archives, read_archive, (gzipped(tar_headers),), 1.5, memory=640
     ),
@@ -451,7 +451,7 @@ TARGETS: dict[str, Target] = {
         (prefixed(headers),),
         1.5,
     ),
-    "images": Target("a.png", images, read_image, (picture,), 2.0, memory=1536),
-    "Parquet": Target("a.parquet", parquet, read_parquet, (), 3.0),
-    "records": Target("a.json", records, read_record, (prefixed(json_text),), 25.0),
+    "images": Target("a.png", images, read_image, (picture,), 2.5, memory=1536),
+    "Parquet": Target("a.parquet", parquet, read_parquet, (), 3.5),
+    "records": Target("a.json", records, read_record, (prefixed(json_text),), 30.0),
 }
