@@ -206,6 +206,30 @@ def test_layers_that_are_zero_up_to_rounding(warm, monkeypatch):
     assert len(report.folded) == 3
 
 
+class Alike(nn.Module):
+    def forward(self, x):
+        return x.mean(1, keepdim=True).expand_as(x).round()
+
+
+def test_a_layer_that_is_exactly_zero_until_it_is_folded(monkeypatch):
+    model = nn.Sequential(Alike(), nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)).eval()
+    with torch.no_grad():  # whole numbers cancel without rounding; multiplied by the scale of the norm they do not
+        filters = torch.randint(-8, 8, (4, 2), generator=torch.Generator().manual_seed(0)).float()
+        model[1].weight.copy_(torch.cat([filters, -filters.sum(1, keepdim=True)], 1)[..., None, None])
+        model[2].weight.copy_(torch.tensor([0.3, -0.7, 1.1, 0.9]))
+    images = 100 * torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    assert not model[:3](images).any()
+    assert not fold(model, images).fold_report.left
+    right = fuse.scale_outputs
+
+    def wrong(weight, bias, scale, shift, **arguments):
+        return right(weight, bias, scale, shift + 1e-9, **arguments)
+
+    monkeypatch.setattr(fuse, "scale_outputs", wrong)
+    with pytest.raises(FoldError, match="the first layer to differ is '2', with '1', which was zero"):
+        fold(model, images)
+
+
 def test_the_other_batch_shows_what_the_given_one_hides(warm):
     class Hiding(Net):
         def forward(self, x):

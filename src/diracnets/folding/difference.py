@@ -195,7 +195,7 @@ def first_difference(
             that this noise makes is allowed too.
 
     Returns:
-        The name, and the difference relative to the largest element.
+        The name, and the difference relative to the largest element; infinite where all are zero.
     """
     outputs: dict[str, list[Tensor]] = defaultdict(list)
     noises: dict[str, list[Tensor]] = defaultdict(list)
@@ -215,7 +215,7 @@ def first_difference(
             least = ROUNDING * torch.finfo(record.dtype).tiny  # where numbers get sparse
             allowed = tolerance * max(largest, 1e-6 * before, least) + ROUNDING * _apart(a, noise)
             if not (apart := _apart(a, b)) <= allowed:
-                return record.name, apart / (largest or 1.0)
+                return record.name, apart / largest if largest else math.inf
         before = largest
     return None
 

@@ -93,8 +93,8 @@ class Witness:
             )
         rounded, inputs = _perturbed(self.model, self.inputs, self.eps)
         noise = compare(self.run, run(rounded, inputs, self.what), (), tiny).relative
-        layers = run(rounded, inputs, self.what, given=again.kept).records
         steady = {name: outputs for name, outputs in again.kept.items() if name not in plan.moved}
+        layers = run(rounded, inputs, self.what, given=steady).records  # a batch norm gets its convolution's noise too
         forced = run(folded, self.inputs, "the folded model", given=steady)
         where = first_difference(self.run.records, forced.records, max(TOLERANCE, self.eps), plan.moved, layers)
         allowed = max(self.tolerance, ROUNDING * noise)
@@ -130,7 +130,8 @@ def _refuse(plan: Plan, where: tuple[str, float] | None, relative: float, allowe
     name, apart = where
     parts = {part for entry in plan.folded if name in (entry.layer, entry.norm) for part in (entry.layer, entry.norm)}
     with_parts = " and ".join(repr(part) for part in sorted(str(part) for part in parts - {name}))
+    how_far = f"by {apart:.1e} of its largest output" if math.isfinite(apart) else "which was zero, or of another shape"
     raise FoldError(
         f"the folded model is not the original: the first layer to differ is {name!r}"
-        f"{f', with {with_parts}' if with_parts else ''}, by {apart:.1e} of its largest output"
+        f"{f', with {with_parts}' if with_parts else ''}, {how_far}"
     )
