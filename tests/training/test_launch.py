@@ -88,7 +88,9 @@ def test_a_killed_process_is_restarted_and_ctrl_c_stops_all(begin):
     assert process.wait(120) == 128 + signal.SIGINT, said.read_text()
     *_, last = said.read_text().splitlines()
     assert "and saved; go on with: diracnets train --resume" in last
-    assert last.endswith("--device cpu --devices 2 --workers 0")
+    assert last.endswith("--device cpu --workers 0 --devices 2 --restarts 1")
+    for words in ("all start again, 1 of 1 restarts", "batches, restart 1 of 1", "2 processes that train one network"):
+        assert words in said.read_text()
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
     epochs = [line.split(",")[0] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert epochs == [f'{{"epoch": {each + 1}' for each in range(len(epochs))]

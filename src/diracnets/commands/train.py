@@ -157,7 +157,7 @@ class Train:
             )
         if self.devices is None:
             return False
-        from diracnets.runtime.launch import count_processes, launch
+        from diracnets.runtime.launch import count_processes, crowded, launch
         from diracnets.training.folder import RunFolder, new_folder
 
         count = count_processes(self.devices, self.device)
@@ -165,6 +165,8 @@ class Train:
             note("--devices auto: one process, since there is one device; it uses all cores of a processor")
         if count == 1 and not self.restarts:
             return False
+        if (warning := crowded(count, self.device)) and not self.quiet:
+            note(warning)
         run = self.run or new_folder(recipe)
         if not self.resume:
             RunFolder(run).check_unused()

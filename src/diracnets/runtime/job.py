@@ -7,7 +7,7 @@ import os
 import socket
 from pathlib import Path
 
-DEVICES = "DIRACNETS_DEVICES"  # what --devices was, for the command that resumes
+LAUNCHED = "DIRACNETS_LAUNCHED"  # --devices and --restarts as they were given, for the command that resumes
 STOP = "DIRACNETS_STOP"  # a file for the number of the signal that stopped a process, so that none is restarted
 
 
@@ -21,6 +21,11 @@ def job() -> str | None:
         return None
     agent = f"{socket.gethostname()} {os.getppid()} {os.environ.get('MASTER_PORT')}"
     return number if number != "none" else hashlib.sha256(agent.encode()).hexdigest()[:16]
+
+
+def restarts() -> tuple[int, int]:
+    """How often torchrun has started all processes again, and how often it may."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)), int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
 
 
 def exit_code(stopped_by: int) -> int:

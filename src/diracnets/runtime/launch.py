@@ -22,7 +22,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from diracnets.errors import DiracNetsError, TrainingError, UsageError
 from diracnets.runtime.device import choose_device
-from diracnets.runtime.job import DEVICES, STOP
+from diracnets.runtime.job import LAUNCHED, STOP
 from diracnets.runtime.ranks import TORCHRUN
 
 SAVING = 120  # seconds that a process has to save its state after a signal
@@ -59,6 +59,18 @@ def count_processes(devices: str, device: str) -> int:
     return count
 
 
+def crowded(processes: int, device: str) -> str:
+    """What to say where there are more processes on the CPU than cores for them; empty where there are not.
+
+    >>> crowded(10**6, "cpu").partition(":")[0], crowded(1, "cpu")
+    ('--devices 1000000', '')
+    """
+    cores = _processors()
+    if processes <= cores or choose_device(device).type != "cpu":
+        return ""
+    return f"--devices {processes}: more processes than the {cores} cores of this machine only wait for each other"
+
+
 def launch(words: Sequence[str], processes: int, *, restarts: int = 0, devices: str = "") -> None:
     """Run a `diracnets` command line in several processes, as torchrun does, and wait for them.
 
@@ -75,10 +87,11 @@ def launch(words: Sequence[str], processes: int, *, restarts: int = 0, devices: 
     stopping = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     heard = [name for name in stopping if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]  # under nohup
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, _processors() // processes)))
+    asked = f"--devices {devices}" + (f" --restarts {restarts}" if restarts else "")
     debug = ["--debug"] if "--debug" in sys.argv else []
     with (
         tempfile.TemporaryDirectory(prefix="diracnets-") as place,
-        _environment({"OMP_NUM_THREADS": threads, DEVICES: devices, STOP: str(Path(place, "stop"))}),
+        _environment({"OMP_NUM_THREADS": threads, LAUNCHED: asked, STOP: str(Path(place, "stop"))}),
         _quiet(),
         _first_signal_alone(heard),
     ):

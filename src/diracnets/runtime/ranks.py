@@ -14,6 +14,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from diracnets.errors import DataError, DiracNetsError, FileError, TrainingError, UsageError
 from diracnets.runtime.device import choose_device
+from diracnets.runtime.job import restarts
 from diracnets.runtime.meeting import fresh_store
 
 T = TypeVar("T")
@@ -240,9 +241,11 @@ def _as_loss(error: BaseException) -> BaseException:
     if isinstance(error, distributed.DistError) or (
         isinstance(error, RuntimeError) and any(word in words for word in ("gloo", "NCCL", "Connection closed"))
     ):
+        done, most = restarts()
+        rest = f"all start again, {done + 1} of {most} restarts" if done < most else "resume from the last checkpoint"
         return TrainingError(
             "another process of this run has ended, and with it the run: see its message, or the system's log where it "
-            "was killed; resume from the last checkpoint"
+            f"was killed; {rest}"
         )
     return error
 

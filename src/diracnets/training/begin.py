@@ -10,9 +10,12 @@ from pathlib import Path
 from diracnets.artifacts.checkpoint import read_checkpoint
 from diracnets.artifacts.run_record import RunRecord
 from diracnets.data.images import ImageData
+from diracnets.data.share import LEAST, cut
 from diracnets.errors import DataError, FileError
 from diracnets.files import absolute_place
 from diracnets.runtime.environment import device_name, record_environment
+from diracnets.runtime.job import restarts
+from diracnets.runtime.ranks import Ranks
 from diracnets.training.class_weights import unequal_classes
 from diracnets.training.evaluating import recalibrates
 from diracnets.training.patience import schedule_cut_short
@@ -22,13 +25,28 @@ from diracnets.training.settings import FEW_STEPS
 from diracnets.training.teacher import Teacher
 
 
-def introduction(recipe: Recipe, data: ImageData, folder: Path, teacher: Teacher | None) -> list[str]:
+def introduction(
+    recipe: Recipe, data: ImageData, folder: Path, teacher: Teacher | None, ranks: Ranks, *, shard: bool
+) -> list[str]:
     """The first lines of a run: which network, which images, and where everything goes."""
     images = f"{len(data.train):,} images to train on, {validated_on(data)} to validate on"
     first = f"{recipe.model.name} on {data.name}: {images}; everything goes to {folder}"
     unequal = unequal_classes(data.train.labels, data.classes) if recipe.optimization.class_weights == "none" else None
     told = [unequal] if unequal else []
-    return [first, *data.summary(), *told, *([] if teacher is None else teacher.summary())]
+    lines = [first, *data.summary(), *told, *([] if teacher is None else teacher.summary())]
+    return lines if ranks.alone else [*lines, _processes(recipe, len(data.train), ranks, shard=shard)]
+
+
+def _processes(recipe: Recipe, images: int, ranks: Ranks, *, shard: bool) -> str:
+    """How many train, what each has of a step, and what its batch norms see of it."""
+    optimization = recipe.optimization
+    batch = min(optimization.batch_size, images)
+    ways = "that divide the network (FSDP2)" if shard else "that train one network"
+    norms = "the whole batch" if optimization.sync_bn else "its own images alone (--sync-bn: the whole batch)"
+    shares = [end - begin for begin, end in cut(batch // optimization.accumulate, ranks.count)]
+    share = f"{max(shares) * optimization.accumulate} of the {batch} images of a step each"
+    none = f", but {shares.count(0)} get none, since a share has at least {LEAST}" if 0 in shares else ""
+    return f"{ranks.count} processes {ways}, {share}{none}; BatchNorm sees {norms}"
 
 
 def steps_per_epoch(batch_size: int, data: ImageData) -> int:
@@ -67,7 +85,9 @@ def begin(run: Run, *, resumed: bool) -> None:
     if resumed and run.over:
         say(f"this run is finished, {state.epoch - 1} of {epochs} epochs: {_to_train_on(run)}")
     elif resumed:
-        say(f"resumed after {state.epoch - 1} epochs and {state.batch} of {run.steps} batches")
+        again, most = restarts()
+        why = f", restart {again} of {most}" if again else ""
+        say(f"resumed after {state.epoch - 1} epochs and {state.batch} of {run.steps} batches{why}")
 
 
 def _to_train_on(run: Run) -> str:

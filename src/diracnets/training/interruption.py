@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from diracnets.errors import DiracNetsError
-from diracnets.runtime.job import DEVICES, exit_code
+from diracnets.runtime.job import LAUNCHED, exit_code
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -90,9 +90,8 @@ def command_to_resume(
     options = {
         "--data-dir": data_dir,
         "--device": None if device == "auto" else device,
-        "--devices": os.environ.get(DEVICES),
         "--workers": workers,
     }
     given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-    given += ["--shard"] * shard
+    given += [*shlex.split(os.environ.get(LAUNCHED, "")), *["--shard"] * shard]
     return shlex.join(["diracnets", "train", "--resume", "--run-dir", str(run), *given])

@@ -204,7 +204,7 @@ def train(
         if not shard:
             net.to(ranks.device, memory_format=memory_format(recipe.runtime.channels_last))  # type: ignore[call-overload]
         reporter = Reporter(optimization.epochs, steps, quiet=quiet or not ranks.first)
-        for line in introduction(recipe, data, folder.path, guide):
+        for line in introduction(recipe, data, folder.path, guide, ranks, shard=shard):
             reporter.say(line)
         if weights is not None:
             reporter.say(followed(data, weights))
