@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from diracnets.data.items import MapStyle
 from diracnets.data.parquet import ParquetSet, find_rows
 from diracnets.data.progress import progress
 from diracnets.data.shard_where import FORMS
-from diracnets.data.shards import ShardSet, find_samples
+from diracnets.data.shards import ShardSet, ShardSource, find_samples
 from diracnets.data.stream import StreamedImages
 from diracnets.data.workers import default_workers
 from diracnets.errors import UsageError, did_you_mean
@@ -34,7 +34,12 @@ DESCRIPTIONS = {
     "shards": "your images in tar files in the WebDataset format, in a folder or on a server",
     "parquet": "your images in Parquet files, as the Hugging Face hub has them, in a folder",
 }
-STREAMED = ("folder", "shards", "parquet")  # decoded when they are needed, from a place that must be given
+_STREAMED: dict[str, tuple[Callable[..., Any], str, str]] = {  # what finds them, what it says, what it wants
+    "folder": (find_images, "checking images", "the folder"),
+    "shards": (find_samples, "looking into shards", FORMS),
+    "parquet": (find_rows, "checking images", "a folder with train-*.parquet"),
+}
+STREAMED = tuple(_STREAMED)  # decoded when they are needed, from a place that must be given
 
 
 def data_names() -> list[str]:
@@ -96,8 +101,9 @@ def load_data(
         raise UsageError(f"skip_unreadable must be a part of the images, 0 to less than 1, not {skip_unreadable}")
     if skip_unreadable and data not in STREAMED:
         raise UsageError(f"skip_unreadable is for {', '.join(STREAMED)}: of other data no image is left out")
+    side = image_size or _FOLDER_SIZE
     if data == "shards":
-        return _load_shards(data_dir, image_size or _FOLDER_SIZE, device, workers, skip_unreadable)
+        return _photographs(data, data_dir, (3, side, side), device, workers, skip_unreadable)
     if data_dir is not None and (url := url_in(data_dir)) and not Path(data_dir).exists():
         raise UsageError(f"{url} is a URL, which is not fetched: download it first, and give the folder")
     if not isinstance(data, str):
@@ -105,10 +111,8 @@ def load_data(
     if data not in data_names():
         hint = did_you_mean(data, data_names())
         raise UsageError(f"there is no data named {data!r}, only {', '.join(data_names())}{hint and '; ' + hint}")
-    if data == "folder":
-        return _load_folder(data_dir, image_size or _FOLDER_SIZE, device, workers, skip_unreadable)
-    if data == "parquet":
-        return _load_parquet(data_dir, image_size or _FOLDER_SIZE, device, workers, skip_unreadable)
+    if data in STREAMED:
+        return _photographs(data, data_dir, (3, side, side), device, workers, skip_unreadable)
     side = 8 if data == "digits" else 32
     if image_size not in (None, side):
         raise UsageError(f"the images of {data} have {side} pixels, not {image_size}: leave the image size out")
@@ -118,76 +122,29 @@ def load_data(
     return load_cifar(published, Path("data") if data_dir is None else data_dir, device=device, fetch=download)
 
 
-def _load_folder(
-    data_dir: str | Path | None, image_size: int, device: torch.device | str, workers: int | None, skip: float
+def _photographs(
+    name: str, where: str | Path | None, size: Size, device: torch.device | str, workers: int | None, skip: float
 ) -> ImageData:
-    if data_dir is None:
-        raise UsageError("data 'folder' needs to know which one: give data_dir")
-    size = (3, image_size, image_size)
-
-    def images(listing: Listing) -> StreamedImages:
-        return _streamed(FolderSource(listing.files), listing.labels, size, device, workers)
-
-    looking = default_workers() if workers is None else workers
-    with progress("checking images") as report:
-        train, val = find_images(data_dir, skip=skip, workers=looking, report=report)
-    facts = ("folder", train.classes, size, IMAGENET_MEAN, IMAGENET_STD)
-    return ImageData(*facts, images(train), images(val), train.notes)
-
-
-def _load_shards(
-    where: str | Path | None, image_size: int, device: torch.device | str, workers: int | None, skip: float
-) -> ImageData:
+    """Images that are decoded when they are needed, normalized as those of ImageNet are."""
+    find, says, what = _STREAMED[name]
     if where is None:
-        raise UsageError(f"data 'shards' needs to know which: give data_dir: {FORMS}")
-    size = (3, image_size, image_size)
+        raise UsageError(f"data {name!r} needs to know which: give data_dir, {what}")
+    with progress(says) as report:
+        train, val = find(where, skip=skip, workers=default_workers() if workers is None else workers, report=report)
 
-    def images(each: ShardSet) -> StreamedImages:
-        files = torch.from_numpy(each.source.shards).long()
-        bring = each.source.bring if each.ahead else None
-        return _streamed(each.source, each.labels, size, device, workers, groups=files, bring=bring, spare=each.spare)
+    def images(part: Listing | ShardSet | ParquetSet) -> StreamedImages:
+        source: Source
+        options: dict[str, Any] = {}
+        if isinstance(part, Listing):
+            source = FolderSource(part.files)
+        elif isinstance(part.source, ShardSource):
+            source, groups = part.source, torch.from_numpy(part.source.shards).long()
+            options = {"groups": groups, "bring": part.source.bring if part.ahead else None, "spare": part.spare}
+        else:
+            source = part.source
+            options = {"groups": torch.from_numpy(part.source.bundles()), "spare": part.spare}
+        options |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "device": device, "workers": workers}
+        return StreamedImages(source, torch.tensor(part.labels), size=size, **options)
 
-    looking = default_workers() if workers is None else workers
-    with progress("looking into shards") as report:
-        train, val = find_samples(where, skip=skip, workers=looking, report=report)
-    facts = ("shards", train.classes, size, IMAGENET_MEAN, IMAGENET_STD)
+    facts = (name, train.classes, size, IMAGENET_MEAN, IMAGENET_STD)
     return ImageData(*facts, images(train), images(val), train.notes)
-
-
-def _load_parquet(
-    where: str | Path | None, image_size: int, device: torch.device | str, workers: int | None, skip: float
-) -> ImageData:
-    if where is None:
-        raise UsageError("data 'parquet' needs to know which: give data_dir, a folder with train-*.parquet")
-    size = (3, image_size, image_size)
-
-    def images(each: ParquetSet) -> StreamedImages:
-        bundles = torch.from_numpy(each.source.bundles())
-        return _streamed(each.source, each.labels, size, device, workers, groups=bundles, spare=each.spare)
-
-    looking = default_workers() if workers is None else workers
-    with progress("checking images") as report:
-        train, val = find_rows(where, skip=skip, workers=looking, report=report)
-    facts = ("parquet", train.classes, size, IMAGENET_MEAN, IMAGENET_STD)
-    return ImageData(*facts, images(train), images(val), train.notes)
-
-
-def _streamed(
-    source: Source,
-    labels: Sequence[int],
-    size: Size,
-    device: torch.device | str,
-    workers: int | None,
-    **options: Any,  # noqa: ANN401
-) -> StreamedImages:
-    """Photographs that are decoded when they are needed, normalized as those of ImageNet are."""
-    return StreamedImages(
-        source,
-        torch.tensor(labels),
-        size=size,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        device=device,
-        workers=workers,
-        **options,
-    )
