@@ -326,6 +326,31 @@ def test_resuming_finds_the_data_where_it_was(tmp_path, monkeypatch, capsys):
     assert diracnets.load("second/best.pt").card.provenance["start"] == "best.pt"
 
 
+def test_photographs_go_on_from_trained_weights_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train_on_pictures("first")
+    words = [
+        "train",
+        "--data",
+        "folder",
+        "--data-dir",
+        "images",
+        "--from",
+        "first",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+    ]
+    assert main([*words, "--epochs", "2", "--run-dir", "second"]) == 0
+    usual, used = Recipe.load("finetune"), Recipe.load("second/recipe.toml")
+    assert used == usual.replaced(model="diracnet-10-0.25", image_size=16, epochs=2)
+    told = capsys.readouterr().err
+    assert "recipe finetune, as trained weights go on with photographs: all layers, 2 epochs, learning rate 0." in told
+    assert diracnets.train("finetune", start="second", run="third", data_dir="images", device="cpu", quiet=True).chain
+    assert Recipe.load("third/recipe.toml") == used.replaced(epochs=usual.optimization.epochs)
+
+
 def test_starting_from_trained_weights(run, tmp_path):
     words = ["train", *TINY, "--epochs", "1", "--quiet", "--freeze", "--run-dir", str(tmp_path / "next")]
     assert main([*words, "--from", str(run / "model.safetensors")]) == 0

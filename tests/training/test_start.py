@@ -223,5 +223,12 @@ def test_network_and_image_size_follow_the_weights_unless_asked_otherwise():
     assert (asked.model.name, asked.data.image_size) == ("diracnet-28-1", 128)
     flags = ["--data", "folder", "--from", "diracnet-28-1-cifar10"]
     assert parse(["train", *flags]).settings.data.image_size == 32
+    finetune = Recipe.load("finetune")
+    assert parse(["train", *flags]).settings.optimization == finetune.optimization
+    assert parse(["train", *flags, "--lr", "0.5"]).settings.optimization == finetune.replaced(lr=0.5).optimization
+    assert parse(["train", *flags, "--recipe", "fast-imagenet"]).settings.optimization == recipe.optimization
+    assert parse(["train", "--data", "cifar10", *flags[2:]]).settings == parse(["train", "--data", "cifar10"]).settings
+    with pytest.raises(UsageError, match="the recipe finetune starts from trained weights: give --from"):
+        parse(["train", *flags[:2], "--recipe", "finetune"])
     assert parse(["train", *flags, "--image-size", "64"]).settings.data.image_size == 64
     assert parse(["train", *flags, "--image-size", "64"]).settings.model.name == "diracnet-28-1"

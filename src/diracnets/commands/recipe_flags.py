@@ -14,14 +14,16 @@ from diracnets.commands.help import texts
 from diracnets.commands.words import given, modern
 from diracnets.errors import DiracNetsError, UsageError
 from diracnets.training.recipe import GROUPS, Recipe
+from diracnets.training.settings import PHOTOGRAPHS
 from diracnets.training.tables import short_names
 
 Options = TypeVar("Options")
 
+FINETUNE = "finetune"
 _USUAL = {
     "digits": "demo",
     **dict.fromkeys(("cifar10", "cifar100"), "fast-cifar"),
-    **dict.fromkeys(("folder", "shards", "parquet"), "fast-imagenet"),
+    **dict.fromkeys(PHOTOGRAPHS, "fast-imagenet"),
 }
 
 
@@ -31,7 +33,8 @@ def with_settings(cls: type[Options], options: Sequence[str]) -> tuple[type[Opti
     The recipe, and so the defaults of the flags, depends on some of the options.
 
     Raises:
-        UsageError: no such recipe, --resume without --run-dir, --data-dir without --data.
+        UsageError: no such recipe, one that starts from weights without --from, --resume without --run-dir,
+            --data-dir without --data.
         FileError: no run to resume.
     """
     options = modern(options)
@@ -41,16 +44,30 @@ def with_settings(cls: type[Options], options: Sequence[str]) -> tuple[type[Opti
     among = {flag for flag in ("data", "recipe", "data-dir") if given(options, flag) is not None}
     if among == {"data-dir"} and "--resume" not in options:
         raise UsageError("--data-dir needs --data: folder, shards or parquet for your own images, cifar10 or cifar100")
+    if name == FINETUNE and not {"--resume", "--help", "-h"} & set(options) and given(options, "from") is None:
+        raise UsageError(f"the recipe {FINETUNE} starts from trained weights: give --from NAME|FILE, or another recipe")
     if name is None and "--resume" in options:
         recipe = recipe_of(Path(str(run)))
     else:
-        recipe = Recipe.load(name or _USUAL.get(given(options, "data") or "", "fast-cifar"))
+        recipe = Recipe.load(name or usual_recipe(options))
     recipe = _following(recipe, options)
     groups = [(group, _flags(getattr(recipe, group), group)) for group in GROUPS]
     made = make_dataclass(
         cls.__name__, groups, bases=(cls,), namespace={"options": tuple(options)}, frozen=True, kw_only=True
     )
     return made, options
+
+
+def usual_recipe(options: Sequence[str]) -> str:
+    """The recipe for what the options train, and from what, where they name none.
+
+    >>> usual_recipe(["--data", "folder"]), usual_recipe(["--data", "folder", "--from", "runs/first"])
+    ('fast-imagenet', 'finetune')
+    """
+    data = given(options, "data") or ""
+    if data in PHOTOGRAPHS and given(options, "from") is not None:
+        return FINETUNE
+    return _USUAL.get(data, "fast-cifar")
 
 
 def recipe_of(run: Path) -> Recipe:

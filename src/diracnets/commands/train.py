@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -11,15 +12,15 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 from diracnets.artifacts.run_record import RunRecord
 from diracnets.commands.output import note
-from diracnets.commands.recipe_flags import recipe_of, with_settings
-from diracnets.commands.words import without
+from diracnets.commands.recipe_flags import FINETUNE, recipe_of, usual_recipe, with_settings
+from diracnets.commands.words import given, without
 from diracnets.errors import UsageError
 from diracnets.training.recipe import GROUPS, Recipe, recipe_names
 from diracnets.training.safeguards import Safeguards
 
 _RECIPES = (
     f"The recipe that the settings below start from: one of the package ({', '.join(recipe_names())}) or a file. "
-    "By default one that suits --data."
+    "By default one that suits --data; finetune, where photographs are trained on with --from."
 )
 
 
@@ -28,8 +29,8 @@ GROUPS_OF_FLAGS = {
     "The network": "model start init filters alpha beta bias width pool",
     "The run": "run resume eval_every save_every keep stall_seconds diverged_steps seed deterministic quiet",
     "Optimization": (
-        "epochs batch_size accumulate optimizer lr momentum nesterov weight_decay muon_lr muon_momentum scale_lr "
-        "stem_lr classifier_lr schedule warmup milestones gamma restart_momentum clip_grad freeze"
+        "epochs patience batch_size accumulate optimizer lr momentum nesterov weight_decay muon_lr muon_momentum "
+        "scale_lr stem_lr classifier_lr schedule warmup milestones gamma restart_momentum clip_grad freeze"
     ),
     "Regularization and BatchNorm": "label_smoothing class_weights ema_decay swa_fraction recalibrate_bn sync_bn",
     "Augmentation": "crop pad min_scale flip cutout mixup progressive_size progressive_fraction",
@@ -141,6 +142,19 @@ class Train:
                 )
         return recipe
 
+    def picked(self, recipe: Recipe) -> str | None:
+        """What to say of a recipe that was chosen for trained weights, None if the command names one."""
+        if self.start is None or self.resume or self.quiet or given(self.options, "recipe") is not None:
+            return None
+        if usual_recipe(self.options) != FINETUNE:
+            return None
+        rates = recipe.optimization
+        what = "the classifier alone" if rates.freeze else "all layers"
+        return (
+            f"recipe {FINETUNE}, as trained weights go on with photographs: {what}, {rates.epochs} epochs, learning "
+            f"rate {rates.lr:g}; --recipe and flags change it"
+        )
+
     def launched(self, recipe: Recipe) -> bool:
         """Start the command in several processes and wait for them, if --devices asks for several.
 
@@ -179,6 +193,8 @@ class Train:
         recipe = self.kept_settings()
         if self.launched(recipe):
             return
+        if (why := self.picked(recipe)) and os.environ.get("RANK", "0") == "0":  # of several processes, one says it
+            note(why)
         from diracnets.runtime.device import choose_device, keep_memory
         from diracnets.training.loop import train
 

@@ -37,7 +37,14 @@ from diracnets.training.recipe import Recipe
 from diracnets.training.reporter import Events, Reporter
 from diracnets.training.run import Run
 from diracnets.training.safeguards import Safeguards
-from diracnets.training.start import followed, network_to_resume, start_name, starting_network, with_normalization
+from diracnets.training.start import (
+    followed,
+    following,
+    network_to_resume,
+    start_name,
+    starting_network,
+    with_normalization,
+)
 from diracnets.training.state import State, precision_of
 from diracnets.training.teacher import check_teacher, load_teacher
 from diracnets.training.watchdog import LossWatch
@@ -72,7 +79,8 @@ def train(
     `diracnets.runtime.device.keep_memory` before, as the command line does: a step takes up to a third less time.
 
     Args:
-        recipe: what to do, or the name of a recipe. When resuming, the very recipe that the run began with.
+        recipe: what to do, or the name of a recipe, whose network and image size are then those of `start`, see
+            `following`. When resuming, the very recipe that the run began with.
         net: a module of one's own to train instead of the recipe's network: for images [B, C, H, W] it gives logits
             [B, classes]. It is trained itself, and the best one of all epochs, a copy, is the result's. When resuming,
             one of the same layers. There is a model file if it folds to a straight line of layers.
@@ -110,6 +118,7 @@ def train(
     >>> sorted(path.name for path in trained.run.iterdir() if path.suffix in (".toml", ".jsonl", ".safetensors"))
     ['metrics.jsonl', 'model.safetensors', 'recipe.toml', 'scales.jsonl']
     """
+    named = isinstance(recipe, str)
     if isinstance(recipe, str):
         recipe = Recipe.load(recipe)
     if net is not None:
@@ -126,6 +135,7 @@ def train(
         raise UsageError("a resumed run goes on from its own weights: give one of its checkpoints, or none")
     if not resume and isinstance(start, str | Path):
         start = network_file(start)
+        recipe = following(recipe, start) if named else recipe
     if shard and net is not None:
         raise UsageError("shard divides networks of diracnets, block by block: for a module of your own, leave it out")
     if shard and recipe.runtime.compile:

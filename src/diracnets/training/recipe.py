@@ -177,7 +177,8 @@ def recipe_names() -> list[str]:
     """The recipes that come with the package.
 
     >>> recipe_names()
-    ['best-cifar', 'deep-cifar', 'demo', 'fast-cifar', 'fast-imagenet', 'paper-cifar', 'paper-imagenet', 'sprint-cifar']
+    ['best-cifar', 'deep-cifar', 'demo', 'fast-cifar', 'fast-imagenet', 'finetune', 'paper-cifar', 'paper-imagenet',
+     'sprint-cifar']
     """
     return sorted(entry.name.removesuffix(".toml") for entry in _shipped().iterdir() if entry.name.endswith(".toml"))
 
