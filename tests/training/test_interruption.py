@@ -1,3 +1,4 @@
+import os
 import signal
 import threading
 
@@ -38,6 +39,16 @@ def test_the_first_signal_is_answered_at_once(several, second, capfd):
         assert not capfd.readouterr().err
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_process_whose_torchrun_was_killed_stops(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    other = Interruption(several=True)  # of another launcher, which may end before it
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+    interruption = Interruption(several=True)
+    assert interruption.asked == 0
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert (interruption.asked, other.asked) == (signal.SIGTERM, 0)
 
 
 def test_handlers_come_back_without_a_signal_and_after_an_error():

@@ -63,7 +63,7 @@ def _in_step(run: Run, batches: Iterable[Batch]) -> Iterator[Batch]:
     iterator, ranks, state = iter(batches), run.state.ranks, run.state
     while True:
         batch, error = fetched(iterator)
-        number, failed = ranks.highest(run.interruption.signal or 0, error is not None)
+        number, failed = ranks.highest(run.interruption.asked, error is not None)
         run.stop(number)  # a machine that stops everything may take the workers first
         if failed:
             run.save()

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from diracnets.errors import DiracNetsError
-from diracnets.runtime.job import LAUNCHED, exit_code
+from diracnets.runtime.job import LAUNCHED, exit_code, job
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -33,6 +33,7 @@ class Interruption:
         say: whether to write at once, on standard error, that the request was heard and what a second one does.
         several: whether this is one of several processes. A second signal then does nothing: `torchrun` passes signals
             on that have come here already, and sends SIGTERM to those that are left when the first process has ended.
+            If the `torchrun` that started it is killed, that counts as a SIGTERM: nobody is left to stop the process.
 
     Python delivers signals to the main thread alone: in another thread nothing is caught, and `signal` stays None.
 
@@ -46,6 +47,7 @@ class Interruption:
         self.signal: int | None = None
         self._say = say
         self._several = several
+        self._parent = os.getppid() if several and job() is not None else None
         self._before: dict[signal.Signals, signal._HANDLER] = {}
 
     def __enter__(self) -> Interruption:
@@ -59,6 +61,13 @@ class Interruption:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
+
+    @property
+    def asked(self) -> int:
+        """The number of the signal that asks for an end, 0 for none."""
+        if self.signal is None and self._parent is not None and os.getppid() != self._parent:
+            self.signal = signal.SIGTERM
+        return self.signal or 0
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self._say and self.signal is None:

@@ -130,7 +130,7 @@ class Run:
 
     def stop_if_asked(self) -> None:
         """Save and raise `Interrupted` if a signal came, to any of the processes."""
-        self.stop(*self.state.ranks.highest(self.interruption.signal or 0))
+        self.stop(*self.state.ranks.highest(self.interruption.asked))
 
     def stop(self, number: int) -> None:
         """Save and raise `Interrupted` for a signal's number, unless it is 0."""
