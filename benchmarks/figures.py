@@ -1,4 +1,4 @@
-"""Draw the figures of README.md and docs/depth.md, the curves from results/depth.jsonl.
+"""Draw the figure of docs/depth.md from results/depth.jsonl.
 
 python benchmarks/figures.py
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 STUDY = depth_study()
 DEPTHS = (28, 52, 100, 196, 400, 1000)
 RATE = 0.2
-DIRAC, PLAIN, RESIDUAL, GREY = "#0b6fb8", "#d1495b", "#66a182", "#8a8f98"
+DIRAC, PLAIN, RESIDUAL = "#0b6fb8", "#d1495b", "#66a182"
 DIRAC_ROW, PLAIN_ROW, RESIDUAL_ROW = "diracnet-{}-0.5-deep", "plain-{}-0.5-identity", "wrn-{}-0.5"
 
 
@@ -76,46 +76,8 @@ def of_accuracy(axes: Axes) -> None:
     axes.legend(fontsize=8, loc="lower left", title="* same initial filters as Dirac", title_fontsize=8)
 
 
-def what_it_does(axes: Axes) -> None:
-    """A block in training, and what folding makes of it."""
-    axes.set_axis_off()
-    axes.set_xlim(0, 10)
-    axes.set_ylim(0, 10)
-    axes.text(0, 9.5, "Training", fontsize=12, weight="bold")
-    chain(axes, 7.4, (("Dirac conv", 2.6, DIRAC), ("BatchNorm", 2.3, GREY), ("ReLU", 1.5, "white")))
-    axes.text(0.1, 6.3, r"filters:  $\alpha I + \beta\,W / \|W\|$", fontsize=11, color=DIRAC)
-    arrow = {"arrowstyle": "-|>", "linewidth": 2, "color": "black", "mutation_scale": 18}
-    axes.annotate("", xy=(3.2, 3.9), xytext=(3.2, 5.4), arrowprops=arrow)
-    axes.text(3.6, 4.45, "diracnets.fold(net): exact, checked on the spot", fontsize=10, family="monospace")
-    axes.texts[-1].set_family("sans-serif")
-    axes.text(0, 3.2, "Inference", fontsize=12, weight="bold")
-    chain(axes, 1.2, (("conv", 1.6, DIRAC), ("ReLU", 1.5, "white"), ("conv", 1.6, DIRAC), ("ReLU", 1.5, "white")))
-
-
-def chain(axes: Axes, y: float, boxes: Sequence[tuple[str, float, str]]) -> None:
-    """Boxes from left to right with arrows between them."""
-    from matplotlib.patches import FancyBboxPatch
-
-    x, gap = 0.1, 0.45
-    for text, width, color in boxes:
-        style = {"boxstyle": "round,pad=0,rounding_size=0.15", "linewidth": 1.2}
-        edge = "black" if color == "white" else color
-        axes.add_patch(FancyBboxPatch((x, y), width, 1.3, facecolor=color, edgecolor=edge, **style))
-        ink = "black" if color == "white" else "white"
-        axes.text(x + width / 2, y + 0.62, text, ha="center", va="center", fontsize=10, color=ink)
-        x += width
-        axes.annotate("", xy=(x + gap, y + 0.65), xytext=(x, y + 0.65), arrowprops={"arrowstyle": "->"})
-        x += gap
-    axes.text(x + 0.05, y + 0.62, "...", va="center", fontsize=14)
-
-
 def main() -> None:
     groups = found(STUDY)
-    figure = new_figure(11.5, 4.2)
-    left, right = figure.subplots(1, 2, width_ratios=[1, 1.15])
-    what_it_does(left)
-    by_depth(right, groups)
-    save_figure(figure, ROOT / "docs" / "diracnets.png")
     figure = new_figure(11.5, 4.2)
     left, right = figure.subplots(1, 2)
     by_depth(left, groups)

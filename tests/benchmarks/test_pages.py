@@ -1,6 +1,7 @@
 import re
 
 import figures
+import front
 import pages
 import pytest
 import torch
@@ -21,14 +22,6 @@ def test_a_stranger_can_read_the_page():
         assert first.count(error) == 1
 
 
-def test_every_link_leads_somewhere():
-    for page in ("results.md", "depth.md"):
-        text = (pages.PAGE.parent / page).read_text(encoding="utf-8")
-        links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
-        assert len(links) >= 3
-        assert all((pages.PAGE.parent / link).exists() for link in links)
-
-
 def test_the_figures_show_the_measured_numbers():
     axes = figures.new_figure(5, 5).subplots()
     figures.by_depth(axes, pages.found(figures.STUDY))
@@ -36,6 +29,19 @@ def test_the_figures_show_the_measured_numbers():
     table = [line[2:-2].split(" | ") for line in pages.by_depth().splitlines()[2:]]
     for line, column in zip(lines, (1, 4, 2, 3), strict=True):
         assert line == [float(row[column].split()[0]) for row in table if row[column].strip()]
+
+
+def test_the_caption_of_the_readme_s_picture_is_true():
+    groups = pages.found(figures.STUDY)
+    lines = {name: front.values(groups, row, rate) for name, (row, rate, *_) in front.LINES.items()}
+    text = (pages.ROOT / "README.md").read_text(encoding="utf-8")
+    low, high = map(int, re.search(r"stays at (\d+) to (\d+)% from 28 to 1,000 layers", text).groups())
+    assert (round(min(lines["dirac"].values())), round(max(lines["dirac"].values()))) == (low, high)
+    assert [*lines["dirac"]] == [*figures.DEPTHS]
+    best = front.values(groups, figures.PLAIN_ROW, None)
+    assert all(0 < lines["dirac"][depth] - best[depth] < 3 for depth in best)
+    assert lines["residual"].keys() < best.keys()
+    assert min(lines["plain"].values()) == pytest.approx(10, abs=0.1)
 
 
 def test_what_relus_pass_on_by_their_bias_is_as_the_page_on_depth_says():
