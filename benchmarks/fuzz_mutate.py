@@ -46,24 +46,21 @@ TEXTS = (
     *("diracnet-1000000-1", "diracnet-10-1e9", "Conv2d", "__class__", "forward", "\ud800", "train", "cifar10", "deep"),
 )
 EVIL = (
-    *(
-        b"cos\nsystem\n(X\x04\x00\x00\x00truetR",
-        b"cbuiltins\nexec\n(X\x01\x00\x00\x001tR",
-        b"\x8c\x02os\x8c\x06system\x93",
-    ),
-    *(b"c__builtin__\nbytearray\n(J\xff\xff\xff\x7ftR", b"r\xff\xff\xff\x7f", b"q\xff", b")" + b"\x85" * 3000),
-    *(
-        b"]q\x00]q\x01" + b"h\x00h\x00h\x00h\x00" * 9 + b"e",
-        b"ccollections\nOrderedDict\n)R",
-        b"(lp0\nI1\naI99\na",
-        b"\x82\x01",
-    ),
-    *(
-        b"".join(b"h%c" % n * 2 + b"\x86q%c" % (n + 1) for n in range(1, 60)),
-        b"\x8a\xff" + b"\x7f" * 255,
-        b"K\x01s",
-        b"\x88",
-    ),
+    b"cos\nsystem\n(X\x04\x00\x00\x00truetR",
+    b"cbuiltins\nexec\n(X\x01\x00\x00\x001tR",
+    b"\x8c\x02os\x8c\x06system\x93",
+    b"c__builtin__\nbytearray\n(J\xff\xff\xff\x7ftR",
+    b"r\xff\xff\xff\x7f",
+    b"q\xff",
+    b")" + b"\x85" * 3000,
+    b"]q\x00]q\x01" + b"h\x00h\x00h\x00h\x00" * 9 + b"e",
+    b"ccollections\nOrderedDict\n)R",
+    b"(lp0\nI1\naI99\na",
+    b"\x82\x01",
+    b"".join(b"h%c" % n * 2 + b"\x86q%c" % (n + 1) for n in range(1, 60)),
+    b"\x8a\xff" + b"\x7f" * 255,
+    b"K\x01s",
+    b"\x88",
 )
 Mutation = Callable[[bytes, random.Random], bytes]
 CHOICES = st.randoms(use_true_random=False)
@@ -317,6 +314,9 @@ def toml_lines(data: bytes, choice: random.Random) -> bytes:
     return "\n".join(lines).encode("utf-8", "ignore")
 
 
+PAX = b"path size linkpath GNU.sparse.map GNU.sparse.size GNU.sparse.realsize GNU.sparse.major hdrcharset mtime".split()
+
+
 def tar_headers(data: bytes, choice: random.Random) -> bytes:
     """A tar archive with a field of a header changed, or a header put in, the checksum right."""
     places = [place for place in range(0, len(data) - 511, 512) if data[place + 257 : place + 262] == b"ustar"]
@@ -348,9 +348,7 @@ def tar_headers(data: bytes, choice: random.Random) -> bytes:
         case 1:
             header[124:136] = choice.choice(numbers)
         case 2:
-            header[156:157] = choice.choice(
-                (b"0", b"1", b"2", b"3", b"5", b"6", b"7", b"L", b"K", b"x", b"g", b"S", b"D", b"\0", b"X")
-            )
+            header[156] = choice.choice(b"0123567LKxgSD\0X")
         case 3:
             header[157:257] = choice.choice(names).ljust(100, b"\0")
         case 4:
@@ -358,19 +356,7 @@ def tar_headers(data: bytes, choice: random.Random) -> bytes:
         case 5:
             header[345:500] = choice.choice(names).ljust(155, b"\0")
         case _:
-            name = choice.choice(
-                (
-                    b"path",
-                    b"size",
-                    b"linkpath",
-                    b"GNU.sparse.map",
-                    b"GNU.sparse.size",
-                    b"GNU.sparse.realsize",
-                    b"GNU.sparse.major",
-                    b"hdrcharset",
-                    b"mtime",
-                )
-            )
+            name = choice.choice(PAX)
             value = choice.choice(
                 (*names, b"-1", b"99999999999999999999", b"9" * 5000, b"n" * 40_000, b"0,1,2", b"", b"1", b"BINARY")
             )
@@ -444,9 +430,7 @@ def _png(data: bytes, choice: random.Random) -> bytes:
             chunks[at][1] = choice.choice(BYTES)(chunks[at][1], choice)
         case 3:
             text = zlib.compress(bytes(choice.choice((10, 10_000_000))))
-            kind = choice.choice(
-                (b"zTXt", b"iCCP", b"tEXt", b"tRNS", b"PLTE", b"acTL", b"fcTL", b"fdAT", b"eXIf", b"iTXt")
-            )
+            kind = choice.choice(b"zTXt iCCP tEXt tRNS PLTE acTL fcTL fdAT eXIf iTXt".split())
             chunks.insert(
                 at, [kind, choice.choice((b"x\0\0" + text, b"\0" * 26, b"\0\0\0\2\0\0\0\0", choice.randbytes(40)))]
             )
@@ -476,8 +460,5 @@ def _jpeg(data: bytes, choice: random.Random) -> bytes:
             scan = data[max(mark for mark in marks if data[mark + 1] == 0xDA) : -2]
             return data[:-2] + scan * choice.choice((2, 50, 1000)) + data[-2:]
         case _:
-            return (
-                data[: place + 1]
-                + bytes([choice.choice((0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA, 0xDA, 0xE1, 0xEE))])
-                + data[place + 2 :]
-            )
+            kind = choice.choice(b"\xc0\xc1\xc2\xc3\xc9\xca\xda\xe1\xee")
+            return data[: place + 1] + bytes([kind]) + data[place + 2 :]

@@ -30,6 +30,12 @@ SECONDS = 10.0  # of processor time for one file
 WALL = 180.0  # of any time: what does not come back then is stuck in code that no signal reaches
 LONGEST = 3000  # characters of a message
 ROOM = 1 << 30  # bytes of addresses above the allowed memory, which is measured
+_CHANGES = tuple(
+    f"os.{name}" for name in ("remove", "rename", "mkdir", "rmdir", "link", "symlink", "truncate", "utime")
+)
+_CHANGES += ("os.chmod", "os.chown", "shutil.rmtree", "shutil.move")
+_NEVER = tuple(f"os.{name}" for name in ("system", "exec", "spawn", "posix_spawn", "fork", "putenv"))
+_NEVER += ("subprocess.Popen", "socket.", "pickle.find_class", "ctypes.dlopen", "urllib.Request")
 
 
 @dataclass(frozen=True)
@@ -77,20 +83,7 @@ class Watch:
         if event == "open":
             flags = args[2] if isinstance(args[2], int) else 0
             return self._outside(args[0]) if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC) else None
-        if event in (
-            "os.remove",
-            "os.rename",
-            "os.mkdir",
-            "os.rmdir",
-            "os.link",
-            "os.symlink",
-            "os.chmod",
-            "os.chown",
-            "os.truncate",
-            "shutil.rmtree",
-            "shutil.move",
-            "os.utime",
-        ):
+        if event in _CHANGES:
             inside = args[-1] if event in ("os.remove", "os.rmdir", "os.mkdir") and len(args) > 1 else -1
             base = str(Path(f"/proc/self/fd/{inside}").readlink()) if isinstance(inside, int) and inside >= 0 else ""
             paths = [arg for arg in args[:2] if isinstance(arg, str | bytes | Path)]
@@ -100,20 +93,7 @@ class Watch:
             if sys._getframe(3).f_globals.get("__name__") in ("typing", "collections", "dataclasses"):
                 return None  # of our own type hints
             return name if name.startswith("<") and not name.startswith("<frozen") else None
-        bad = (
-            "os.system",
-            "os.exec",
-            "os.spawn",
-            "os.posix_spawn",
-            "os.fork",
-            "os.putenv",
-            "subprocess.Popen",
-            "socket.",
-            "pickle.find_class",
-            "ctypes.dlopen",
-            "urllib.Request",
-        )
-        return str(args)[:100] if event.startswith(bad) else None
+        return str(args)[:100] if event.startswith(_NEVER) else None
 
     def _outside(self, path: object) -> str | None:
         if not isinstance(path, str | bytes | Path):

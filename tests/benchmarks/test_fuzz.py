@@ -5,6 +5,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -15,7 +16,7 @@ import fuzz
 import fuzz_process
 from fuzz_mutate import files
 from fuzz_process import Isolated, Verdict
-from fuzz_targets import Target
+from fuzz_targets import TARGETS, Target
 
 GOOD = bytes(range(200, 256)) * 4
 
@@ -42,6 +43,15 @@ def test_hostile_files_do_no_harm(name, tmp_path):
     assert row["accepted"] > 2
     assert row["refused"] > 2
     assert row["inputs"] == row["accepted"] + row["refused"]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("name", [name for name, target in TARGETS.items() if target.aware])
+def test_changes_that_know_the_format_work(name, tmp_path):
+    """Where they were errors for good files, only bytes would be changed, and nobody would see it."""
+    seed = TARGETS[name].seeds(tmp_path)[0]
+    for change in TARGETS[name].aware:
+        assert len({change(seed, Random(number)) for number in range(10)}) > 3
 
 
 def test_hypothesis_finds_a_planted_crash_and_makes_its_file_simple(tmp_path, monkeypatch):
