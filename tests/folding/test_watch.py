@@ -1,6 +1,7 @@
 """Models whose code decides by something that a trace does not show: right or left with the reason, never different."""
 
 import contextlib
+import gc
 import os
 import random
 import types
@@ -495,6 +496,25 @@ def test_tracing_leaves_debuggers_and_attributes_alone(warm):
     finally:
         sys.settrace(before)
     assert "last" not in vars(model)
+
+
+def test_what_garbage_collection_calls_is_not_the_model(warm):
+    def callback(phase, _):
+        try:
+            phase.encode()
+        except AttributeError:
+            random.random()
+
+    model, before = warm(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU())), gc.get_threshold()
+    gc.callbacks.append(callback)
+    gc.set_threshold(1)
+    try:
+        folded = fold(model, IMAGES)
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(callback)
+    assert gc.isenabled()
+    assert len(folded) == 2
 
 
 def test_look_at():

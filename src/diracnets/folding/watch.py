@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import dis
+import gc
 import inspect
 import os
 import sys
@@ -62,13 +63,19 @@ class Watch:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Watch this thread; debuggers and coverage, which are called by the same means, go on afterwards."""
-        before = sys.gettrace()
+        """Watch this thread; debuggers and coverage, which are called by the same means, go on afterwards.
+
+        Garbage is collected afterwards too, since what is called by that is not the model's code.
+        """
+        before, collects = sys.gettrace(), gc.isenabled()
+        gc.disable()
         sys.settrace(self._called)
         try:
             yield
         finally:
             sys.settrace(before)
+            if collects:
+                gc.enable()
         if self.caught:
             self.hidden(f"{self.caught} does not let an exception through")
 
