@@ -21,6 +21,7 @@ import re
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -32,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import hypothesis
 import hypothesis.configuration
+import hypothesis.errors
 import tyro
 from fuzz_mutate import files
 from fuzz_process import SECONDS, Isolated, Verdict
@@ -87,7 +89,9 @@ def one_round(
             raise _harm(verdict.kind)(verdict.wrong)
 
     try:
-        reads()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", hypothesis.errors.HypothesisWarning)  # of large files
+            reads()
     except Exception:  # one fault, a group of them, or one that does not come again
         if not found:
             raise

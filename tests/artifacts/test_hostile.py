@@ -41,6 +41,12 @@ def test_layers_without_end_are_refused():
         layers.from_data(data)
 
 
+def test_a_long_argument_makes_no_long_message():
+    with pytest.raises(ValueError, match="with the arguments") as raised:
+        layers.from_data([{"name": "0", "type": "Flatten", "1" * 5000: 1}])
+    assert len(str(raised.value)) < 300
+
+
 def test_a_card_in_which_one_list_stands_everywhere_is_refused():
     value = []
     for _ in range(12):

@@ -88,7 +88,9 @@ def from_data(layers: Sequence[Any]) -> nn.Sequential:
         checks = _LAYERS[kind]
         given = data.keys() - {"name", "type"}
         if given != checks.keys():
-            raise ValueError(f"layer {name} with the arguments {sorted(given)} instead of {sorted(checks)}")
+            raise ValueError(
+                f"layer {name} with the arguments {reprlib.repr(sorted(given))} instead of {sorted(checks)}"
+            )
         try:
             arguments = {key: check(data[key]) for key, check in checks.items()}
             with torch.device("meta"):
