@@ -137,19 +137,11 @@ def written_together(path: str | Path) -> Iterator[Path]:
         folder.mkdir(parents=True)
         yield folder / path.name
         files = sorted(folder.iterdir(), key=lambda file: file.name == path.name)
-        for file in (inner for inner in folder.rglob("*") if inner.is_file()):
-            with file.open("rb+") as opened:
-                os.fsync(opened.fileno())
+        _flush(folder)
         for file in files:
-            target, old = path.with_name(file.name), folder / f"{file.name}.old"
-            if file.is_dir() and target.is_dir():  # a folder can only take the place of an empty one
-                target.rename(old)
-            try:
-                file.replace(target)
-            except OSError:
-                if old.exists():
-                    old.rename(target)
-                raise
+            target = path.with_name(file.name)
+            whole = file.is_dir() and target.is_dir()  # a folder can only take the place of an empty one
+            _put(file, target, folder / f"{file.name}.old" if whole else None)
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error
     except FileError as error:  # of a file in the folder, whose name says nothing to a user
@@ -185,23 +177,33 @@ def written_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]
     try:
         made.mkdir(parents=True)
         yield made
-        for file in (inner for inner in made.rglob("*") if inner.is_file()):
-            with file.open("rb+") as opened:
-                os.fsync(opened.fileno())
-        if replace and path.exists():
-            path.rename(old)
-        try:
-            made.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
+        _flush(made)
+        _put(made, path, old if replace and path.exists() else None)
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Wait until all files in a folder are on the disk."""
+    for file in (inner for inner in folder.rglob("*") if inner.is_file()):
+        with file.open("rb+") as opened:
+            os.fsync(opened.fileno())
+
+
+def _put(made: Path, path: Path, old: Path | None) -> None:
+    """Move what was made to its place, and what is there before to `old`; or leave all as it was."""
+    if old is not None:
+        path.rename(old)
+    try:
+        made.replace(path)
+    except OSError:
+        if old is not None:
+            old.rename(path)
+        raise
 
 
 def check_room(out: Path, needed: int, what: str) -> None:
