@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import ascii_lowercase
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from diracnets.analysis.report import environment_line, machine_name, markdown_table
@@ -96,6 +98,8 @@ def draw(figure: Figure, measured: Sequence[Mapping[str, Any]]) -> None:
     used = {row["variant"] for measurement in measured for row in measurement["rows"]}
     names = [name for name in VARIANTS if name in used]
     apart = 0.7 / len(measured)
+    where = list(dict.fromkeys(map(_circumstances, measured)))
+    marks = [f" ({letter})" for letter, _ in zip(ascii_lowercase, where, strict=False)] if len(where) > 1 else [""]
     panels = figure.subplots(1, 2, sharey=True)
     for axes, kind, against in zip(panels, ("step", "inference"), ("plain", CHAIN), strict=True):
         for number, measurement in enumerate(measured):
@@ -104,8 +108,8 @@ def draw(figure: Figure, measured: Sequence[Mapping[str, Any]]) -> None:
             ratios = [row[f"{kind}_ratio"] for row in shown]
             low, high = zip(*(row[f"{kind}_ratio_quartiles"] for row in shown), strict=True)
             at = [names.index(row["variant"]) + (number - (len(measured) - 1) / 2) * apart for row in shown]
-            place = f"{rows[0]['network']}, batch {rows[0]['batch']}, {rows[0]['precision']}"
-            label = f"{place}, {_how(measurement)}, {machine_name(measurement['circumstances'])}"
+            label = f"{rows[0]['network']}, batch {rows[0]['batch']}, {rows[0]['precision']}"
+            label += marks[where.index(_circumstances(measurement))]
             axes.hlines(at, low, high, color=f"C{number}", alpha=0.5)
             axes.plot(ratios, at, "o", color=f"C{number}", markersize=4, label=label)
         axes.axvline(1, color="black", linewidth=0.8)
@@ -118,7 +122,10 @@ def draw(figure: Figure, measured: Sequence[Mapping[str, Any]]) -> None:
         axes.grid(alpha=0.3, axis="x")
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize=7)
+    told = "; ".join(f"{mark[1:]} {place}".lstrip() for mark, place in zip(marks, where, strict=True))
+    caption = f"Medians of interleaved rounds with their quartiles: {told}"
+    figure.suptitle(fill(caption, int(figure.get_figwidth() * 16)), fontsize=8, color="gray")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
 
 
 def _place(measurement: Mapping[str, Any]) -> tuple[object, ...]:
@@ -128,6 +135,10 @@ def _place(measurement: Mapping[str, Any]) -> tuple[object, ...]:
         measurement["compiled"],
         *(row[name] for name in ("network", "batch", "precision")),
     )
+
+
+def _circumstances(measurement: Mapping[str, Any]) -> str:
+    return f"{_how(measurement)}, {machine_name(measurement['circumstances'])}"
 
 
 def _how(measurement: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 from cost import OTHERS, Cost
-from cost_page import CHAIN, known_measurements
+from cost_page import CHAIN, draw, known_measurements
 
 from diracnets.errors import FileError, UsageError
 
@@ -56,6 +56,25 @@ def test_what_was_measured_before_stays_and_the_same_again_replaces_it(tmp_path)
     (tmp_path / "cost.json").write_text('{"measured": [{}]}')
     with pytest.raises(FileError, match=r"cost.json does not hold measurements"):
         known_measurements(tmp_path / "cost.json")
+
+
+def test_the_machine_stands_in_the_caption_not_in_the_legend():
+    figure = pytest.importorskip("matplotlib.figure").Figure((11, 6), layout="constrained")
+    rows = [
+        {"network": "28-1", "batch": 8, "precision": "float32", "variant": name} for name in ("plain", "dirac", CHAIN)
+    ]
+    for row in rows:
+        for kind in ("step", "inference")[row["variant"] == CHAIN :]:  # nobody trains a chain
+            row |= {f"{kind}_ratio": 1.5, f"{kind}_ratio_quartiles": (1.25, 2)}
+    measured = [
+        {"rows": rows, "compiled": False, "circumstances": {"device": name, "processor": name, "threads": 2}}
+        for name in ("AMD EPYC", "Intel Xeon", "AMD EPYC")
+    ]
+    draw(figure, measured)
+    assert figure.get_suptitle().endswith("(a) eager, AMD EPYC, 2 threads; (b) eager, Intel Xeon, 2 threads")
+    (legend,) = figure.legends
+    assert [text.get_text()[-3:] for text in legend.get_texts()] == ["(a)", "(b)", "(a)"]
+    assert {text.get_text()[:-4] for text in legend.get_texts()} == {"28-1, batch 8, float32"}
 
 
 @pytest.mark.parametrize(
