@@ -17,6 +17,7 @@ import pytest
 import torch
 import tyro
 from PIL import Image
+from torch import nn
 from torch.distributed.run import get_args_parser
 
 import diracnets
@@ -396,6 +397,9 @@ def test_eval_prints_and_writes(run, tmp_path, capsys):
     assert all(row["correct"] == pytest.approx(row["precision"] * row["predicted"]) for row in printed["classes"])
     assert all(row["correct"] == pytest.approx(row["recall"] * row["images"]) for row in printed["classes"])
     assert len(printed["worst"]) == 3
+    answered = [row["answered"] for row in printed["thresholds"]]
+    assert answered == sorted(answered, reverse=True)
+    assert re.search(rf"^0\.8 +{answered[3]:.2%} ", output, re.MULTILINE)
     assert all(mistake["true"] != mistake["predicted"] for mistake in printed["worst"])
 
 
@@ -742,6 +746,38 @@ def test_predictions_as_table_json_and_csv_agree(place, capsys):
     assert all(
         f"{each['label']} {each['probability']:.1%}" in line for each, line in zip(found, lines[-4:], strict=True)
     )
+
+
+def test_below_the_threshold_all_forms_answer_unknown(place, capsys):
+    words = ["predict", "run/model.safetensors", "pictures", "--top", "2", "--device", "cpu"]
+    assert main([*words, "--json"]) == 0
+    sure = json.loads(capsys.readouterr().out)
+    lowest = min(each["probability"] for each in sure)
+    words += ["--threshold", str(lowest + 1e-6)]
+    assert main([*words, "--json"]) == 0
+    printed, notes = capsys.readouterr()
+    labels = [each["label"] for each in json.loads(printed)]
+    assert labels == ["unknown" if each["probability"] == lowest else each["label"] for each in sure]
+    assert f"1 of {len(sure)} images are unknown: no class has a probability of" in notes
+    assert main([*words, "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["answer"], row["rank"]) for row in rows] == [(label, rank) for label in labels for rank in "12"]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()[-len(sure) :]
+    assert [line.split()[1] for line in lines] == labels
+
+
+@pytest.mark.parametrize(("bias", "said"), [(0.0, True), (9.0, False)])
+def test_answers_of_low_probability_are_told(bias, said, tmp_path, capsys):
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
+    nn.init.zeros_(net[2].weight)
+    net[2].bias.data = torch.tensor([bias, 0.0, 0.0])
+    card = ModelCard((3, 8, 8), mean=(0.5,) * 3, std=(0.1,) * 3, classes=("red", "green", "blue"))
+    diracnets.save(net, tmp_path / "model.safetensors", card=card)
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    assert main(["predict", str(tmp_path / "model.safetensors"), str(tmp_path / "a.png"), "--device", "cpu"]) == 0
+    told = "1 of 1 answers have a probability below 0.6: they may be wrong, or of images of no class; --threshold P"
+    assert (told in capsys.readouterr().err) == said
 
 
 def test_info_of_a_name_and_of_files(run, capsys):

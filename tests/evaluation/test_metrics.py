@@ -57,6 +57,9 @@ def test_a_hand_computation(batch_size):
     assert found.confusion.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
     assert [(item.label, item.count, item.correct) for item in found.per_class] == [(0, 2, 1), (1, 1, 1), (2, 1, 0)]
     assert [item.recall for item in found.per_class] == [0.5, 1.0, 0.0]
+    answered = [(found.at_threshold(0.0)), found.at_threshold(0.75), found.at_threshold(0.95)]
+    assert answered == [(1.0, 0.5), (0.75, pytest.approx(2 / 3)), (0.25, 0.0)]  # 0.91, 0.79, 0.99 and 0.51
+    assert found.at_threshold(1.0) == (0.0, pytest.approx(math.nan, nan_ok=True))
     assert [item.precision for item in found.per_class] == [0.5, 0.5, pytest.approx(math.nan, nan_ok=True)]
     assert [item.f1 for item in found.per_class] == [0.5, pytest.approx(2 / 3), 0.0]
     assert [(item.name, item.index, item.true, item.predicted) for item in found.worst] == [

@@ -72,6 +72,23 @@ def test_files_folders_patterns_and_pictures_in_order(tmp_path, photos):
     assert names == [b, a, b, c, b, "image 3", c]
 
 
+def test_below_the_threshold_the_answer_is_unknown(tmp_path, photos):
+    path = model_file(tmp_path)
+    wanted = predict(path, photos)
+    least, *_, most = sorted(each.probability for each in wanted)
+    for threshold, known in ((least, 3), ((least + most) / 2, None), (most, 1), (1.0, 0)):
+        found = predict(path, photos, threshold=threshold)
+        assert [each.top for each in found] == [each.top for each in wanted]
+        sure = [each.probability >= threshold for each in found]
+        assert [each.label for each in found] == [
+            each.top[0][0] if one else "unknown" for each, one in zip(found, sure, strict=True)
+        ]
+        assert known in (None, sum(sure))
+    for impossible in (-0.1, 1.1, float("nan")):
+        with pytest.raises(UsageError, match=r"threshold is .*; it must be a probability, 0 to 1"):
+            predict(path, photos, threshold=impossible)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
 def test_batches_change_nothing(tmp_path, photos, batch_size):
     path = model_file(tmp_path)

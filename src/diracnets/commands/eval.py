@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from diracnets.evaluation.metrics import Evaluation
 
 _CLASSES_SHOWN = 20
+_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,11 @@ def _summary(evaluation: Evaluation, data: ImageData, file: Path, views: str) ->
             }
             for row in evaluation.per_class
         ],
+        "thresholds": [
+            {"threshold": threshold, "answered": answered, "accuracy": _number(accuracy)}
+            for threshold in _THRESHOLDS
+            for answered, accuracy in [evaluation.at_threshold(threshold)]
+        ],
         "confusion": evaluation.confusion.tolist(),
         "worst": [
             dataclasses.asdict(mistake) | {"true": classes[mistake.true], "predicted": classes[mistake.predicted]}
@@ -151,6 +157,12 @@ def _show(evaluation: Evaluation, data: ImageData, views: str) -> None:
     ]
     console.print(title, style="bold")
     console.print(table(["class", "images", "correct", "precision", "recall", "F1"], rows))
+    console.print()
+    console.print(
+        "With predict --threshold: images that have an answer, and the part of these that is right", style="bold"
+    )
+    chosen = [[f"{each:g}", *map(_percent, evaluation.at_threshold(each))] for each in _THRESHOLDS]
+    console.print(table(["threshold", "answered", "accuracy"], chosen))
     if evaluation.worst:
         mistakes = [
             [mistake.name, classes[mistake.true], classes[mistake.predicted], f"{mistake.probability:.1%}"]

@@ -16,7 +16,11 @@ from diracnets.commands.output import note, stdout, table
 from diracnets.data.progress import progress
 from diracnets.errors import DataError, UsageError, printable, some_of
 
+LOW = 0.6  # the probability of an answer below which a word is said
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from diracnets.artifacts.card import ModelCard
     from diracnets.evaluation.predict import Prediction
 
@@ -34,6 +38,9 @@ class Predict:
     """Image files, folders, patterns such as 'photos/*.jpg', or - for an image on standard input."""
     top: int = 5
     """How many classes to list for each image."""
+    threshold: float = 0.0
+    """Answer "unknown" where the highest probability is below this, 0 to 1. `diracnets eval` shows which part of the
+    images has an answer then, and how many of the answers are right."""
     batch_size: int = 32
     """Images per batch."""
     device: str = "auto"
@@ -57,7 +64,7 @@ class Predict:
         results = []
         many = len(images) > self.batch_size
         with progress("classifying") if many else nullcontext(lambda done, total: None) as report:
-            for each in predictor.results(images, top=self.top, batch_size=self.batch_size):
+            for each in predictor.results(images, top=self.top, threshold=self.threshold, batch_size=self.batch_size):
                 results.append(each)
                 report(len(results), len(images))
         found = [each for each in results if isinstance(each, Prediction)]
@@ -67,7 +74,9 @@ class Predict:
         elif found:
             self._print(found)
         if found:
-            note(_known(predictor.card))
+            note(_known(predictor.card, self.threshold))
+            if doubt := _doubt(found, self.threshold):
+                note(doubt)
         if len(unreadable) == 1 and not found:
             raise unreadable[0]
         if unreadable:
@@ -77,24 +86,43 @@ class Predict:
             raise DataError(f"{len(unreadable)} of {len(results)} images cannot be read; {others}")
 
     def _print(self, found: list[Prediction]) -> None:
+        unsure = self.threshold > 0
         if self.csv:
             lines = csv.writer(sys.stdout, lineterminator="\n")
-            lines.writerow(["image", "rank", "label", "probability"])
+            lines.writerow(["image", "rank", "label", "probability", *["answer"] * unsure])
             for each in found:
                 name = printable(each.name) if sys.stdout.isatty() else each.name
-                lines.writerows([name, rank, *one] for rank, one in enumerate(each.top, start=1))
+                answer = [each.label] * unsure
+                lines.writerows([name, rank, *one, *answer] for rank, one in enumerate(each.top, start=1))
             return
         places = range(max(len(each.top) for each in found))
-        rows = [[each.name, *(f"{label} {probability:.1%}" for label, probability in each.top)] for each in found]
-        stdout().print(table(["image", *(str(place + 1) for place in places)], rows))
+        rows = [
+            [each.name, *[each.label] * unsure, *(f"{label} {probability:.1%}" for label, probability in each.top)]
+            for each in found
+        ]
+        stdout().print(table(["image", *["answer"] * unsure, *(str(place + 1) for place in places)], rows))
 
 
-def _known(card: ModelCard) -> str:
-    """A reminder that the network cannot answer "none of these"."""
+def _doubt(found: Sequence[Prediction], threshold: float) -> str | None:
+    """How many answers are unknown; without a threshold, how many are of a low probability, and what to do about it."""
+    unknown = sum(each.probability < threshold for each in found)
+    if threshold:
+        return f"{unknown:,} of {len(found):,} images are unknown: no class has a probability of {threshold:g} or more"
+    low = sum(each.probability < LOW for each in found)
+    if not low:
+        return None
+    return (
+        f"{low:,} of {len(found):,} answers have a probability below {LOW:g}: they may be wrong, or of images of no "
+        "class; --threshold P answers unknown below P, and `diracnets eval` shows which P suits"
+    )
+
+
+def _known(card: ModelCard, threshold: float) -> str:
+    """A reminder that the network itself cannot answer "none of these"."""
     grey = "; it takes grayscale images and ignores colours" if card.input_size[0] == 1 else ""
     if not card.classes:
         return f"the file holds no class names: classes are numbered from 0{grey}"
     return (
         f"the network knows only {len(card.classes)} classes ({some_of(card.classes)}): "
-        f"it answers with one of them whatever the image shows{grey}"
+        f"{'unless unknown, ' * (threshold > 0)}it answers with one of them whatever the image shows{grey}"
     )

@@ -79,6 +79,22 @@ class Evaluation:
     """The most confident errors, the most confident first."""
     predictions: Tensor
     """int64 [count]: the class that comes first for each image, in the order of the set."""
+    probabilities: Tensor
+    """float64 [count]: what the network gives to that class."""
+    right: Tensor
+    """bool [count]: whether that class is the image's."""
+
+    def at_threshold(self, threshold: float) -> tuple[float, float]:
+        """Which part of the images has an answer of at least this probability, and which part of these is right.
+
+        The second is NaN where none has. Images of no class are not among these: how many of them are answered with
+        "unknown", only such images tell.
+
+        Args:
+            threshold: as of `predict`, 0..1.
+        """
+        sure = self.probabilities >= threshold
+        return float(sure.double().mean()), float(self.right[sure].double().mean())
 
 
 def evaluate(
@@ -159,6 +175,8 @@ def evaluate(
         confusion=confusion,
         worst=_most_confident_errors(images, truth, prediction, probability, worst),
         predictions=prediction,
+        probabilities=probability,
+        right=prediction == truth,
     )
 
 

@@ -19,6 +19,7 @@ from diracnets.errors import DataError, FileError, UsageError
 from diracnets.evaluation.given import Given, Picture, pictures
 from diracnets.runtime.device import choose_device
 
+UNKNOWN = "unknown"  # the answer where the network is not sure enough
 Unreadable = Callable[[str, DataError | FileError], None]
 
 
@@ -29,8 +30,9 @@ class Prediction:
     Args:
         name: the image's file; "image 3" for the fourth one given as a picture or an array, or in a batch, and
             "image 3[0]" for the first one of a batch that is given fourth; "-" for one piped in.
-        label: the likeliest class; its number where the model does not know names.
-        probability: of that class, 0..1 (the network's own, not calibrated).
+        label: the likeliest class; its number where the model does not know names; "unknown" where its probability is
+            below the threshold that was asked for.
+        probability: of the likeliest class, 0..1 (the network's own, not calibrated).
         top: the likeliest classes with their probabilities, likeliest first.
     """
 
@@ -40,7 +42,8 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
 
     def __repr__(self) -> str:
-        return f"<{self.name}: {', '.join(f'{label} {probability:.1%}' for label, probability in self.top)}>"
+        unknown = f"{UNKNOWN}: " * (self.label != self.top[0][0])
+        return f"<{self.name}: {unknown}{', '.join(f'{label} {probability:.1%}' for label, probability in self.top)}>"
 
     def to_data(self) -> dict[str, Any]:
         """Plain JSON values, the likeliest classes as objects.
@@ -73,6 +76,7 @@ def predict(
     images: Given | Iterable[Given],
     *,
     top: int = 5,
+    threshold: float = 0.0,
     batch_size: int = 32,
     device: str | None = None,
     on_unreadable: Unreadable | None = None,
@@ -88,6 +92,8 @@ def predict(
             (with opacity), uint8 from 0 to 255 or floating-point numbers from 0 to 1, not normalized. They are scaled,
             cropped and normalized as in evaluation.
         top: how many classes to give for each image; all where there are fewer.
+        threshold: the lowest probability, 0..1, with which a class is the answer; below it the label is "unknown".
+            `Evaluation.at_threshold` says what it costs on images of the classes.
         batch_size: images at a time.
         device: for a model from a file, as in `choose_device`: by default the fastest that there is. A loaded network
             is used where it is.
@@ -99,8 +105,8 @@ def predict(
         A prediction for each image, in the order given; those of a folder or pattern sorted by name.
 
     Raises:
-        UsageError: numbers below 1, a network in training mode, one that does not say which images it takes, or that
-            does not classify.
+        UsageError: numbers below 1, a threshold that is no probability, a network in training mode, one that does not
+            say which images it takes, or that does not classify.
         FileError: a missing or bad model file, a missing image, a pattern that matches nothing.
         DataError: an image that cannot be read, a folder without images, a tensor or an array of another shape, dtype
             or range. The message names it.
@@ -115,7 +121,12 @@ def predict(
     predictor = Predictor(model, device=device)
     notes: list[str] = []
     answers = predictor.predict(
-        images, top=top, batch_size=batch_size, on_unreadable=on_unreadable, on_note=on_note or notes.append
+        images,
+        top=top,
+        threshold=threshold,
+        batch_size=batch_size,
+        on_unreadable=on_unreadable,
+        on_note=on_note or notes.append,
     )
     found = list(answers)
     if notes:
@@ -161,12 +172,13 @@ class Predictor:
         images: Given | Iterable[Given],
         *,
         top: int = 5,
+        threshold: float = 0.0,
         batch_size: int = 32,
         on_unreadable: Unreadable | None = None,
         on_note: Callable[[str], None],
     ) -> Iterator[Prediction]:
         """Classify images, see `diracnets.predict`; each batch when it is asked for."""
-        for each in self.results(pictures(images, on_note), top=top, batch_size=batch_size):
+        for each in self.results(pictures(images, on_note), top=top, threshold=threshold, batch_size=batch_size):
             if isinstance(each, Prediction):
                 yield each
             elif on_unreadable is None:
@@ -175,12 +187,19 @@ class Predictor:
                 on_unreadable(each.name, each.error)
 
     def results(
-        self, found: Iterable[tuple[str, Picture | DataError | FileError]], *, top: int = 5, batch_size: int = 32
+        self,
+        found: Iterable[tuple[str, Picture | DataError | FileError]],
+        *,
+        top: int = 5,
+        threshold: float = 0.0,
+        batch_size: int = 32,
     ) -> Iterator[Prediction | Failed]:
         """Classify what `pictures` gives; each batch when it is asked for, in the same order, with what has failed."""
         for name, value in (("top", top), ("batch_size", batch_size)):
             if value < 1:
                 raise UsageError(f"{name} is {value}; it must be at least 1")
+        if not 0 <= threshold <= 1:
+            raise UsageError(f"threshold is {threshold}; it must be a probability, 0 to 1")
         waiting: list[tuple[str, Tensor] | Failed] = []
         for name, picture in found:
             try:
@@ -190,15 +209,17 @@ class Predictor:
             except (DataError, FileError) as error:
                 waiting.append(Failed(name, error))
             if len(waiting) == batch_size:
-                yield from self._answers(waiting, top)
+                yield from self._answers(waiting, top, threshold)
                 waiting = []
-        yield from self._answers(waiting, top)
+        yield from self._answers(waiting, top, threshold)
 
-    def _answers(self, waiting: list[tuple[str, Tensor] | Failed], top: int) -> Iterator[Prediction | Failed]:
+    def _answers(
+        self, waiting: list[tuple[str, Tensor] | Failed], top: int, threshold: float
+    ) -> Iterator[Prediction | Failed]:
         inputs = [each[1] for each in waiting if not isinstance(each, Failed)]
         rows = iter(self.probabilities(torch.stack(inputs)) if inputs else ())
         for each in waiting:
-            yield each if isinstance(each, Failed) else self.answer(each[0], next(rows), top)
+            yield each if isinstance(each, Failed) else self.answer(each[0], next(rows), top, threshold)
 
     def decode(self, picture: Picture, name: str | None = None) -> Tensor:
         """An image as the network takes it: float32 [channels, height, width], normalized.
@@ -222,13 +243,14 @@ class Predictor:
             raise UsageError(f"{self._name} does not classify: it gives no score for each class")
         return logits.float().softmax(dim=1).cpu()
 
-    def answer(self, name: str, probabilities: Tensor, top: int = 5) -> Prediction:
+    def answer(self, name: str, probabilities: Tensor, top: int = 5, threshold: float = 0.0) -> Prediction:
         """The likeliest classes by name.
 
         Args:
             name: of the image.
             probabilities: [classes].
             top: how many.
+            threshold: the lowest probability with which a class is the answer.
 
         Raises:
             DataError: they are not finite.
@@ -238,4 +260,5 @@ class Predictor:
         values, indices = probabilities.topk(min(top, len(probabilities)))
         labels = [self.card.classes[index] if self.card.classes else str(index) for index in indices.tolist()]
         ranked = tuple(zip(labels, values.tolist(), strict=True))
-        return Prediction(name, ranked[0][0], ranked[0][1], ranked)
+        label, probability = ranked[0]
+        return Prediction(name, label if probability >= threshold else UNKNOWN, probability, ranked)
