@@ -1,10 +1,12 @@
 """Files that say more than they hold, or ask for more than they are worth, are refused with a sentence."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
 
-from diracnets.artifacts import layers
+from diracnets.artifacts import layers, model_file
 from diracnets.artifacts.card import ModelCard
 from diracnets.artifacts.checkpoint import Checkpoint, check_stored
 from diracnets.errors import FileError, UsageError
@@ -41,10 +43,15 @@ def test_layers_without_end_are_refused():
         layers.from_data(data)
 
 
-def test_a_long_argument_makes_no_long_message():
+def test_long_words_make_no_long_message(tmp_path):
     with pytest.raises(ValueError, match="with the arguments") as raised:
         layers.from_data([{"name": "0", "type": "Flatten", "1" * 5000: 1}])
     assert len(str(raised.value)) < 300
+    header = json.dumps({"a": {"dtype": "1" * 5000, "shape": [], "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(FileError, match="is damaged or no") as raised:
+        model_file.verify(tmp_path / "a.safetensors")
+    assert len(str(raised.value)) < 500
 
 
 def test_a_card_in_which_one_list_stands_everywhere_is_refused():

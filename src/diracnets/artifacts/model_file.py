@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from diracnets.artifacts import integer, layers, probe
 from diracnets.artifacts.card import ModelCard, attach_card, card_of, the_card
 from diracnets.artifacts.model_format import KEY, assemble, contents, hash_of, on_meta
-from diracnets.errors import FileError, UsageError
+from diracnets.errors import FileError, UsageError, first_line
 from diracnets.files import written_whole
 from diracnets.models.integer import IntegerChain
 
@@ -216,7 +216,7 @@ def _read(path: Path) -> tuple[nn.Sequential | IntegerChain, dict[str, Any]]:
     except ValueError as error:  # UsageError too
         raise FileError(f"{path} is not a valid model file: {error}") from error
     except SafetensorError as error:
-        raise FileError(f"{path} is damaged or no .safetensors file: {error}") from error
+        raise FileError(f"{path} is damaged or no .safetensors file: {first_line(error)}") from error
     if content["sha256"] != hash_of(content, tensors):
         raise FileError(
             f"{path} has been altered or damaged: it does not have the SHA-256 that it states; get it again"
