@@ -303,6 +303,11 @@ def test_recipes_of_earlier_versions_can_be_read(tmp_path):
     assert Recipe.load(path) == recipe
 
 
+def test_a_run_of_the_earliest_version_is_resumed_without_recalibration():
+    """There was none: by the default of today it would begin in the middle of the run."""
+    assert Recipe.from_table({"model": "diracnet-28-1"}, warn=False).optimization.recalibrate_bn is False
+
+
 @pytest.mark.parametrize(
     ("old", "init"),
     [

@@ -87,7 +87,7 @@ class Recipe:
             return recipe
         try:
             settings, old = modern(rest)
-            recipe = recipe._with(settings)
+            recipe = recipe._with({"recalibrate_bn": False} | settings)  # as it was then, where the table does not say
         except UsageError as error:
             raise UsageError(f"{source}: {error}") from error
         if warn:
