@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from diracnets.cli import main
 from diracnets.errors import DiracNetsError, TrainingError, UsageError
-from diracnets.runtime.job import STOP, exit_code, job
+from diracnets.runtime.job import STOP, exit_code, job, program
 from diracnets.runtime.launch import count_processes, report
 from diracnets.runtime.meeting import fresh_store
 from diracnets.runtime.ranks import TORCHRUN, _own_device
@@ -160,6 +160,18 @@ def test_the_command_ends_as_the_process_that_knows_why(codes, code):
     assert ended.value.code == code
     with pytest.raises(DiracNetsError, match="process 2 of the run was killed by SIGKILL"):
         report({**failures, 2: ProcessFailure(2, 0, -signal.SIGKILL, "")})
+
+
+def test_modules_of_the_current_folder_are_not_run(monkeypatch, tmp_path):
+    (tmp_path / "diracnets.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    codes = []
+    for path in ([], [str(tmp_path)]):
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "path", path)
+            found = program()
+        codes.append(subprocess.run([*found, "--version"], stdout=subprocess.DEVNULL).returncode)
+    assert codes == [0, 9]
 
 
 def test_a_process_that_was_stopped_is_not_started_again(monkeypatch, tmp_path):

@@ -1,10 +1,11 @@
-"""What started this process, besides its user: a job of torchrun, and `diracnets train --devices`."""
+"""What started this process, besides its user (torchrun, `diracnets train --devices`), and how it starts others."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import socket
+import sys
 from pathlib import Path
 
 LAUNCHED = "DIRACNETS_LAUNCHED"  # --devices and --restarts as they were given, for the command that resumes
@@ -21,6 +22,16 @@ def job() -> str | None:
         return None
     agent = f"{socket.gethostname()} {os.getppid()} {os.environ.get('MASTER_PORT')}"
     return number if number != "none" else hashlib.sha256(agent.encode()).hexdigest()[:16]
+
+
+def program() -> list[str]:
+    """What runs `diracnets` once more, in another process.
+
+    Python would import what it finds in the current folder before all else, such as a `queue.py` beside somebody's
+    photographs: it may only where this process does so too, as `python -m diracnets` does.
+    """
+    here = not {"", str(Path.cwd())}.isdisjoint(sys.path)
+    return [sys.executable, *([] if here else ["-P"]), "-m", "diracnets"]
 
 
 def restarts() -> tuple[int, int]:

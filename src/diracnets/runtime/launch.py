@@ -22,7 +22,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from diracnets.errors import DiracNetsError, TrainingError, UsageError
 from diracnets.runtime.device import choose_device
-from diracnets.runtime.job import LAUNCHED, STOP
+from diracnets.runtime.job import LAUNCHED, STOP, program
 from diracnets.runtime.ranks import TORCHRUN
 
 SAVING = 120  # seconds that a process has to save its state after a signal
@@ -88,6 +88,7 @@ def launch(words: Sequence[str], processes: int, *, restarts: int = 0, devices: 
     heard = [name for name in stopping if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]  # under nohup
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, _processors() // processes)))
     asked = f"--devices {devices}" + (f" --restarts {restarts}" if restarts else "")
+    python, *module = program()
     debug = ["--debug"] if "--debug" in sys.argv else []
     with (
         tempfile.TemporaryDirectory(prefix="diracnets-") as place,
@@ -108,7 +109,7 @@ def launch(words: Sequence[str], processes: int, *, restarts: int = 0, devices: 
             **_signals(),
         )
         try:
-            elastic_launch(config, sys.executable)("-u", "-m", "diracnets", *words, *debug)
+            elastic_launch(config, python)("-u", *module, *words, *debug)
         except SignalException as stop:
             raise SystemExit(128 + stop.sigval) from stop
         except ChildFailedError as failed:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from diracnets.runtime.job import program
 from diracnets.studies.grid import Row
 
 _POLL_SECONDS = 0.1
@@ -78,7 +78,7 @@ def launch(words: Sequence[str], log: Path, environment: Mapping[str, str]) -> P
     """Start `diracnets WORDS`; what it prints goes to the log."""
     with log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "diracnets", *words],
+            [*program(), *words],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
