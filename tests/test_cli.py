@@ -403,6 +403,16 @@ def test_eval_prints_and_writes(run, tmp_path, capsys):
     assert all(mistake["true"] != mistake["predicted"] for mistake in printed["worst"])
 
 
+def test_eval_without_matplotlib_writes_the_numbers_and_says_what_is_missing(run, tmp_path, monkeypatch, capsys):
+    for name in {"matplotlib"} | {name for name in sys.modules if name.startswith("matplotlib.")}:
+        monkeypatch.setitem(sys.modules, name, None)  # so that importing it fails
+    assert main(["eval", str(run), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "no figures" in line]
+    assert "matplotlib" in said
+    assert "pip install" in said
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["evaluation.json"]
+
+
 def test_eval_averages_over_views(run, capsys):
     losses = {}
     for views in ("one", "mirror", "mirror-shift"):

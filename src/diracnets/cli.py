@@ -112,7 +112,7 @@ def parse(words: Sequence[str]) -> Command:
         words: a command's name and its options.
 
     Raises:
-        UsageError: unknown command.
+        UsageError: unknown command, or a flag that it calls otherwise.
         SystemExit: wrong options (code 2) or --help (code 0); the parser has printed the message.
 
     >>> parse(["predict", "digits.safetensors", "two.png"]).images
@@ -120,6 +120,7 @@ def parse(words: Sequence[str]) -> Command:
     """
     import tyro
 
+    from diracnets.commands.foreign import refuse_foreign
     from diracnets.commands.help import paragraphs, prepare, wrapped
     from diracnets.commands.page import print_page
 
@@ -135,6 +136,7 @@ def parse(words: Sequence[str]) -> Command:
     if {"-h", "--help"} & set(options) and hasattr(kind, "groups"):
         print_page(f"diracnets {name}", description, kind)
         raise SystemExit(0)
+    refuse_foreign(name, kind, options)
     style = (tyro.conf.PositionalMetavarFromFieldName,)
     with _plain_where_asked(), wrapped():
         command: Command = tyro.cli(kind, prog=f"diracnets {name}", description=description, args=options, config=style)

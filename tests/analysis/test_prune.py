@@ -76,6 +76,14 @@ def test_images_held_out_have_no_part_in_the_choice(run, tmp_path, monkeypatch):
     assert kept[0] == kept[1] > 0
 
 
+def test_without_numbers_of_images_no_more_are_taken_than_there_are(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("diracnets.analysis.prune._CHOSEN_ON", 10**6)
+    monkeypatch.setattr("diracnets.analysis.prune._MEASURED", 10**6)
+    Prune(net=str(run.run), most=1, device="cpu", out=tmp_path).run(lambda _: None)
+    facts = json.loads((tmp_path / "prune.json").read_text())
+    assert (facts["images"], facts["choice_images"]) == (1438, 1438)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -13,6 +13,14 @@ from diracnets.artifacts.card import ModelCard, attach_card
 from diracnets.artifacts.model_file import save
 from diracnets.errors import FileError, UsageError
 from diracnets.evaluation.info import describe
+from diracnets.folding.structure import folded_structure
+from diracnets.models.build import on_meta
+
+
+@pytest.mark.parametrize("name", ["diracnet-52-1", "dirac-wrn-28-2", "resnet-38", "resnet-164", "repvgg-22-1"])
+def test_parameters_after_folding_are_counted_on_shallow_networks(name):
+    folded = folded_structure(on_meta({"name": name}))
+    assert describe(name).folded_parameters == sum(each.numel() for each in folded.parameters())
 
 
 @pytest.mark.parametrize(

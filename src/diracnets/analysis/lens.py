@@ -58,15 +58,17 @@ EXPLANATION = """- *alpha / beta*: the size of the identity relative to that of 
 - *gradient*: the norm of an image's gradient with respect to the layer's output. *gradient of filters*: the norm of the
   batch's gradient with respect to W."""
 
+_USUAL = 64  # training images
+
 
 def look_into(
-    net: str, *, data: str | None, data_dir: Path | None, images: int, device: str, out: Path, say: Say
+    net: str, *, data: str | None, data_dir: Path | None, images: int | None, device: str, out: Path, say: Say
 ) -> None:
     """Measure the layers of one network, and write lens.json, lens.md and lens.png.
 
     Args:
         net, data, data_dir, device: see `find_subject`.
-        images: number of training images to use.
+        images: number of training images to use; None for 64, or all where there are fewer.
         out: the folder to write to.
         say: takes one line at a time.
 
@@ -76,7 +78,7 @@ def look_into(
         TrainingError: activations that are infinite or NaN.
     """
     subject = find_subject(net, data, data_dir, device)
-    batch, labels = subject.images(images)
+    batch, labels = subject.images(images, _USUAL)
     history = read_scales(subject.run.scales) if subject.run and subject.run.scales.exists() else {}
     scales = [{**asdict(layer), "ratio_by_norm": layer.ratio_by_norm} for layer in layer_scales(subject.net)]
     facts = {

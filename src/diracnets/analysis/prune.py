@@ -32,17 +32,19 @@ scaled and shifted to the means and standard deviations that they had in the who
 again. Nothing is trained. *Removed* is the name of the layer's convolution in the chain. The number of removed layers
 is chosen by the accuracy on training images; the held-out images play no part in any choice."""
 
+_CHOSEN_ON, _MEASURED = 1000, 512  # training images
+
 
 def prune(
     net: str,
     *,
     most: int | None,
     lose: float,
-    choose: int,
+    choose: int | None,
     write: Path | None,
     data: str | None,
     data_dir: Path | None,
-    images: int,
+    images: int | None,
     device: str,
     out: Path,
     say: Say,
@@ -53,9 +55,10 @@ def prune(
         net, data, data_dir, device: see `find_subject`.
         most: remove at most this many layers; None for all that can be removed.
         lose: the accuracy, 0 to 1, that the chosen chain may lose on training images.
-        choose: number of training images, the same for each class, on which that loss is measured.
+        choose: number of training images, the same for each class, on which that loss is measured; None for 1000, or
+            all where there are fewer.
         write: the model file to write the chosen chain to.
-        images: training images on which the layers are measured.
+        images: training images on which the layers are measured; None for 512, or all where there are fewer.
         out: the folder to write to.
         say: takes one line at a time.
 
@@ -67,13 +70,13 @@ def prune(
         raise UsageError(f"most is {most}; at least one layer has to be removed")
     if not 0 <= lose <= 1:
         raise UsageError(f"lose is {lose}; it must be from 0 to 1")
-    if choose < 1:
+    if choose is not None and choose < 1:
         raise UsageError(f"choose is {choose}; at least one image is needed to choose by")
     subject = find_subject(net, data, data_dir, device)
     if subject.net.training:
         raise UsageError(f"{net} is an untrained network; give a trained one")
-    batch, _ = subject.images(images)
-    choice = subject.data.with_fewer(choose)
+    batch, _ = subject.images(images, _MEASURED)
+    choice = subject.data.with_fewer(min(_CHOSEN_ON, len(subject.data.train)) if choose is None else choose)
     chain = _chain(subject.net)
     rows: list[dict[str, Any]] = []
     best, kept = chain, 0

@@ -31,14 +31,19 @@ class Subject:
     run: RunFolder | None
     """The run that it comes from, where a run was asked for."""
 
-    def images(self, count: int) -> tuple[Tensor, Tensor]:
+    def images(self, count: int | None, usual: int) -> tuple[Tensor, Tensor]:
         """So many of the training images, without augmentation, and their labels, on the device.
 
         They are the same each time, and drawn from all classes.
 
+        Args:
+            count: how many; None for `usual`, or all where there are fewer.
+            usual: number of images.
+
         Raises:
             UsageError: less than 4, which say nothing of their differences, or more than there are.
         """
+        count = min(usual, len(self.data.train)) if count is None else count
         if not 4 <= count <= len(self.data.train):
             raise UsageError(
                 f"images is {count}; {self.data.name} has {len(self.data.train)}, and at least 4 are needed"

@@ -23,6 +23,7 @@ from diracnets.artifacts.pretrained import Weights, find_weights, list_weights
 from diracnets.artifacts.unfold import unfold
 from diracnets.errors import FileError, UsageError, did_you_mean, first_line
 from diracnets.models.init import upgraded
+from diracnets.models.names import is_name
 from diracnets.models.network import Network, config_of
 
 
@@ -77,9 +78,18 @@ def load_as_stored(path: str | Path) -> nn.Module:
     path = network_file(path)
     if is_weights(path):
         return load_weights(find_weights(str(path)))
+    if not path.exists() and is_name(str(path)):
+        raise FileError(f"there is no file {path}, and the network of that name is not trained: {_trained(str(path))}")
     if not path.exists() and (hint := did_you_mean(str(path), list_weights(), cutoff=0.8)):
         raise FileError(f"there is no file {path}, and no weights of that name; {hint}")
     return _from_file(path)
+
+
+def _trained(name: str) -> str:
+    """Where to get the weights of a network from."""
+    found = [weights for weights in list_weights() if find_weights(weights).model["name"] == name]
+    of_it = f"take {' or '.join(found)}" if found else "`diracnets models --trained` lists those that are"
+    return f"{of_it}, or train it by `diracnets train --model {name}`"
 
 
 def is_weights(path: str | Path) -> bool:

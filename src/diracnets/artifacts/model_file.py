@@ -24,6 +24,7 @@ from diracnets.artifacts.model_format import KEY, assemble, contents, hash_of, o
 from diracnets.errors import FileError, UsageError, first_line
 from diracnets.files import written_whole
 from diracnets.models.integer import IntegerChain
+from diracnets.nn.module import check_module
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def save(
     >>> read(path).card.classes
     ('cat', 'dog')
     """
+    check_module(chain, "save")
     if facts is None:
         card = _made_card(card, input_size, mean, std, classes) or card_of(chain)
     card = the_card(card, facts, "save")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from diracnets.commands.output import stdout, table
+from diracnets.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,6 +35,8 @@ class Info:
     model: Positional[str]
     """The name of a network, such as diracnet-28-1, or of a trained one; or a model file, a checkpoint, or a run folder
     (its best checkpoint, after a list of all its checkpoints)."""
+    short: FlagCreatePairsOff[bool] = False
+    """Leave out the table of layers and what the file says of its training."""
     json: FlagCreatePairsOff[bool] = False
     """Print JSON only."""
 
@@ -41,7 +44,9 @@ class Info:
         """Print the table of layers, the totals and the model card."""
         from diracnets.evaluation.info import describe
 
-        checkpoints = self.checkpoints()
+        if self.short and self.json:
+            raise UsageError("--short and --json cannot be combined; give one of them")
+        checkpoints = [] if self.short else self.checkpoints()
         console = stdout()
         if checkpoints and not self.json:
             console.print(table(["checkpoint", "epochs", "batches", "size", "state"], list(map(_row, checkpoints))))
@@ -51,22 +56,23 @@ class Info:
             listed = {"checkpoints": checkpoints} if checkpoints else {}
             print(json.dumps({**info.to_data(), **listed}, indent=2))
             return
-        rows = [
-            [
-                layer.name,
-                layer.type,
-                _size(layer.output_shape),
-                layer.parameters,
-                layer.multiply_adds,
-                _size(layer.receptive_field) if layer.receptive_field else "all",
+        if not self.short:
+            rows = [
+                [
+                    layer.name,
+                    layer.type,
+                    _size(layer.output_shape),
+                    layer.parameters,
+                    layer.multiply_adds,
+                    _size(layer.receptive_field) if layer.receptive_field else "all",
+                ]
+                for layer in info.layers
             ]
-            for layer in info.layers
-        ]
-        console.print(table(["layer", "type", "output", "parameters", "MACs", "receptive field"], rows))
-        console.print()
+            console.print(table(["layer", "type", "output", "parameters", "MACs", "receptive field"], rows))
+            console.print()
         for name, value in _totals(info):
             console.print(f"{name:<16} {value}", soft_wrap=True)
-        if info.card is not None:
+        if info.card is not None and not self.short:
             card = info.card.to_data()
             for title, key in _SECTIONS.items():
                 _tree(console, title, card[key] or {})

@@ -149,8 +149,8 @@ class Lens(_OneNetwork):
 
     net: Positional[str]
     """A run folder, a model file, a checkpoint, or the name of a trained or an untrained network."""
-    images: int = 64
-    """Number of training images to use, without augmentation."""
+    images: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """Number of training images to use, without augmentation; by default 64, or all if there are fewer."""
     out: Out = Path("results")
     """Folder for lens.json, lens.md and lens.png."""
 
@@ -181,10 +181,10 @@ class Prune(_OneNetwork):
     """Write the shortest chain that loses at most --lose to this model file."""
     lose: float = 0.01
     """How much accuracy that chain may lose on the training images of --choose, 0 to 1."""
-    choose: int = 1000
-    """Number of training images, the same for each class, on which that chain is chosen."""
-    images: int = 512
-    """Number of training images on which the layers are measured, without their labels."""
+    choose: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """Number of training images, the same for each class, on which that chain is chosen; by default 1000, or all."""
+    images: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """Number of training images on which the layers are measured, without their labels; by default 512, or all."""
     out: Out = Path("results")
     """Folder for prune.json, prune.md and prune.png."""
 

@@ -108,6 +108,11 @@ class ImageData:
     notes: tuple[str, ...] = ()
     test: Images | None = None
 
+    def __repr__(self) -> str:
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        counts = ", ".join(f"{len(part):,} {name}" for name, part in parts.items() if part is not None)
+        return f"<{self.name}: {counts}, {len(self.classes)} classes, {'x'.join(map(str, self.input_size))}>"
+
     def summary(self) -> list[str]:
         """What to say before the images are used: the classes, and the notes."""
         return [f"{len(self.classes)} classes: {some_of(self.classes, limit=10)}", *self.notes]

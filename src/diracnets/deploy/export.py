@@ -53,6 +53,10 @@ class Exported:
     notes: str = ""
     unseen: str = ""
 
+    def __repr__(self) -> str:
+        compared = f"largest difference {self.difference:.1e}" if not self.unseen else "not compared"
+        return f"<Exported to {self.path}: {self.format}, {self.precision}, {compared}>"
+
     def __str__(self) -> str:
         written = ", ".join(f"{file} ({size:,} bytes)" for file, size in self.files.items())
         compared = (

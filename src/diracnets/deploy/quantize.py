@@ -61,6 +61,12 @@ class Quantized:
     images: int
     agreement: float
 
+    def __repr__(self) -> str:
+        return (
+            f"<Quantized chain of {len(self.layers)} layers: {self.agreement:.2%} of {self.images:,} predictions are "
+            "those of the float chain>"
+        )
+
 
 @torch.no_grad()
 def quantize(

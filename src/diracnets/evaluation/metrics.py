@@ -14,6 +14,7 @@ from diracnets.data.images import Images
 from diracnets.data.share import Share
 from diracnets.errors import DataError, TrainingError, UsageError
 from diracnets.evaluation.views import Views, averaged_logits
+from diracnets.nn.module import check_module
 from diracnets.runtime.precision import Name, Precision
 from diracnets.runtime.ranks import ALONE, Ranks
 
@@ -96,6 +97,10 @@ class Evaluation:
         sure = self.probabilities >= threshold
         return float(sure.double().mean()), float(self.right[sure].double().mean())
 
+    def __repr__(self) -> str:
+        scores = f"top-1 {self.top1:.2%}, top-5 {self.top5:.2%}, loss {self.loss:.4f}"
+        return f"<Evaluation of {self.count:,} images: {scores}>"
+
 
 def evaluate(
     model: nn.Module,
@@ -122,7 +127,8 @@ def evaluate(
         ranks: the processes that evaluate together, each its share of every batch. All get the same result.
 
     Raises:
-        UsageError: the network is for another number of channels or classes, or there are no such views.
+        UsageError: `model` is no module, or a network for another number of channels or classes; there are no such
+            views.
         DataError: there are no images.
         TrainingError: the network gives an infinity or NaN.
 
@@ -133,6 +139,7 @@ def evaluate(
     >>> int(evaluation.confusion.sum()) == evaluation.count == len(data.val)
     True
     """
+    check_module(model, "evaluate")
     if views not in get_args(Views):
         raise UsageError(f"views is {views!r}, but must be one of {', '.join(get_args(Views))}")
     if len(images) == 0:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from diracnets.errors import FoldError, UsageError
+from diracnets.errors import FoldError
 from diracnets.folding.chain import flatten
 from diracnets.folding.difference import ROUNDING, Difference, compare, run
 from diracnets.folding.flow import follow, has_forward_hooks, inside
 from diracnets.folding.fuse import BATCH_NORMS
-from diracnets.folding.probe import in_float64, lowest_dtype, probe_inputs
+from diracnets.folding.probe import in_float64, lowest_dtype, probe_inputs, smaller_than_usual
 from diracnets.folding.proof import TOLERANCE, Witness
 from diracnets.folding.rules import Folded, Plan, make_plan
 from diracnets.folding.surgery import as_in, copied, is_finite, rebuilt, replace_inside, tensors_of
@@ -25,6 +25,7 @@ from diracnets.folding.tree import leaves
 from diracnets.nn.dirac import DiracConv1d, DiracConv2d, DiracConv3d
 from diracnets.nn.diracify import undiracify
 from diracnets.nn.kernels import warn_of_unsafe
+from diracnets.nn.module import check_module
 
 DIRAC = (DiracConv1d, DiracConv2d, DiracConv3d)
 
@@ -64,6 +65,10 @@ class FoldReport:
     parameters_after: int
     other_probe: tuple[tuple[int, ...], ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        lines = str(self).split("\n")
+        return f"<{' '.join(lines[0].split())}; largest difference {self.max_abs:.1e} in {self.dtype}>"
 
     def __str__(self) -> str:
         counts = {kind: sum(entry.kind == kind for entry in self.folded) for kind in ("dirac", "batch norm")}
@@ -143,8 +148,7 @@ def fold(model: nn.Module, example_input: object = None, *, inplace: bool = Fals
     >>> folded.fold_report.max_rel_float64 < 1e-12
     True
     """
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"fold takes a torch.nn.Module, not a {type(model).__name__}")
+    check_module(model, "fold")
     devices = {tensor.device for tensor in tensors_of(model).values() if tensor.device.type == "cuda"}
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices):
         folded = _fold(model, example_input, inplace)
@@ -166,6 +170,8 @@ def _fold(model: nn.Module, example_input: object, inplace: bool) -> nn.Module:
 
     own = Witness(copied(model), inputs, "the model")
     wide, notes = _in_float64(model, inputs)
+    if smaller := smaller_than_usual(within, inputs) if example_input is None else None:
+        notes.append(smaller)
     base = undiracify(copied(model), example_input=inputs, inplace=True)
     undone = [Folded(name, "dirac") for name in dirac if type(base.get_submodule(name)) not in DIRAC]
     plain = in_float64(copied(base)) if wide is None else _quietly_undiracified(copied(wide.model), wide.inputs)

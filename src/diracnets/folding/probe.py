@@ -44,7 +44,7 @@ def probe_inputs(model: nn.Module, example_input: object = None) -> tuple[Any, .
                 "(example,) for a single one of another type"
             )
         return example_input if isinstance(example_input, tuple) else (example_input,)
-    size = getattr(model, "input_size", None) or getattr(getattr(model, "card", None), "input_size", None)
+    size = _input_size(model)
     if not isinstance(size, tuple | list) or not size or not all(isinstance(n, int) and n > 0 for n in size):
         raise FoldError(
             f"the input size of {type(model).__name__} is not known: give a batch to check the result on, as in "
@@ -57,6 +57,21 @@ def probe_inputs(model: nn.Module, example_input: object = None) -> tuple[Any, .
     noise = torch.randn(BATCH, channels, *image, generator=torch.Generator().manual_seed(0), device="cpu")
     like = first_floating(model)
     return (noise if like is None else noise.to(like.device, like.dtype),)
+
+
+def smaller_than_usual(model: nn.Module, inputs: tuple[Any, ...]) -> str | None:
+    """Why images of `probe_inputs` are smaller than those that a model is for, in a sentence; None if they are not."""
+    usual, size = _input_size(model), tuple(inputs[0].shape[1:])
+    if usual is None or tuple(usual) == size:
+        return None
+    given, less = ("x".join(map(str, each[1:])) for each in (usual, size))
+    return (
+        f"checked at {less} instead of {given} pixels, which is faster: the layers are the same for images of any size"
+    )
+
+
+def _input_size(model: nn.Module) -> Any:  # noqa: ANN401
+    return getattr(model, "input_size", None) or getattr(getattr(model, "card", None), "input_size", None)
 
 
 def other_inputs(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:

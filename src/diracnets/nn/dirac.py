@@ -15,6 +15,7 @@ from diracnets.errors import UsageError
 from diracnets.nn import small_maps
 from diracnets.nn.effective_weight import check_dtype, dirac_weight, dirac_weights
 from diracnets.nn.kernels import is_strided_pointwise
+from diracnets.nn.module import check_module
 
 Init = Literal["normal", "kaiming"] | float
 Size = int | tuple[int, ...]
@@ -242,6 +243,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     >>> [len(group["params"]) for group in groups]
     [1, 5]
     """
+    check_module(model, "parameter_groups")
     decayed_layers = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
     decayed = {id(module.weight) for module in model.modules() if isinstance(module, decayed_layers)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -15,6 +15,7 @@ from diracnets.errors import UsageError, did_you_mean
 from diracnets.nn.dirac import CONVOLUTIONS, TRANSPOSED, DiracConv, DiracConv1d, DiracConv2d, DiracConv3d, Init
 from diracnets.nn.effective_weight import DTYPES, dirac_weight, identity_diagonal
 from diracnets.nn.kernels import warn_of_unsafe
+from diracnets.nn.module import check_module
 from diracnets.nn.readers import find_readers
 
 _DIRAC_OF: dict[type[nn.Module], type[DiracConv]] = {
@@ -38,6 +39,9 @@ class DiracifyReport:
 
     converted: tuple[str, ...] = ()
     left: dict[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<{str(self).partition(chr(10))[0]}>"
 
     def __str__(self) -> str:
         lines = [f"{len(self.converted)} convolutions became Dirac convolutions, {len(self.left)} were left"]
@@ -82,14 +86,15 @@ def diracify(
         KernelWarning: training a convolution that was left can crash on this processor.
 
     Raises:
-        UsageError: a name in `where` that is no convolution of the model; `beta` or `init` together with `preserve`;
-            a model that cannot be copied, or does not run on `example_input`.
+        UsageError: `model` is no module; a name in `where` that is no convolution of the model; `beta` or `init`
+            together with `preserve`; a model that cannot be copied, or does not run on `example_input`.
 
     >>> net, report = diracify(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 3, 3)))
     >>> print(report)
     1 convolutions became Dirac convolutions, 1 were left
       left 2: a transposed convolution has no identity filter
     """
+    check_module(model, "diracify")
     if preserve and (beta, init) != (0.1, "normal"):
         raise UsageError("with preserve=True the old weights decide beta and W; leave beta and init out")
     DiracConv1d(1, 1, 1, device="meta", alpha=alpha, beta=beta, init=init)  # refuses what layers would, in time
@@ -123,8 +128,8 @@ def undiracify(model: nn.Module, *, example_input: object | None = None, inplace
         inplace: change `model` itself and return it; otherwise a deep copy.
 
     Raises:
-        UsageError: two layers share their weight, but not their scales; a model that cannot be copied, or does not run
-            on `example_input`.
+        UsageError: `model` is no module; two layers share their weight, but not their scales; a model that cannot be
+            copied, or does not run on `example_input`.
 
     Warns:
         UserWarning: layers that stay Dirac convolutions, and why.
@@ -136,6 +141,7 @@ def undiracify(model: nn.Module, *, example_input: object | None = None, inplace
     >>> torch.allclose(undiracify(dirac)(images), dirac(images), atol=1e-6)
     True
     """
+    check_module(model, "undiracify")
     if not inplace:
         model = _copied(model)
     found = {name: each for name, each in model.named_modules() if isinstance(each, _DIRAC)}

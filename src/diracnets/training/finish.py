@@ -47,6 +47,9 @@ class Trained:
     epoch: int
     """The epoch after which the network was the best, counted from 1."""
 
+    def __repr__(self) -> str:
+        return f"<Trained in {self.run}: accuracy {self.accuracy:.2%} after epoch {self.epoch} of {len(self.history)}>"
+
 
 def finish(run: Run) -> Trained:
     """Fold the best network, that of best.pt, and write the model file, if it has no branches.
