@@ -14,8 +14,11 @@ from diracnets.training.recipe import Recipe
 README = Path(__file__).parent.parent / "README.md"
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+TRAINING = README.parent / "docs" / "training.md"
+
+
+def blocks(language, page=README):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def test_importing_costs_nothing():
@@ -53,10 +56,12 @@ def test_the_readme_s_python_runs(code, tmp_path, monkeypatch):
     exec(compile(code, str(README), "exec"), {})
 
 
-def test_the_readme_s_commands_are_understood(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", [README, TRAINING], ids=lambda page: page.name)
+def test_a_page_s_commands_are_understood(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Recipe().save("runs/first/recipe.toml")  # for --resume
-    lines = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
+    for run in ("photos", "first"):
+        Recipe().save(f"runs/{run}/recipe.toml")  # for --resume
+    lines = [shlex.split(line, comments=True) for block in blocks("sh", page) for line in block.splitlines()]
     commands = [words[1:] for words in lines if words and words[0] == "diracnets"]
     assert len(commands) >= 8
     for words in commands:
@@ -65,6 +70,6 @@ def test_the_readme_s_commands_are_understood(tmp_path, monkeypatch):
 
 def test_the_readme_s_make_targets_exist():
     makefile = (README.parent / "Makefile").read_text(encoding="utf-8")
-    targets = re.findall(r"make ([a-z]+)", "".join(blocks("sh")))
+    targets = re.findall(r"`make ([a-z]+)", README.read_text(encoding="utf-8"))
     assert {"demo", "test"} <= set(targets)
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
