@@ -47,6 +47,9 @@ def test_long_words_make_no_long_message(tmp_path):
     with pytest.raises(ValueError, match="with the arguments") as raised:
         layers.from_data([{"name": "0", "type": "Flatten", "1" * 5000: 1}])
     assert len(str(raised.value)) < 300
+    with pytest.raises(UsageError, match="input_size") as raised:
+        ModelCard(("1" * 5000, 8, 8), (0.5,), (0.5,))
+    assert len(str(raised.value)) < 300
     header = json.dumps({"a": {"dtype": "1" * 5000, "shape": [], "data_offsets": [0, 0]}}).encode()
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(FileError, match="is damaged or no") as raised:

@@ -70,7 +70,7 @@ class ModelCard:
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.input_size) <= 4 or not all(type(n) is int and 1 <= n <= 2**16 for n in self.input_size):
-            raise UsageError(f"input_size {self.input_size!r} is not (channels, height, width), in positive numbers")
+            raise UsageError(f"input_size {reprlib.repr(self.input_size)} is not (channels, height, width)")
         for name, values, low in (("mean", self.mean, -sys.float_info.max), ("std", self.std, 0.0)):
             if len(values) != self.input_size[0]:
                 raise UsageError(f"{name} has {len(values)} numbers for {self.input_size[0]} channels")
