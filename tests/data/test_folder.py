@@ -324,7 +324,7 @@ def test_bad_files_and_empty_classes_are_named(split_folder, path, content, said
             [f"{kind}/{part}/1.png" for kind in "ab" for part in ("train", "test")],
             "put these above the classes, as .*a/",
         ),
-        (["cat/a/1.png", "dog/1.png", "a\x1bb/1.png"], r"a\\x1bb holds control characters: rename it"),
+        (["cat/a/1.png", "dog/1.png", "a\x1bb/1.png"], r"class a\\x1bb has control characters in its name: rename it"),
     ],
 )
 def test_layouts_that_are_not_understood(make_folder, paths, said):

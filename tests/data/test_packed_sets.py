@@ -13,7 +13,7 @@ from diracnets.data.augmentation import Augmentation
 from diracnets.data.check import check
 from diracnets.data.load import load_data
 from diracnets.data.share import Share
-from diracnets.errors import DataError
+from diracnets.errors import DataError, UsageError
 from diracnets.training.loop import train
 from diracnets.training.recipe import Recipe
 
@@ -232,3 +232,37 @@ def test_a_copy_that_the_split_would_tear_apart_is_found(kind, tmp_path):
     pairs[one] = pairs[other]
     kind.write(file, pairs)
     assert "in train and val" in {each.kind for each in check(file, workers=0).findings}
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["cat", "do\x1b[2Jg"], r"the class do\\x1b\[2Jg has control characters in its name: rename it"),
+        ([0, (1 << 31) - 1], r"there is a label of 2,147,483,647, and without a list of classes"),
+    ],
+)
+def test_a_label_of_a_stranger_acts_on_no_terminal_and_fills_no_memory(kind, tmp_path, labels, said):
+    file = tmp_path / f"pets{kind.suffix}"
+    kind.write(file, [(png(n), labels[n % 2]) for n in range(6)])
+    with pytest.raises(DataError, match=said):
+        load(kind, file)
+
+
+def test_a_file_that_is_given_twice_by_another_name_is_refused(kind, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    kind.write(folder / f"train-0{kind.suffix}", numbered(0, 6))
+    (folder / f"val-0{kind.suffix}").symlink_to(folder / f"train-0{kind.suffix}")
+    with pytest.raises(UsageError, match=r"val-0.* is given both to train and to validate on"):
+        load(kind, folder)
+    (folder / f"val-0{kind.suffix}").rename(folder / f"train-1{kind.suffix}")
+    with pytest.raises(UsageError, match=r"train-0.*train-1.* is given twice"):
+        load(kind, folder)
+
+
+def test_classes_that_cannot_be_learned_or_told_apart_are_named(kind, twelve):
+    twelve("val-0000", [*numbered(500, 5), (png(9), 4)])
+    assert "classes without an image to train on: 3, 4" in load(kind, twelve.folder).notes
+    twelve("train-0000", [(png(n), ("Cat", "cat")[n % 2]) for n in range(8)])
+    findings = check(twelve.folder / f"train-0000{kind.suffix}", workers=0).findings
+    assert [each.files for each in findings if each.kind == "case"] == [("Cat", "cat")]

@@ -124,8 +124,7 @@ class Check:
                 if found:
                     out.print(f"{'error' if kind in ERRORS else 'warning'}: {title} ({len(found):,})", soft_wrap=True)
                 for each in found:
-                    told = f"{': ' * bool(each.text)}{each.text}"
-                    out.print(f"  {', '.join(each.files)}{told}", soft_wrap=True)
+                    out.print(f"  {': '.join(filter(None, (', '.join(each.files), each.text)))}", soft_wrap=True)
             out.print(f"looked at {checked.images:,} images in {len(checked.counts):,} classes", soft_wrap=True)
         if checked.wrong:
             count = sum(each.error for each in checked.findings)

@@ -18,6 +18,7 @@ from diracnets.data.inventory_packed import inventory_of
 from diracnets.data.processes import spread
 from diracnets.data.progress import Report
 from diracnets.data.readable import remember_decoded
+from diracnets.data.split import wrong_names
 from diracnets.data.workers import default_workers
 from diracnets.errors import DataError, FileError
 
@@ -118,7 +119,8 @@ def check(
             if report is not None:
                 report(len(facts), len(pictures))
         remember_decoded(keys[[fact.why is None for fact in facts[first:]]], where)
-    findings = [*found.findings, *_of_images(pictures, facts, smallest), *_same(pictures, facts)]
+    findings = [*found.findings, *_of_classes(found.classes), *_of_images(pictures, facts, smallest)]
+    findings += _same(pictures, facts)
     kinds = [*ERRORS, *WARNINGS]
     findings.sort(key=lambda finding: kinds.index(finding.kind))
     counts: dict[str, dict[str, int]] = {}
@@ -151,6 +153,18 @@ def _digest(place: str | BinaryIO) -> bytes:
             return found
     except OSError as error:
         raise FileError(f"cannot read {place}: {error.strerror or error}") from error
+
+
+def _of_classes(classes: Sequence[str]) -> Iterator[Finding]:
+    """What is wrong with the names of classes."""
+    for why in wrong_names(classes):
+        yield Finding("class name", (), why)
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in classes:
+        alike[name.casefold()].append(name)
+    for names in alike.values():
+        if len(set(names)) > 1:
+            yield Finding("case", tuple(names))
 
 
 def _of_images(pictures: Sequence[Picture], facts: Sequence[Facts], smallest: int) -> Iterator[Finding]:

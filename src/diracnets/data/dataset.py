@@ -15,7 +15,7 @@ from diracnets.data.decode import TINY
 from diracnets.data.images import ImageData, Images
 from diracnets.data.items import Items, MapStyle, attribute
 from diracnets.data.memory import MemoryImages
-from diracnets.data.split import HELD_OUT, hold_out
+from diracnets.data.split import HELD_OUT, hold_out, numbered
 from diracnets.data.stream import StreamedImages
 from diracnets.errors import DataError, UsageError
 
@@ -150,7 +150,7 @@ def _classes(dataset: MapStyle, sets: Sequence[_Set]) -> tuple[str, ...]:
         raise DataError("all images have the same label: at least two classes are needed")
     names = attribute(dataset, "classes")
     if names is None:
-        return tuple(str(label) for label in range(1 + max(max(each.labels) for each in sets)))
+        return numbered(label for each in sets for label in each.labels)
     for each in sets:
         for index, label in enumerate(each.labels):
             if label >= len(names):

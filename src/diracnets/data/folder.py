@@ -17,9 +17,9 @@ from diracnets.data.image_file import ADVICE, SUFFIXES
 from diracnets.data.layout import expected, recognize, refuse_inverted
 from diracnets.data.progress import Report
 from diracnets.data.readable import Depth, unreadable
-from diracnets.data.split import HELD_OUT, hold_out
+from diracnets.data.split import HELD_OUT, hold_out, wrong_names
 from diracnets.data.tree import NOT_READ, Account, Tree, composed, search
-from diracnets.errors import DataError, printable, some_of
+from diracnets.errors import DataError, some_of
 
 _CHECKED = 20_000  # of larger sets, files are only listed before training: reading each would take minutes
 _NAMED = 50  # bad files, of all that there are
@@ -156,8 +156,8 @@ def _listed(base: Tree, account: Account) -> Listing:
     files: list[Path] = []
     labels: list[int] = []
     for label, (name, trees) in enumerate(classes.items()):
-        if name != printable(name):
-            raise DataError(f"the name of class folder {trees[0].path} holds control characters: rename it")
+        if wrong := wrong_names([name]):
+            raise DataError(f"{base.path}: {wrong[0]}")
         if len(trees) > 1:
             account.say(f"the {len(trees)} folders {name}/, in composed and decomposed letters, are one class")
         for tree in trees:

@@ -17,11 +17,13 @@ ERRORS = {
     "unreadable": "cannot be used",
     "not read": "of a kind that is not read, or an image whose name does not say so",
     "empty class": "class folders without an image",
+    "class name": "names of classes that cannot be used",
     "other classes": "classes of the training or the validation images alone",
     "two labels": "the same file under more than one label",
     "in train and val": "the same file among the images to train on and those held out",
 }
 WARNINGS = {
+    "case": "classes whose names differ in capital letters alone",
     "duplicate": "the same file more than once in a class",
     "suffix": "images whose name says another format than their content",
     "tiny": "images with a side of few pixels",
@@ -69,12 +71,14 @@ class Inventory:
 
     Attributes:
         pictures: all that there are.
+        classes: their names, listed or seen.
         sources: give the pictures, one after the other.
         findings: what is wrong with the layout.
         notes: a line for each thing that a user should know.
     """
 
     pictures: list[Picture] = field(default_factory=list)
+    classes: Sequence[str] = ()
     sources: list[EncodedImages] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -108,6 +112,7 @@ def inventory(root: Path) -> Inventory:
             found.pictures += [Picture(account.name(file), folder.name, part) for file in files]
             every += files
     found.sources.append(FolderSource(every))
+    found.classes = sorted(set().union(*names.values()))
     if layout.val is None:
         keys = [composed(file.relative_to(layout.train.path).as_posix()) for file in every]
         found.pictures = split(found.pictures, keys)
@@ -115,7 +120,7 @@ def inventory(root: Path) -> Inventory:
     for part, other in (("train", "val"), ("val", "train")):
         if len(names) == 2 and (alone := sorted(names[part] - names[other])):
             found.find("other classes", alone, f"in {part} alone")
-    if len(set().union(*names.values())) < 2:
+    if len(found.classes) < 2:
         found.find("other classes", list(names["train"]), "the only class: two are needed")
     for what in (NOT_READ, OTHER_NAME):
         if paths := account.below(root, what):

@@ -121,6 +121,7 @@ def _add(
 
 def _compared(found: Inventory, classes: tuple[str, ...] | None, keys: list[str]) -> Inventory:
     """With what the classes of all images show, and the split that training would make."""
+    found.classes = classes or sorted({each.label for each in found.pictures})
     seen = {part: {each.label for each in found.pictures if each.part == part} for part in ("train", "val")}
     if classes is None and (alone := sorted(seen["val"] - seen["train"])):
         found.find("other classes", alone, "in val alone")

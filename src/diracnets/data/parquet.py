@@ -19,6 +19,8 @@ from diracnets.data.image_file import ADVICE
 from diracnets.data.images import TOGETHER
 from diracnets.data.layout import part_of
 from diracnets.data.progress import Report
+from diracnets.data.shard_where import refuse_twice
+from diracnets.data.split import numbered
 from diracnets.data.table import Table, labels_of, open_parquet, reading, table_of
 from diracnets.data.usable import Lost, usable
 from diracnets.errors import DataError, FileError, shown, some_of
@@ -146,6 +148,7 @@ def find_rows(
     """
     where = Path(where)
     parts, notes = parts_of(where)
+    refuse_twice(parts["train"], parts.get("val", []))
     tables = {part: [table_of(file) for file in files] for part, files in parts.items()}
     labels = {part: [labels_of(table) for table in each] for part, each in tables.items()}
     first, classes = classes_of([table for each in tables.values() for table in each], labels.values())
@@ -184,7 +187,7 @@ def parts_of(where: Path) -> tuple[dict[str, list[Path]], list[str]]:
         return {"train": files}, []
     if "train" not in named:
         raise DataError(f"{where} holds {some_of(file.name for file in files)}, and no train-*.parquet")
-    parts = {"train": named.pop("train")}
+    parts: dict[str, list[Path]] = {"train": named.pop("train")}
     held = next((part for part in ("val", "test") if part in named), None)
     if held is not None:
         parts["val"] = named.pop(held)
@@ -221,7 +224,7 @@ def classes_of(
     numbers = [value for value in values if isinstance(value, int)]
     if names and numbers:
         raise DataError(f"some labels of {first.path} and its like are numbers, some names: give files of one set")
-    return first, tuple(names) or tuple(str(number) for number in range(max(numbers, default=-1) + 1))
+    return first, tuple(names) or numbered(numbers)
 
 
 def _set(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -102,12 +103,24 @@ def find_shards(where: str | Path) -> Where:
     if found.classes is None:
         found.classes = _classes_beside(next((each[0] for each in named.values()), ""))
     _assign(named, found, where)
-    for shards in (found.train, found.val):
-        if repeated := [shard for shard, count in Counter(shards).items() if count > 1]:
-            raise UsageError(f"{some_of(repeated)} is given twice")
-    if both := sorted(set(found.train) & set(found.val)):
-        raise UsageError(f"{some_of(both)} is given both to train and to validate on")
+    refuse_twice(found.train, found.val)
     return found
+
+
+def refuse_twice(train: Sequence[str | Path], val: Sequence[str | Path]) -> None:
+    """Refuse a file that is given twice, also by another path or through a link.
+
+    Raises:
+        UsageError: one is.
+    """
+    parts = [[str(each) if url_in(each) else os.path.realpath(each) for each in part] for part in (train, val)]
+    first = set(parts[0])
+    for part, given in zip(parts, (train, val), strict=True):
+        counts = Counter(part)
+        if repeated := [each for file, each in zip(part, given, strict=True) if counts[file] > 1]:
+            raise UsageError(f"{some_of(sorted(set(map(str, repeated))))} is given twice")
+    if both := sorted({str(each) for file, each in zip(parts[1], val, strict=True) if file in first}):
+        raise UsageError(f"{some_of(both)} is given both to train and to validate on")
 
 
 def _assign(named: dict[Part | None, list[str]], found: Where, where: str | Path) -> None:

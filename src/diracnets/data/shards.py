@@ -17,6 +17,7 @@ from diracnets.data.shard_cache import LIMIT, ShardCache
 from diracnets.data.shard_files import ShardFiles
 from diracnets.data.shard_index import Label, ShardIndex
 from diracnets.data.shard_where import Where, find_shards
+from diracnets.data.split import numbered
 from diracnets.data.usable import Lost, usable
 from diracnets.errors import DataError, some_of
 from diracnets.files import url_in
@@ -162,7 +163,11 @@ def _lost(where: Where, parts: list[list[str]], indices: list[list[ShardIndex]])
                     f"{location} {index.cut or 'holds less than is listed'}, {missing:,} or more are lost", missing
                 )
     others = sum(index.others for found in indices for index in found)
-    return lost, [f"{others:,} groups of files with neither image nor label are no samples"] * bool(others)
+    notes = [f"{others:,} groups of files with neither image nor label are no samples"] * bool(others)
+    pairs = (pair for part, found in zip(parts, indices, strict=True) for pair in zip(part, found, strict=True))
+    if empty := [location for location, index in pairs if not index.names and not index.bad]:
+        notes.append(f"shards without a sample: {some_of(empty, limit=3)}")
+    return lost, notes
 
 
 def _classes(labels: list[Label]) -> tuple[str, ...]:
@@ -174,7 +179,7 @@ def _classes(labels: list[Label]) -> tuple[str, ...]:
             f"some labels are numbers ({min(numbers)}, ...) and some are names ({names[0]}, ...): list the classes, "
             "one a line, in classes.txt beside the shards"
         )
-    classes = tuple(names) or tuple(str(number) for number in range(1 + max(numbers)))
+    classes = tuple(names) or numbered(numbers)
     if len(set(labels)) < 2:
         raise DataError(f"all samples have the same label, {classes[-1]!r}: at least two classes are needed")
     return classes

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 
-from diracnets.errors import DataError
+from diracnets.errors import DataError, printable
 
+_MOST = 1_000_000  # classes without names
 HELD_OUT = "one image in five of each class, always the same ones"
 
 
@@ -46,6 +47,35 @@ def hold_out(
         held_out += numbers[: max(1, round(len(numbers) / one_in))]
     chosen = set(held_out)
     return [number for number in range(len(labels)) if number not in chosen], sorted(held_out)
+
+
+def numbered(labels: Iterable[int]) -> tuple[str, ...]:
+    """The classes of labels that are numbers from 0, where no names are known: the numbers, up to the largest.
+
+    Raises:
+        DataError: it is so large that these would fill the memory, as one label of a damaged or hostile file can be.
+
+    >>> numbered([0, 2])
+    ('0', '1', '2')
+    """
+    largest = max(labels, default=-1)
+    if largest >= _MOST:
+        raise DataError(
+            f"there is a label of {largest:,}, and without a list of classes labels must be below {_MOST:,}"
+        )
+    return tuple(map(str, range(largest + 1)))
+
+
+def wrong_names(classes: Sequence[str]) -> list[str]:
+    """What is wrong with the names of classes, which a network carries along and every result prints.
+
+    >>> wrong_names(["cat", "dog", "cat"])
+    ['the class cat is listed twice']
+    """
+    twice = [f"the class {name} is listed twice" for name, count in Counter(classes).items() if count > 1]
+    return twice + [
+        f"the class {name} has control characters in its name: rename it" for name in classes if name != printable(name)
+    ]
 
 
 def some_of_each(labels: Sequence[int], count: int) -> list[int]:

@@ -10,8 +10,8 @@ from diracnets.data.encoded import EncodedImages, EncodedSet
 from diracnets.data.image_file import ADVICE
 from diracnets.data.progress import Report
 from diracnets.data.readable import unreadable
-from diracnets.data.split import HELD_OUT, hold_out
-from diracnets.errors import DataError
+from diracnets.data.split import HELD_OUT, hold_out, wrong_names
+from diracnets.errors import DataError, some_of
 
 S = TypeVar("S", bound=EncodedImages)
 _NAMED = 10  # of the samples that cannot be used
@@ -63,14 +63,18 @@ def usable(
         report: is told how many are looked at, and of how many.
 
     Raises:
-        DataError: more than that are lost, or all of a class.
+        DataError: more than that are lost, or all of a class; classes have names that no one can tell apart or print.
     """
+    if wrong := wrong_names(sets[0].classes):
+        raise DataError(f"{where}: {'; '.join(wrong[:_NAMED])}")
     notes = [note for each in sets[:1] for note in each.notes]
     if len(sets) == 1:
         [whole] = sets
         notes.append(f"to validate: {HELD_OUT}")
         keys = [key(whole.source.name(number)) for number in range(len(whole.labels))]
         sets = [whole.select(numbers) for numbers in hold_out(whole.labels, keys, whole.classes)]
+    if without := sorted(set(range(len(sets[0].classes))) - set(sets[0].labels)):
+        notes.append(f"classes without an image to train on: {some_of(sets[0].classes[each] for each in without)}")
     count = sum(len(each.labels) for each in sets)
     found = []
     for number, each in enumerate(sets):
