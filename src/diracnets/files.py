@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from diracnets.errors import FileError
 
@@ -257,6 +257,19 @@ def locked(path: str | Path, *, wait: bool = True) -> Iterator[bool]:
         os.close(file)
 
 
+def kind_of(path: str | Path) -> Literal["file", "folder", "other"] | None:
+    """What is at a path; None where nothing is or can be, as of text too long for a path, at which `Path` raises.
+
+    >>> kind_of("/"), kind_of("a" * 5000)
+    ('folder', None)
+    """
+    if os.path.isdir(path):  # noqa: PTH112
+        return "folder"
+    if os.path.isfile(path):  # noqa: PTH113
+        return "file"
+    return "other" if os.path.exists(path) else None  # noqa: PTH110
+
+
 def cache_folder() -> Path:
     """The folder for what can be made or downloaded again: `$DIRACNETS_HOME`, or else `~/.cache/diracnets`."""
     if given := os.environ.get("DIRACNETS_HOME"):
@@ -270,7 +283,7 @@ def absolute_place(where: str | Path) -> str:
     >>> absolute_place("train=https://example.com/a.tar::val=/b/*.tar")
     'train=https://example.com/a.tar::val=/b/*.tar'
     """
-    if Path(where).exists():
+    if kind_of(where):
         return str(Path(where).absolute())
     pieces = []
     for piece in str(where).split("::"):

@@ -13,7 +13,7 @@ from diracnets.data.augmentation import Augmentation
 from diracnets.data.check import check
 from diracnets.data.load import load_data
 from diracnets.data.share import Share
-from diracnets.errors import DataError, UsageError
+from diracnets.errors import DataError, FileError, UsageError
 from diracnets.training.loop import train
 from diracnets.training.recipe import Recipe
 
@@ -266,3 +266,13 @@ def test_classes_that_cannot_be_learned_or_told_apart_are_named(kind, twelve):
     twelve("train-0000", [(png(n), ("Cat", "cat")[n % 2]) for n in range(8)])
     findings = check(twelve.folder / f"train-0000{kind.suffix}", workers=0).findings
     assert [each.files for each in findings if each.kind == "case"] == [("Cat", "cat")]
+
+
+def test_a_list_that_is_longer_than_a_path_can_be(kind, twelve):
+    if isinstance(kind, Shards):
+        where = "::".join(f"/{'./' * 400}{twelve.folder}/train-{n:04d}.tar" for n in range(8))
+        assert len(where) > 4096
+        assert len(load(kind, where).train) == 65
+        assert check(where, workers=0).images == 80
+    with pytest.raises(FileError, match="x"):
+        load(kind, "x" * 300)

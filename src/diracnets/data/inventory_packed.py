@@ -15,7 +15,7 @@ from diracnets.data.shards import key_of_sample, source_of
 from diracnets.data.split import HELD_OUT
 from diracnets.data.table import labels_of, table_of
 from diracnets.errors import DataError, FileError
-from diracnets.files import url_in
+from diracnets.files import kind_of, url_in
 
 _PARQUET = ("*.parquet", "*/*.parquet", "*/*/*.parquet")
 
@@ -32,9 +32,9 @@ def inventory_of(where: str | Path) -> Inventory:
         MissingExtraError: pyarrow is needed, and not installed.
     """
     folder = Path(where)
-    if folder.suffix == ".parquet" and folder.is_file():
+    if folder.suffix == ".parquet" and kind_of(folder) == "file":
         return _parquet(folder)
-    if not folder.is_dir():
+    if kind_of(folder) != "folder":
         return _shards(where) if ".tar" in str(where) or url_in(where) else inventory(folder)
     if (folder / LIST).is_file() or any(folder.glob("*.tar")):
         return _shards(where)
@@ -127,8 +127,8 @@ def _compared(found: Inventory, classes: tuple[str, ...] | None, keys: list[str]
         found.find("other classes", alone, "in val alone")
     if classes is not None and (empty := [name for name in classes if name not in seen["train"]]):
         found.find("empty class", empty, "no image to train on")
-    if len(seen["train"]) == 1:
-        found.find("other classes", sorted(seen["train"]), "the only class: two are needed")
+    if len(seen["train"]) < 2:
+        found.find("other classes", sorted(seen["train"]), "to train on, two classes are needed")
     if not seen["val"]:
         found.pictures = split(found.pictures, keys)
         found.notes.append(f"to validate: {HELD_OUT}")

@@ -23,7 +23,7 @@ from diracnets.data.shards import ShardSet, ShardSource, find_samples
 from diracnets.data.stream import StreamedImages
 from diracnets.data.workers import default_workers
 from diracnets.errors import UsageError, did_you_mean
-from diracnets.files import url_in
+from diracnets.files import kind_of, url_in
 
 _FOLDER_SIZE = 224
 DESCRIPTIONS = {
@@ -104,7 +104,7 @@ def load_data(
     side = image_size or _FOLDER_SIZE
     if data == "shards":
         return _photographs(data, data_dir, (3, side, side), device, workers, skip_unreadable)
-    if data_dir is not None and (url := url_in(data_dir)) and not Path(data_dir).exists():
+    if data_dir is not None and (url := url_in(data_dir)) and kind_of(data_dir) is None:
         raise UsageError(f"{url} is a URL, which is not fetched: download it first, and give the folder")
     if not isinstance(data, str):
         return load_dataset(data, image_size=image_size, device=device, workers=workers)

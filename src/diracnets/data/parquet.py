@@ -24,6 +24,7 @@ from diracnets.data.split import numbered
 from diracnets.data.table import Table, labels_of, open_parquet, reading, table_of
 from diracnets.data.usable import Lost, usable
 from diracnets.errors import DataError, FileError, shown, some_of
+from diracnets.files import kind_of
 
 KEPT = 256 << 20  # bytes of row groups that a process keeps, if as many as are shuffled together are no more
 
@@ -173,9 +174,9 @@ def key_of_row(name: str) -> str:
 
 def parts_of(where: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """The files to train on, and those to validate on where there are some."""
-    if where.is_file():
+    if kind_of(where) == "file":
         return {"train": [where]}, []
-    files = sorted(where.rglob("*.parquet")) if where.is_dir() else []
+    files = sorted(where.rglob("*.parquet")) if kind_of(where) == "folder" else []
     if not files:
         raise FileError(
             f"there are no Parquet files (*.parquet) in {where}: give a folder that holds some, or one file"
@@ -251,7 +252,8 @@ def _set(
                 kept.append(place + row)
         place += len(column)
     if len(set(flat)) < 2:
-        raise DataError(f"{tables[0].path} and its like hold images of one class only: at least two are needed")
+        some = "images of one class only" if flat else "no images with labels"
+        raise DataError(f"{tables[0].path} and its like hold {some}: at least two classes are needed")
     source = source_of(tables)
     return ParquetSet(source if len(kept) == place else source.select(kept), flat, classes, notes)
 

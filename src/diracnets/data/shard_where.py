@@ -16,7 +16,7 @@ from urllib.parse import urljoin, urlsplit
 from diracnets.data.layout import Part, part_of
 from diracnets.data.tree import composed
 from diracnets.errors import DataError, FileError, MissingExtraError, UsageError, printable, shown, some_of
-from diracnets.files import url_in
+from diracnets.files import kind_of, url_in
 from diracnets.web import read_url
 
 LIST = "_info.json"  # of timm's sets, and ours
@@ -153,14 +153,14 @@ def _located(piece: str, found: Where) -> Iterator[tuple[str, Part | None]]:
                 yield from _listed(each.rstrip("/") + "/", found)
         return
     for each in _expanded(piece):
-        if any(sign in each for sign in "*?[") and not Path(each).exists():
+        if any(sign in each for sign in "*?[") and kind_of(each) is None:
             matches = sorted(glob.glob(each, recursive=True))  # noqa: PTH207  of paths that may be absolute
             if not matches:
                 raise FileError(f"no file matches {each}")
             shards = [str(Path(match)) for match in matches if Path(match).is_file()]
-        elif Path(each).is_file():
+        elif kind_of(each) == "file":
             shards = [str(Path(each))]
-        elif Path(each).is_dir():
+        elif kind_of(each) == "folder":
             yield from _in_folder(Path(each), found)
             continue
         else:
@@ -287,7 +287,7 @@ def _part(path: str) -> Part | None:
 
 def _expanded(text: str) -> list[str]:
     """A text with brace ranges, as all the texts that it stands for."""
-    if "{" not in text or (url_in(text) is None and Path(text).exists()):
+    if "{" not in text or (url_in(text) is None and kind_of(text)):
         return [text]
     try:
         from braceexpand import braceexpand
