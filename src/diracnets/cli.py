@@ -85,10 +85,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, Exception) as error:
         if debug:
             traceback.print_exc()
-        if not getattr(error, "silent", False):  # another process of the run reports it
+        if not _told_by_another(error):
             print(f"diracnets: {_sentence(error)}", file=sys.stderr)
         return _exit_code(error)
     return 0
+
+
+def _told_by_another(error: BaseException) -> bool:
+    """Whether another process of a run reports the error; what is wrong with the command, the first of each machine."""
+    same = isinstance(error, UsageError) and os.environ.get("LOCAL_RANK", "0") != "0"
+    return bool(getattr(error, "silent", same))
 
 
 def _run(words: list[str]) -> None:

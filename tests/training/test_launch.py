@@ -143,6 +143,13 @@ def test_what_the_launcher_refuses_before_it_starts_anything(tmp_path, capsys):
     assert "Unrecognized options: --devices" in capsys.readouterr().err
 
 
+def test_what_is_wrong_with_a_command_is_said_once(monkeypatch, capsys):
+    for rank, said in ("0", True), ("1", False):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert main(["train", *FLAGS.split(), "--shard", "--compile"]) == 2
+        assert ("do not go together" in capsys.readouterr().err) == said
+
+
 @pytest.mark.parametrize(
     ("codes", "code"),
     [

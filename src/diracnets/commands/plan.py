@@ -214,7 +214,11 @@ class Plan:
         peak = device.flops[job.precision]
         gradient = f"{ways}, gradient of {_size(job.step.gradient_bytes)}, {_time(chosen.communication)} a step"
         hidden = 1 - chosen.exposed / chosen.communication if chosen.communication else 1.0
-        feeding = "images lie in the device's memory" if self._in_memory else f"{cores:,} cores at {rate:,.0f} a second"
+        feeding = (
+            "images lie in the device's memory"
+            if self._in_memory
+            else f"{_counted(cores, 'core')} at {rate:,.0f} a second"
+        )
         return [
             ("network", f"{self.model}, {job.step.parameters:,} parameters, {multiply_adds:,} MACs per image"),
             (
@@ -230,7 +234,7 @@ class Plan:
             ("step", f"{chosen.batch:,} images on {_counted(chosen.devices, 'device')} in {_time(chosen.step)}"),
             ("communication", "none" if chosen.devices == 1 else f"{gradient}, {hidden:.0%} of it hidden"),
             ("time", f"{_time(chosen.epoch)} per epoch, {_time(chosen.run)} per run"),
-            ("decoding", f"{chosen.images_per_second:,.0f} images per second: {feeding}"),
+            ("decoding", f"{_rate(chosen.images_per_second)} images per second: {feeding}"),
         ]
 
 
@@ -249,7 +253,7 @@ def _row(found: Planned) -> list[object]:
         found.batch,
         f"{found.batch_per_device:g}" if found.batch_per_device >= 1 else f"{found.batch_per_device:.2g}",
         _time(found.step),
-        round(found.images_per_second),
+        round(found.images_per_second) if found.images_per_second >= 10 else _rate(found.images_per_second),
         f"{found.efficiency:.0%}",
         _size(sum(found.memory.values())),
         _time(found.epoch),
@@ -276,13 +280,17 @@ def _counted(count: int, thing: str) -> str:
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
-def _size(count: float) -> str:
-    """Bytes as kB, MB or GB.
+def _rate(images: float) -> str:
+    return f"{images:,.0f}" if images >= 10 else f"{images:.2g}"
 
-    >>> _size(20_472), _size(1_474_920), _size(3.2e10)
-    ('20.5 kB', '1.5 MB', '32.0 GB')
+
+def _size(count: float) -> str:
+    """Bytes as kB, MB, GB or TB.
+
+    >>> _size(20_472), _size(1_474_920), _size(3.2e10), _size(8e14)
+    ('20.5 kB', '1.5 MB', '32.0 GB', '800.0 TB')
     """
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if count >= size:
             return f"{count / size:,.1f} {unit}"
     return f"{count / 1e3:,.1f} kB"
