@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from diracnets.data.check import check
 from diracnets.data.load import load_data
 from diracnets.data.pack import pack
 from diracnets.data.shard_cache import ShardCache, cache_limit
@@ -304,3 +305,18 @@ def test_the_next_shards_are_brought_ahead_and_no_more(make_folder, tmp_path, se
     next(gone)
     gone.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "diracnets-ahead"]
+
+
+def test_shards_on_a_server_that_breaks_off_are_looked_through(packed, server):
+    server.serve(packed)
+    server.fail(300, 503, 2000)
+    checked = check(f"{server.url}/", workers=0)
+    assert (checked.images, checked.findings) == (60, ())
+    assert checked.counts == {"cat": {"train": 24, "val": 6}, "dog": {"train": 24, "val": 6}}
+
+
+def test_a_shard_that_cannot_be_had_is_no_unreadable_image(packed, server):
+    server.serve(packed)
+    del server.files["val-000001.tar"]
+    with pytest.raises(FileError, match=r"val-000001\.tar"):
+        load(f"{server.url}/", skip_unreadable=0.9)
