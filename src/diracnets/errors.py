@@ -7,7 +7,7 @@ import reprlib
 import unicodedata
 from collections.abc import Iterable
 
-_LONGEST = 20_000  # characters of a message; what a file holds may have any number
+_LONGEST = 2_500  # characters of a message; what a file holds may have any number
 
 
 class DiracNetsError(Exception):

@@ -136,3 +136,9 @@ def test_a_file_whose_statistics_end_the_process_is_an_error():
     file = Path(__file__).parent / "files" / "ends-the-process.parquet"  # where Arrow asks for a column's sizes
     with pytest.raises(FileError, match="cannot be read as Parquet"):
         find_rows(file)
+
+
+def test_fewer_images_than_labels_are_an_error(tmp_path):
+    file = Path(__file__).parent / "files" / "fewer-images-than-labels.parquet"
+    with pytest.raises(DataError, match=r"200 samples .* cannot be used"):
+        find_rows(file)

@@ -98,7 +98,10 @@ class ParquetSource(EncodedImages):
     def encoded(self, index: int) -> io.BytesIO:
         """The image's bytes."""
         column = self._row_group(int(self._files[index]), int(self._groups[index]))
-        value = column[int(self._rows[index])].as_py()
+        row = int(self._rows[index])
+        if row >= len(column):
+            raise DataError(f"{self.name(index)} is missing: its file has fewer images than labels, get it again")
+        value = column[row].as_py()
         value = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(value, bytes):
             raise DataError(f"{self.name(index)} holds no image, or only the path of one{ADVICE}")
