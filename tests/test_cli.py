@@ -514,7 +514,8 @@ def test_images_that_cannot_be_read_are_told_and_the_others_classified(form, pla
         assert {*found[1]["top"][0]} == {"class", "probability"}
     else:
         assert output.out == wanted
-    known, *lines = output.err.splitlines()
+    known, doubt, *lines = output.err.splitlines()
+    assert "answers have a probability below" in doubt
     assert known.startswith("the network knows only 10 classes (0, 1, 2, 3, 4 and 5 more): ")
     assert known.endswith("it takes grayscale images and ignores colours")
     assert [name for name, line in zip(("cut.png", "text.png", "empty.png"), lines, strict=False) if name in line] == [
@@ -654,7 +655,7 @@ def test_control_characters_in_names_do_not_reach_the_terminal(place, capsys):
     for text in output:
         assert SHOWN in text
         assert not {"\x1b", "\x9b", "\u202e"} & set(text)
-    assert output.err.count("\n") == 3
+    assert output.err.count("\n") == 4  # what it knows, a doubt, the image, and the sum
     assert main([*words, "--json"]) == 1
     assert str(evil) in [each["name"] for each in json.loads(capsys.readouterr().out)]
     assert main(["predict", "run", str(wrong)]) == 1
