@@ -418,7 +418,7 @@ def test_an_example_is_asked_for(warm):
         fold(small(warm))
     with pytest.raises(UsageError, match="example_input is a list"):
         fold(small(warm), [IMAGES])
-    with pytest.raises(UsageError, match=r"takes a torch\.nn\.Module, not a str"):
+    with pytest.raises(UsageError, match=r"takes a torch\.nn\.Module, not 'diracnet-28-1'"):
         fold("diracnet-28-1")
 
 

@@ -54,13 +54,14 @@ RECIPES = {
         optimizer="muon",
         accumulate=2,
         mixup=0.4,
-        class_weights="balanced",
         progressive_size=8,
         image_size=12,
         recalibrate_bn=True,
     ),
     "apart": RECIPE.replaced(sync_bn=False, recalibrate_bn=False),  # which sees images once more
-    "frozen": RECIPE.replaced(sync_bn=False, freeze=True, lr=0.5, epochs=6, patience=1, accumulate=2),
+    "frozen": RECIPE.replaced(
+        sync_bn=False, freeze=True, lr=0.5, epochs=6, patience=1, accumulate=2, class_weights="balanced"
+    ),
 }
 STEPS = 5  # of 8, 8, 8, 8 and 5 images
 STOPPED_AFTER = 7
