@@ -138,7 +138,8 @@ class Train:
             if changes:
                 raise UsageError(
                     f"the run in {self.run} keeps its recipe, but these flags change it ({'; '.join(changes)}): "
-                    "leave them out, or start a new run in another folder"
+                    "leave them out, or start a new run in another folder, from the weights of this one with --from "
+                    f"{self.run}"
                 )
         return recipe
 
