@@ -133,6 +133,8 @@ class Fuzz:
 
     def run(self) -> int:
         names = self.targets or tuple(TARGETS)
+        if wrong := [name for name in names if name not in TARGETS]:
+            sys.exit(f"there is no kind of files {wrong[0]!r}: there are {', '.join(TARGETS)}")
         if self.only is not None:
             with _process(names[0]) as (process, _):
                 print(process.read(self.only.read_bytes()))
