@@ -11,6 +11,7 @@
 | 3b | Wide ResNet-28-10 on CIFAR-100, with the recipe and the epochs of stage 3 | |
 | 4  | time to 94% and 96% on CIFAR-10: the sprint family, and programs of cifar10-airbench, run unchanged | theirs |
 | 5  | DiracNet-18 on Imagenette | |
+| 6  | DiracNet-28-1 and its residual twin on CIFAR-10, each with and without a teacher | 0.2 points apart |
 
 It needs what the package needs for training, and installs nothing: PYTHONPATH=src is enough. `--data-dir` holds the
 files of CIFAR as published (`cifar-10-batches-py`, `cifar-100-python`) and `imagenette/{train,val}/<class>/*`.
@@ -87,6 +88,7 @@ STOPPED = 3  # exit status of a stage that was stopped
 EVALUATIONS = 8  # of each long training run
 TRIAL_STEPS = 24  # of an epoch whose speed tells how many epochs there is time for
 CAUTION = 0.9  # the part of the time that is planned with: a device slows down as it gets warm
+TWIN_SEEDS = 3  # of stage 6
 TURN = 3.2  # muon_lr times the root of the number of steps: 3.0 in fast-cifar, 3.6 in sprint-cifar
 
 
@@ -106,6 +108,11 @@ class Scale:
     most_epochs: int = 200
     sprints: tuple[tuple[str, int], ...] = (("", 9), ("", 12), ("-1.5", 9), ("-2", 40), ("-3", 40), ("-4", 30))
     """Widths of sprint, and epochs: three that may reach 94%, three that may reach 96%."""
+    teacher: str = "wrn-16-4"
+    """Of stage 6, and the networks that it teaches."""
+    twins: tuple[str, str] = ("diracnet-28-1", "wrn-28-1")
+    twin_batch: int = 256
+    twin_epochs: int = 56
     width: float = 1.0
     side: int = 160
     """Of photographs."""
@@ -125,6 +132,10 @@ TOY = Scale(
     batch=16,
     most_epochs=2,
     sprints=(("-0.125", 1), ("-0.125", 2)),
+    teacher="wrn-10-0.5",
+    twins=("diracnet-10-0.25", "wrn-10-0.25"),
+    twin_batch=16,
+    twin_epochs=1,
     width=0.0625,
     side=40,
     first_side=32,
@@ -136,7 +147,7 @@ class Stage:
     """One stage: its place in gpu.json, and its time.
 
     Args:
-        name: "1" to "5".
+        name: "1" to "6".
         options: of the command line.
     """
 
@@ -280,7 +291,7 @@ def loader_speed(images: MemoryImages, augment: Augmentation, batch: int, device
     return statistics.median(speeds[1:])
 
 
-# Stages 2, 3, 3b and 5: as many epochs as there is time for
+# Stages 2, 3, 3b and 5: as many epochs as there is time for; stage 6: twins
 
 
 def wide_network(stage: Stage, data: str, family: str, as_in: str | None = None) -> bool:
@@ -327,6 +338,25 @@ def photographs(stage: Stage) -> bool:
     return True
 
 
+def twins(stage: Stage) -> bool:
+    """A chain and a residual network of as many weights, by one recipe, alone and with the same teacher."""
+    images, scale = images_of(stage, "cifar10"), stage.scale
+
+    def recipe(model: str, epochs: int, seed: int = 0) -> Recipe:
+        return with_muon(stage, epochs, len(images.train), model=model, batch_size=scale.twin_batch, lr=0.3, seed=seed)
+
+    epochs = scale.twin_epochs
+    if not stage.has(run="teacher"):
+        trained_to_end(stage, "teacher", images, lambda: recipe(scale.teacher, epochs))
+    for seed in range(TWIN_SEEDS):
+        for model in scale.twins:
+            for teacher in (None, run_folder(stage, "teacher")):
+                name = f"{model}-seed-{seed}{'' if teacher is None else '-taught'}"
+                if not stage.has(run=name):
+                    trained_to_end(stage, name, images, partial(recipe, model, epochs, seed), teacher)
+    return True
+
+
 def with_muon(stage: Stage, epochs: int, images: int, **settings: Any) -> Recipe:  # noqa: ANN401
     """The fast recipe, with the angle of a step that suits their number, and with the settings of `--set`."""
     recipe = Recipe.load("fast-cifar").replaced(**settings, precision=stage.scale.precision, epochs=epochs)
@@ -336,20 +366,30 @@ def with_muon(stage: Stage, epochs: int, images: int, **settings: Any) -> Recipe
 
 
 def trained_in_time(stage: Stage, name: str, data: ImageData, shape: Callable[[int], Recipe], most: int) -> None:
-    """Train by `shape(epochs)`, for as many epochs as there is time for and at most `most`, and add a row.
+    """Train by `shape(epochs)`, for as many epochs as there is time for and at most `most`, and add a row."""
+    trained_to_end(stage, name, data, lambda: shape(epochs_in_time(stage, data, shape, most)))
+
+
+def trained_to_end(
+    stage: Stage, name: str, data: ImageData, shape: Callable[[], Recipe], teacher: Path | None = None
+) -> None:
+    """Train by the recipe that `shape` makes, and add a row.
 
     A run that was stopped goes on in its folder, by the recipe that it began with.
     """
-    folder = stage.options.work / "runs" / f"{stage.key} {name}".replace(" ", "_").replace("=", "-")
+    folder = run_folder(stage, name)
     resume = (folder / "last.pt").exists()
     if resume:
         recipe = Recipe.load(folder / "recipe.toml")
     else:
         shutil.rmtree(folder, ignore_errors=True)
-        recipe = shape(epochs_in_time(stage, data, shape, most))
+        recipe = shape()
     epochs = recipe.optimization.epochs
     print(f"{name}: {'resuming ' * resume}{epochs} epochs, {int(stage.left())} s left", flush=True)
-    trained = train(recipe, run=folder, data=data, device=str(stage.device), resume=resume, on_epoch=show, quiet=True)
+    device = str(stage.device)
+    trained = train(
+        recipe, run=folder, data=data, device=device, resume=resume, teacher=teacher, on_epoch=show, quiet=True
+    )
     data = as_trained(recipe, data)
     stage.add(
         run=name,
@@ -368,6 +408,11 @@ def trained_in_time(stage: Stage, name: str, data: ImageData, shape: Callable[[i
         recipe=recipe.table(),
         history=trained.history,
     )
+
+
+def run_folder(stage: Stage, name: str) -> Path:
+    """Where a run of this stage is kept."""
+    return stage.options.work / "runs" / f"{stage.key} {name}".replace(" ", "_").replace("=", "-")
 
 
 def as_trained(recipe: Recipe, data: ImageData) -> ImageData:
@@ -557,6 +602,7 @@ STAGES: dict[str, Callable[[Stage], bool]] = {
     "3b": partial(wide_network, data="cifar100", family="wrn", as_in="3"),
     "4": sprints,
     "5": photographs,
+    "6": twins,
 }
 
 
@@ -569,7 +615,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="where results go; by default $OUT, or the folder --work")
     parser.add_argument("--minutes", type=float, default=9.0, help="for each stage")
     parser.add_argument(
-        "--set", nargs="+", type=setting, default=[], metavar="NAME=VALUE", help="of the recipes of stages 2 to 5"
+        "--set", nargs="+", type=setting, default=[], metavar="NAME=VALUE", help="of the recipes of stages 2 to 6"
     )
     parser.add_argument("--airbench", nargs="+", type=existing, default=[], help="programs of cifar10-airbench")
     parser.add_argument("--seeds", type=int, default=5, help="training runs of each network of stage 4")

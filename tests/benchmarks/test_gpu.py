@@ -116,6 +116,29 @@ def test_a_stage_that_was_cut_off_goes_on_from_its_checkpoint(options, monkeypat
 
 
 @pytest.mark.slow
+def test_a_chain_and_its_residual_twin_have_one_teacher(options, monkeypatch):
+    taught = {}
+
+    def train(recipe, *, run, teacher=None, **rest):
+        taught[run.name] = (recipe.model.name, recipe.runtime.seed, teacher)
+        return gpu_train(recipe, run=run, teacher=teacher, **rest)
+
+    gpu_train = gpu.train
+    monkeypatch.setattr(gpu, "train", train)
+    monkeypatch.setattr(gpu, "TWIN_SEEDS", 1)
+    status, found = run("6", options())
+    assert status == 0
+    names = [row["run"] for row in found["rows"]]
+    chain, twin = "diracnet-10-0.25-seed-0", "wrn-10-0.25-seed-0"
+    assert names == ["teacher", chain, f"{chain}-taught", twin, f"{twin}-taught"]
+    teacher = options().work / "runs" / "6_teacher"
+    assert [place for _, _, place in taught.values()] == [None, None, teacher, None, teacher]
+    assert {seed for _, seed, _ in taught.values()} == {0}
+    recipes = [row["recipe"]["optimization"] for row in found["rows"]]
+    assert all(recipe == recipes[0] for recipe in recipes)
+
+
+@pytest.mark.slow
 def test_time_to_an_accuracy(options, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(AIRBENCH)
