@@ -230,7 +230,7 @@ def test_recipes_are_written_without_the_library_for_it(name):
         (["--set", "lr"], "lr is no NAME=VALUE"),
         (["--set", "lr=1", "--stage", "1", "2"], "stage 1 has none"),
         (["--data-dir", "nowhere"], "there is no nowhere"),
-        (["--stage", "6"], "invalid choice"),
+        (["--stage", "7"], "invalid choice"),
     ],
 )
 def test_wrong_use(words, said, capsys):
