@@ -116,6 +116,30 @@ def test_help_lists_the_commands(capsys):
     assert all(f"\n  {name} " in printed for name in COMMANDS)
 
 
+@pytest.mark.parametrize("command", ["train", "verify"])
+def test_help_is_words_in_a_terminal_of_any_width(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "12")
+    assert main([command, "--help"]) == 0
+    words = capsys.readouterr().out.replace("│", " ").split()
+    assert "network" in words or "model" in words
+    assert sum(len(word) == 1 for word in words) < len(words) / 4
+    assert os.environ["COLUMNS"] == "12"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        ('"$@" --version > /dev/full', 1, "diracnets: cannot write the output: No space left on device\n"),
+        ('"$@" --version >&-', 0, ""),
+        ('mkdir gone; cd gone; rmdir ../gone; "$@" info a.pt', 1, "diracnets: the current folder cannot be used ("),
+    ],
+)
+def test_surroundings_that_are_broken_get_one_sentence(line, code, message, tmp_path):
+    done = subprocess.run(["sh", "-c", line, "sh", *PROGRAM], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr[: len(message)], done.stderr.count("\n")) == (code, message, bool(message))
+
+
 def test_help_imports_no_torch():
     lines = [
         "import sys, diracnets",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -16,7 +17,7 @@ from types import FrameType
 from typing import Protocol, TextIO
 
 from diracnets._version import __version__
-from diracnets.errors import DiracNetsError, UsageError, did_you_mean, printable
+from diracnets.errors import DiracNetsError, FileError, UsageError, did_you_mean, printable
 
 COMMANDS = {  # in the order in which a user meets them
     "demo": ("Demo", "train, fold and classify handwritten digits, in about a minute"),
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    _open_streams()
     try:
         with _terminated_as_exit(), _plain_warnings(), _any_name_printed():
             _run(words)
@@ -97,6 +99,22 @@ def _told_by_another(error: BaseException) -> bool:
     return bool(getattr(error, "silent", same))
 
 
+def _open_streams() -> None:
+    """Let a process that was started without standard output, as by `>&-` or a service, print to nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+
+
+def _check_here() -> None:
+    """Refuse a working directory that was removed: torch cannot be loaded in it, and ends the process without a word
+    of why."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError as error:
+        raise FileError(f"the current folder cannot be used ({error.strerror}): cd to one that is there") from error
+
+
 def _run(words: list[str]) -> None:
     if words[:1] == ["help"] and len(words) > 1:
         words = [*words[1:], "--help"]
@@ -108,6 +126,7 @@ def _run(words: list[str]) -> None:
     elif words[0] == "--version":
         print(f"diracnets {__version__}")
     else:
+        _check_here()
         parse(words).execute()
 
 
@@ -154,6 +173,8 @@ def _sentence(error: BaseException) -> str:
         return str(error) or "interrupted"
     if isinstance(error, DiracNetsError):
         return printable(str(error))
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"cannot write {printable(str(error.filename or 'the output'))}: {error.strerror}"
     return (
         f"{type(error).__name__}: {printable(str(error), keep=chr(10))} (unexpected; --debug shows where it came from)"
     )

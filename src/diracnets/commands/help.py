@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shutil
 import sys
 import textwrap
@@ -15,6 +16,7 @@ from typing import Any, TextIO, cast, get_args, get_type_hints
 import docstring_parser
 
 _WIDEST = 100  # longer lines are hard to read
+_LEAST = 40  # columns; in fewer, the parser puts one letter on a line
 _EMPTY = "(default: )"  # of options that take several values, and by default none
 
 
@@ -57,15 +59,24 @@ def paragraphs(text: str) -> str:
 
 
 def line_width() -> int:
-    """How long the lines of a text are: as the terminal is wide, but not too long to read."""
-    return min(shutil.get_terminal_size().columns, _WIDEST)
+    """How long the lines of a text are: as the terminal is wide, but not too long to read, nor too short."""
+    return max(_LEAST, min(shutil.get_terminal_size().columns, _WIDEST))
 
 
 @contextmanager
 def wrapped() -> Iterator[None]:
     """Wrap what the parser prints: it wraps the texts of options, but not the description of the command."""
-    with redirect_stdout(cast(TextIO, _Wrapping(sys.stdout))):
-        yield
+    before = os.environ.get("COLUMNS")
+    if shutil.get_terminal_size().columns < _LEAST:
+        os.environ["COLUMNS"] = str(_LEAST)
+    try:
+        with redirect_stdout(cast(TextIO, _Wrapping(sys.stdout))):
+            yield
+    finally:
+        if before is None:
+            os.environ.pop("COLUMNS", None)
+        else:
+            os.environ["COLUMNS"] = before
 
 
 class _Wrapping:
