@@ -1,5 +1,7 @@
 """What a user tries on a second walk."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,22 @@ def test_a_bare_word_lists_all_networks_that_have_it_in_their_name(capsys):
     assert all("resnet" in name for name in names)
     assert main(["models", "--trained", "digits"]) == 0
     assert "diracnet-28-0.5-digits" in capsys.readouterr().out
+
+
+def test_lists_and_help_need_no_torch():
+    code = """
+import sys
+from diracnets.cli import main
+for line in ("models", "models --trained", "models resnet", "help predict", "train --help", "help"):
+    assert main(line.split()) == 0, line
+    assert "torch" not in sys.modules, line
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_network_that_is_not_listed_can_be_built_all_the_same(capsys):
+    assert main(["models", "diracnet-40-1"]) == 2
+    assert "can be built: `diracnets info diracnet-40-1`" in capsys.readouterr().err
 
 
 def test_verify_takes_the_name_of_a_trained_network(capsys, tmp_path, monkeypatch):

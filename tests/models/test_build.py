@@ -1,5 +1,6 @@
 """The networks: parameter counts of the paper, shapes, names, and what is refused."""
 
+import functools
 from itertools import pairwise
 
 import pytest
@@ -9,8 +10,9 @@ from torch import nn
 from diracnets import Init, create_model, fold, list_models
 from diracnets.errors import UsageError
 from diracnets.models import diracnet
-from diracnets.models.build import on_meta, size_of
-from diracnets.models.names import parse
+from diracnets.models.build import on_meta
+from diracnets.models.listed import PARAMETERS
+from diracnets.models.names import parse, shallow_kin
 from diracnets.nn.dirac import DiracConv2d
 
 PUBLISHED = {
@@ -248,13 +250,12 @@ def test_pooling_that_there_is_not_is_refused(name, pool, message):
         create_model(name, pool=pool)
 
 
-def test_parameters_of_deep_networks_are_counted_on_shallow_ones():
-    for name in [
-        *list_models("*-52-1"),
-        *list_models("*-100-1"),
-        *list_models("*resnet-*"),
-        "repvgg-28-1",
-        "dirac-wrn-40-4",
-    ]:
-        if "1001" not in name:
-            assert size_of(name).parameters == sum(each.numel() for each in on_meta({"name": name}).parameters()), name
+def test_the_listed_parameters_are_those_of_the_networks():
+    @functools.cache
+    def counted(name):
+        return sum(each.numel() for each in on_meta({"name": name}).parameters())
+
+    for name, listed in PARAMETERS.items():
+        first, second, steps = shallow_kin(name)  # all blocks but the first of a group are alike
+        assert listed == counted(first) + steps * (counted(second) - counted(first)), name
+        assert steps > 8 or listed == counted(name), name

@@ -9,12 +9,13 @@ import unicodedata
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from diracnets.errors import UsageError, shown
 from diracnets.models.init import upgraded
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _MOST = 100_000  # values in a recipe and the like
 
@@ -143,7 +144,8 @@ def attach_card(model: nn.Module, card: ModelCard) -> None:
 def card_of(model: nn.Module) -> ModelCard | None:
     """The card that a loaded network carries, if it does.
 
-    >>> card_of(nn.Identity()) is None
+    >>> import torch
+    >>> card_of(torch.nn.Identity()) is None
     True
     """
     card = model.__dict__.get("card")
@@ -153,7 +155,8 @@ def card_of(model: nn.Module) -> ModelCard | None:
 def input_size_of(model: nn.Module) -> tuple[int, ...] | None:
     """(channels, height, width) of a network's images, by its card or as `fold` carried it over, if it is known.
 
-    >>> input_size_of(nn.Identity()) is None
+    >>> import torch
+    >>> input_size_of(torch.nn.Identity()) is None
     True
     """
     card = card_of(model)

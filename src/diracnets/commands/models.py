@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from dataclasses import dataclass
 
 from tyro.conf import FlagCreatePairsOff, Positional
@@ -32,15 +33,18 @@ class Models:
         if self.trained:
             self._show_trained()
             return
-        from diracnets.models.build import list_models, size_of
+        from diracnets.models.listed import PARAMETERS
+        from diracnets.models.names import is_name, parse
 
-        names = list_models(self._pattern)
+        names = fnmatch.filter(PARAMETERS, self._pattern)
         if not names:
+            if is_name(self.pattern):
+                count = f"`diracnets info {self.pattern}` counts it"
+                raise UsageError(f"{self.pattern} is not among the listed networks, but can be built: {count}")
             raise UsageError(f"no listed network matches {self.pattern!r}; `diracnets models` lists them all")
-        sizes = {name: size_of(name) for name in names}
         rows = [
-            [name, size.parameters, "x".join(map(str, size.input_size)), size.num_classes]
-            for name, size in sizes.items()
+            [name, PARAMETERS[name], *(("3x224x224", 1000) if parse(name).imagenet else ("3x32x32", 10))]
+            for name in names
         ]
         stdout().print(table(["name", "parameters", "input", "classes"], rows))
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import torch
@@ -170,45 +168,6 @@ def _channels(base: int, factor: float, name: str) -> int:
     if channels < 1:
         raise UsageError(f"{name} of width {factor} has less than one channel of {base}; choose a larger width")
     return channels
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large a network is with its default classes, channels and image size.
-
-    Args:
-        parameters: numbers in it.
-        input_size: (channels, height, width) of an image.
-        num_classes: outputs of its classifier.
-    """
-
-    parameters: int
-    input_size: tuple[int, int, int]
-    num_classes: int
-
-
-def size_of(name: str) -> Size:
-    """How large a network is, without making a deep one, which takes seconds for a thousand layers.
-
-    The parameters of a deep network follow from those of two shallow ones of its kind, since all blocks but the first
-    of a group are alike.
-
-    Raises:
-        UsageError: no network has this name.
-
-    >>> size_of("diracnet-28-1").parameters, size_of("diracnet-1000-1").parameters
-    (368730, 16190298)
-    """
-    first, second, steps = names.shallow_kin(name)
-    size = _measured(first)
-    step = _measured(second).parameters - size.parameters if steps else 0
-    return replace(size, parameters=size.parameters + step * steps)
-
-
-@functools.cache
-def _measured(name: str) -> Size:
-    net = on_meta({"name": name})
-    return Size(sum(parameter.numel() for parameter in net.parameters()), net.input_size, net.num_classes)
 
 
 def on_meta(arguments: Mapping[str, Any]) -> Network:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from diracnets.errors import UsageError, did_you_mean
+from diracnets.models.listed import PARAMETERS
 
 Family = Literal["plain", "sprint", "repvgg", "wrn", "resnet", "vgg"]
 Pool = Literal["max", "average"]
@@ -22,18 +23,6 @@ _VGG_DEPTHS = (16, 19)
 MOST_LAYERS = 20_000  # of any depth in a name: twice what was ever trained, made in a minute
 MOST_FACTOR = 10_000
 _LEAST_BOTTLENECK = 164  # from this depth on, a CIFAR ResNet's blocks are bottlenecks
-
-_CIFAR_CHAINS = ("sprint", "16-1", "28-1", "28-5", "28-10", "34-2", "34-4", "52-1", "100-1", "196-1", "400-1", "1000-1")
-_CHAINS = (*_CIFAR_CHAINS, "18", "34")
-_RESNETS = ("20", "56", "110", "164", "1001", "18", "34")
-_WIDE = ("16-1", "28-1", "28-10", "40-4")
-_LISTED = (
-    *(f"{family}-{size}" for family in ("diracnet", "plain") for size in _CHAINS),
-    *(f"{family}-{size}" for family in ("resnet", "dirac-resnet") for size in _RESNETS),
-    *(f"{family}-{size}" for family in ("wrn", "dirac-wrn") for size in _WIDE),
-    *(f"{family}-{depth}" for family in ("vgg", "dirac-vgg") for depth in _VGG_DEPTHS),
-    *(f"repvgg-{size}" for size in ("16-1", "28-1", "28-10", "a0", "b0")),
-)
 
 
 @dataclass(frozen=True)
@@ -60,7 +49,7 @@ class Name:
 
 def listed() -> tuple[str, ...]:
     """The names that `list_models` gives."""
-    return _LISTED
+    return tuple(PARAMETERS)
 
 
 def parse(name: str) -> Name:
@@ -168,7 +157,7 @@ def _depths(family: Family, depth: int) -> tuple[int, int]:
 
 
 def _unknown(name: str) -> UsageError:
-    hint = did_you_mean(name, _LISTED, cutoff=0.5)
+    hint = did_you_mean(name, PARAMETERS, cutoff=0.5)
     return UsageError(
         f"no network is called {name!r}; {hint} There are diracnet-N-k, plain-N-k, repvgg-N-k, wrn-N-k (N = 6n + 4, k "
         "any width), diracnet-sprint-k, plain-sprint-k, diracnet-18 and -34, plain-18 and -34, resnet-N (N = 6n + 2, "
