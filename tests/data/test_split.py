@@ -25,6 +25,8 @@ def test_neither_order_nor_new_images_move_the_others():
 def test_a_class_of_one_image_cannot_be_split():
     with pytest.raises(DataError, match="class 'dog' has one image"):
         hold_out([0, 0, 1], ["a", "b", "c"], ["cat", "dog"])
+    with pytest.raises(DataError, match=r"2 classes have one image \(dog, fox\)"):
+        hold_out([0, 0, 1, 2], ["a", "b", "c", "d"], ["cat", "dog", "fox"])
 
 
 def test_some_of_each_class_and_more_of_the_same():

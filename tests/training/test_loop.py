@@ -202,6 +202,25 @@ def test_a_signal_during_the_evaluation_is_heeded(whole, stripes, tmp_path, monk
     assert metrics(tmp_path / "run") == metrics(whole.run)
 
 
+def test_a_signal_while_batchnorm_is_recalibrated_waits_for_no_further_batch(whole, stripes, tmp_path, monkeypatch):
+    seen = []
+
+    def signalled(batches):
+        for batch in batches:
+            if not seen:
+                signal.raise_signal(signal.SIGTERM)
+            seen.append(batch)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr("diracnets.training.evaluating.update_bn", lambda found, net: update_bn(signalled(found), net))
+        with pytest.raises(Interrupted, match="after 0 of 4 epochs and 5 of 5 batches"):
+            run(RECIPE, tmp_path / "run", stripes)
+    assert len(seen) == 1
+    assert same_weights(run(RECIPE, tmp_path / "run", stripes, resume=True).net, whole.net)
+    assert metrics(tmp_path / "run") == metrics(whole.run)
+
+
 @pytest.mark.parametrize("step", ["starting_network", "choose_precision"])
 def test_a_signal_before_the_run_begins_ends_it_at_once(step, stripes, tmp_path, monkeypatch):
     monkeypatch.setattr(f"diracnets.training.loop.{step}", lambda *_, **__: signal.raise_signal(signal.SIGINT))

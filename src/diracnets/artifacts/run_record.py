@@ -24,6 +24,7 @@ class RunRecord:
         teacher: the name or absolute path of the network that it learns from, None where there is none, or where it
             came from no file.
         teacher_fingerprint: of that network's weights, so that a run goes on with the same.
+        images: a hash of which images of a folder it has, see `diracnets.training.same_images`.
         safeguards: how it is guarded, see `diracnets.training.safeguards`; empty for a run of an earlier version.
     """
 
@@ -31,6 +32,7 @@ class RunRecord:
     start: str | None = None
     teacher: str | None = None
     teacher_fingerprint: str | None = None
+    images: str | None = None
     safeguards: Mapping[str, int] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
@@ -50,7 +52,7 @@ class RunRecord:
             FileError: the file is damaged.
 
         >>> RunRecord.read(Path("no such folder"))
-        RunRecord(data_dir=None, start=None, teacher=None, teacher_fingerprint=None, safeguards={})
+        RunRecord(data_dir=None, start=None, teacher=None, teacher_fingerprint=None, images=None, safeguards={})
         """
         earlier = not (folder / NAME).exists()
         path = folder / (_EARLIER if earlier else NAME)

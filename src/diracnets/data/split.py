@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
-from diracnets.errors import DataError, printable
+from diracnets.errors import DataError, printable, some_of
 
 _MOST = 1_000_000  # classes without names
 HELD_OUT = "one image in five of each class, always the same ones"
@@ -39,10 +39,14 @@ def hold_out(
     members: dict[int, list[int]] = defaultdict(list)
     for number, label in enumerate(labels):
         members[label].append(number)
+    if single := [classes[label] for label, numbers in members.items() if len(numbers) < 2]:
+        which = f"class {single[0]!r} has" if len(single) == 1 else f"{len(single)} classes have"
+        names = f" ({some_of(single)})" if len(single) > 1 else ""
+        raise DataError(
+            f"{which} one image{names}: at least two are needed to hold one out; add some, or leave the class out"
+        )
     held_out: list[int] = []
-    for label, numbers in members.items():
-        if len(numbers) < 2:
-            raise DataError(f"class {classes[label]!r} has one image: at least two are needed to hold one out")
+    for numbers in members.values():
         numbers.sort(key=lambda number: _hash(keys[number]))
         held_out += numbers[: max(1, round(len(numbers) / one_in))]
     chosen = set(held_out)

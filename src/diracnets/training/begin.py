@@ -21,6 +21,7 @@ from diracnets.training.evaluating import recalibrates
 from diracnets.training.patience import schedule_cut_short
 from diracnets.training.recipe import Recipe
 from diracnets.training.run import Run, validated_on
+from diracnets.training.same_images import fingerprint as fingerprint_of_images
 from diracnets.training.settings import FEW_STEPS
 from diracnets.training.teacher import Teacher
 
@@ -102,7 +103,8 @@ def _write_record(run: Run, *, resumed: bool) -> None:
     data_dir = None if run.data_dir is None else absolute_place(run.data_dir)
     teacher = None if run.teacher is None else run.teacher.where
     fingerprint = None if run.teacher is None else run.teacher.fingerprint()
-    RunRecord(data_dir, run.start, teacher, fingerprint, asdict(run.safeguards)).save(run.folder.path)
+    images, safeguards = fingerprint_of_images(run.data), asdict(run.safeguards)
+    RunRecord(data_dir, run.start, teacher, fingerprint, images, safeguards).save(run.folder.path)
     if not resumed:
         run.recipe.save(run.folder.recipe)
     run.folder.rewrite_metrics(run.state.history)

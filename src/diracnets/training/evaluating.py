@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 
+from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
 from diracnets.data.images import Images
@@ -46,9 +48,19 @@ def recalibrate_bn(run: Run) -> None:
     layout = memory_format(recipe.runtime.channels_last)
     moved = (images.to(state.device, memory_format=layout) for images, _, _ in some)
     with nullcontext() if state.ranks.alone else norms_synchronized(state.evaluated):
-        update_bn(moved, state.evaluated)
+        update_bn(_until_asked(run, moved), state.evaluated)
+    run.stop_if_asked()  # not before: the norms have their momentum back only now
     if state.average is not None and state.average.started():
         state.average.ready = True
+
+
+def _until_asked(run: Run, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The batches, up to one at which a process was asked to stop; a resumed run begins again with the first."""
+    for number, batch in enumerate(batches, start=1):
+        run.reporter.recalibrating(number)
+        yield batch
+        if run.state.ranks.highest(run.interruption.asked)[0]:
+            return
 
 
 def evaluated(run: Run, images: Images, net: Network | None = None) -> Evaluation:

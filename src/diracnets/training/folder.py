@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -170,4 +171,5 @@ class RunFolder:
     def pictures(self) -> str:
         """Where the run can be looked at: its curve, and how to open TensorBoard; nothing where neither was written."""
         curve = [f"its curve is {self.curve}"] * self.curve.exists()
-        return "; ".join([*curve, *[f"for TensorBoard: tensorboard --logdir {self.events}"] * self.events.exists()])
+        events = f"for TensorBoard: {shlex.join(['tensorboard', '--logdir', str(self.events)])}"
+        return "; ".join([*curve, *[events] * self.events.exists()])

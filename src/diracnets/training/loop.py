@@ -37,6 +37,7 @@ from diracnets.training.recipe import Recipe
 from diracnets.training.reporter import Events, Reporter
 from diracnets.training.run import Run
 from diracnets.training.safeguards import Safeguards
+from diracnets.training.same_images import check_same_images
 from diracnets.training.start import (
     followed,
     following,
@@ -201,6 +202,7 @@ def train(
         data.train.batches(
             optimization.batch_size, epoch=1, augment=recipe.data.augment
         )  # refuses what does not suit the images
+        check_same_images(data, record)
         own = None if net is None else own_network(net, recipe, data)
         net = own or (
             starting_network(recipe, data, weights) if saved is None else network_to_resume(saved.card, recipe, data)

@@ -87,6 +87,11 @@ class Reporter:
         )
         self._progress.update(self._task, completed=batch, description=f"epoch {epoch}/{self._epochs}", state=state)
 
+    def recalibrating(self, batches: int) -> None:
+        """While BatchNorm is recalibrated, and has come to this batch."""
+        if self._progress is not None:
+            self._progress.update(self._task, state=f"recalibrates BatchNorm, batch {batches}")
+
     def evaluating(self, done: int, count: int) -> None:
         """While `done` of `count` images have been evaluated."""
         if self._progress is not None:

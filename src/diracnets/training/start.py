@@ -149,7 +149,8 @@ def network_to_resume(card: ModelCard, recipe: Recipe, data: ImageData) -> Netwo
     if (card.data, card.input_size, classes) != (found, data.input_size, data.classes):
         raise UsageError(
             f"these are not the images that the run began with: {_images(found, data.input_size, len(data.classes))} "
-            f"instead of {_images(card.data, card.input_size, len(card.classes))}"
+            f"instead of {_images(card.data, card.input_size, len(card.classes))}; bring those back, or start a new "
+            "run from its weights (--from)"
         )
     if (card.architecture or {}).get("own"):
         raise UsageError(
