@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -17,36 +18,37 @@ from types import FrameType
 from typing import Protocol, TextIO
 
 from diracnets._version import __version__
-from diracnets.errors import DiracNetsError, FileError, UsageError, did_you_mean, printable
+from diracnets.errors import DiracNetsError, FileError, UsageError, did_you_mean, lines_of, printable
 
 COMMANDS = {  # in the order in which a user meets them
     "demo": ("Demo", "train, fold and classify handwritten digits, in about a minute"),
     "data": ("Data", "check images before training, pack them into shards"),
     "train": ("Train", "train a network and fold it; --resume continues a run"),
     "distill": ("Distill", "train a chain under a trained network, fold it, and compare the two"),
-    "eval": ("Evaluate", "accuracy, loss, results by class and most confident errors of a trained network"),
-    "fold": ("Fold", "turn a checkpoint into a model file, and check that it computes the same"),
+    "eval": ("Evaluate", "accuracy, loss, results by class and most confident errors"),
+    "fold": ("Fold", "turn a checkpoint into a model file that computes the same"),
     "quantize": ("Quantize", "turn a model file into int8, by a few hundred images"),
-    "export": ("Export", "write a network to ONNX, OpenVINO and other formats, and check the file"),
-    "parity": ("Parity", "run a network on every backend: same answers? how fast, in how much memory?"),
+    "export": ("Export", "write a network to ONNX, OpenVINO and other formats, and check it"),
+    "parity": ("Parity", "run a network on every backend: same answers? speed? memory?"),
     "bench": ("Bench", "time networks side by side on each backend of this machine"),
     "predict": ("Predict", "classify images with a model file"),
     "info": ("Info", "layers, parameters, MACs and origin of a network or file"),
-    "plan": ("Plan", "memory and time of a training run on any number of devices, on paper"),
+    "plan": ("Plan", "memory and time of a training run on many devices, on paper"),
     "study": ("Study", "reproduce the paper's experiments: tables, figures and raw numbers"),
     "models": ("Models", "list the networks by name"),
     "verify": ("Verify", "check that a model file is complete and unchanged"),
 }
 HELP = """usage: diracnets COMMAND [OPTIONS]
 
-Very deep plain convolutional networks: train with the Dirac parameterization,
-fold to a bare conv-ReLU chain, use it from one file.
+Very deep plain convolutional networks: train with the Dirac
+parameterization, fold to a bare conv-ReLU chain, use it from
+one file.
 
 {commands}
 
-  diracnets help COMMAND     the options of a command; same as diracnets COMMAND --help
+  diracnets help COMMAND     the options of a command; also COMMAND --help
   --version                  the version of diracnets
-  --debug                    with any command: show where an error came from
+  --debug                    with any command: where an error came from
 """
 
 
@@ -119,7 +121,11 @@ def _run(words: list[str]) -> None:
     if words[:1] == ["help"] and len(words) > 1:
         words = [*words[1:], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
-        rows = (f"  {name:<10} {summary}" for name, (_, summary) in COMMANDS.items())
+        width = min(shutil.get_terminal_size().columns, 100)
+        rows = (
+            f"  {name:<10} " + f"\n{'':13}".join(lines_of(summary, width - 13))
+            for name, (_, summary) in COMMANDS.items()
+        )
         print(HELP.format(commands="\n".join(rows)), end="")
         if not words:
             raise SystemExit(UsageError.exit_code)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
+import textwrap
 import unicodedata
 from collections.abc import Iterable
 
 _LONGEST = 2_500  # characters of a message; what a file holds may have any number
+_UNBROKEN = "\N{NO-BREAK SPACE}"
 
 
 class DiracNetsError(Exception):
@@ -109,6 +112,22 @@ def some_of(names: Iterable[object], limit: int = 5) -> str:
     """
     words = [str(name) for name in names]
     return ", ".join(words[:limit]) + (f" and {len(words) - limit} more" if len(words) > limit else "")
+
+
+def lines_of(text: str, width: int) -> list[str]:
+    """Text in lines of a width, 20 at least, that end between words; what one copies stays whole, even if it is longer.
+
+    That is a word, such as a path, a command in `backticks`, what pip is to install, and words joined by no-break
+    spaces.
+
+    >>> lines_of("it is in runs/photos/model.safetensors; `diracnets models` lists it", 20)
+    ['it is in', 'runs/photos/model.safetensors;', '`diracnets models`', 'lists it']
+    """
+    joined = re.sub(
+        r"`[^`]*`|(pip install|tensorboard --logdir) \S+", lambda found: found[0].replace(" ", _UNBROKEN), text
+    )
+    lines = textwrap.wrap(joined, max(width, 20), break_long_words=False, break_on_hyphens=False)
+    return [line.replace(_UNBROKEN, " ") for line in lines]
 
 
 def printable(text: str, keep: str = "") -> str:

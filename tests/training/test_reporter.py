@@ -1,4 +1,5 @@
 import io
+import re
 import sys
 
 import pytest
@@ -102,3 +103,22 @@ def test_the_last_line_says_where_to_look(capsys, stripes, tmp_path):
     *_, result, last = capsys.readouterr().out.splitlines()
     assert str(run / "model.safetensors") in result
     assert last == f"its curve is {run / 'curve.png'}; for TensorBoard: tensorboard --logdir {run / 'tensorboard'}"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_line_is_wider_than_the_terminal_or_broken_within_a_word(width):
+    screen = io.StringIO()
+    row = {"accuracy": 0.5, "loss": 1.0, "rate": 0.1, "images_per_second": 1234.0, "val_accuracy": 0.5, "val_loss": 1.0}
+    said = "diracnet-28-1 on folder: 384 images to train on, 96 images to validate on; all goes to runs/photos"
+    with Reporter(20, steps=12, console=Console(file=screen, force_terminal=True, width=width)) as reporter:
+        reporter.say(said)
+        reporter.step(13, 12, 1234.0, lambda: (1.25, 0.5))
+        reporter.epoch({"epoch": 20, **row}, best=True)
+        reporter._progress.refresh()
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()))
+    assert max(map(len, lines)) <= width
+    assert said in " ".join(line for line in lines if line.strip() and "━" not in line)
+    live = next(line for line in reversed(lines) if line.startswith("epoch 13/20"))
+    assert "loss 1.250, accuracy 50.0%" in live
+    assert "…" not in live
+    assert ("images/s" in live) == (width > 60)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diracnets.errors import printable
+from diracnets.errors import lines_of, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -31,8 +32,11 @@ def stdout() -> Console:
 
 
 def note(text: str) -> None:
-    """Print one line on stderr."""
-    print(printable(text), file=sys.stderr)
+    """Print one line on stderr; a terminal that is too narrow for it has line breaks between words."""
+    text = printable(text)
+    if sys.stderr.isatty():
+        text = "\n".join(lines_of(text, shutil.get_terminal_size().columns))
+    print(text, file=sys.stderr)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:

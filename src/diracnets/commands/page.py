@@ -15,6 +15,7 @@ from tyro.conf import Fixed, FlagCreatePairsOff
 
 from diracnets.commands.help import line_width
 from diracnets.commands.output import stdout
+from diracnets.errors import lines_of
 
 TEXT = 24  # the column in which the texts of options begin
 UNBROKEN = "\N{NO-BREAK SPACE}"
@@ -41,8 +42,7 @@ def print_page(program: str, description: str, kind: Any) -> None:  # noqa: ANN4
         lines += [Text(), Text(title, "bold")] * bool(names)
         for name in names:
             heading, text = options[name]
-            below = wrap(text, width - TEXT, break_long_words=False, break_on_hyphens=False)
-            below = [line.replace(UNBROKEN, " ") for line in below]
+            below = lines_of(text, width - TEXT)
             first = below.pop(0) if len(heading) + 4 <= TEXT else ""
             lines.append(Text.assemble("  ", (heading, "cyan"), " " * (TEXT - 2 - len(heading)), first))
             lines += [Text(" " * TEXT + line) for line in below]

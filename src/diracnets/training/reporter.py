@@ -12,10 +12,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from diracnets.errors import printable
+from diracnets.errors import lines_of, printable
 
 REFRESH_SECONDS = 0.2
 COLUMNS = {"loss": 7, "acc": 7, "val loss": 8, "val acc": 7, "lr": 7, "images/s": 9, "left": 6}  # their widths
+LEAST = ("images/s", "left", "lr")  # which a narrow terminal has no room for: the first goes first
+BAR = 10  # characters of the live bar, at least
 TAGS = {  # of numbers that share a chart in TensorBoard, by what comes before the slash
     "loss": "loss/train",
     "accuracy": "accuracy/train",
@@ -41,6 +43,7 @@ class Reporter:
         self._first: int | None = None  # the first step, which may wait for a compiler or for workers
         self._begun = 0.0  # when it ended
         self._shown = 0.0
+        self._width = self._console.width if self._console.is_terminal else 1000  # characters; a file has room for all
         self._headed = False  # whether the names of the epochs' columns have been printed
 
     def __enter__(self) -> Reporter:
@@ -49,7 +52,7 @@ class Reporter:
             self._progress = Progress(
                 *columns, console=self._console, transient=True, refresh_per_second=5, expand=True
             )
-            self._task = self._progress.add_task("", total=self._steps, state="")
+            self._task = self._progress.add_task("", total=self._steps, state="waiting for the first batch")
             self._progress.start()
         return self
 
@@ -60,8 +63,13 @@ class Reporter:
             self._progress.stop()
 
     def say(self, text: str) -> None:
-        """One line of text."""
-        self._console.print(printable(text, keep="\n"), markup=False, highlight=False, soft_wrap=True)
+        """One line of text; a terminal that is too narrow for it has line breaks between words."""
+        for line in printable(text, keep="\n").split("\n"):
+            for part in lines_of(line, self._width) or [""]:
+                self._print(part)
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def step(
         self, epoch: int, batch: int, images_per_second: float, running: Callable[[], tuple[float, float]]
@@ -81,11 +89,18 @@ class Reporter:
             return
         self._shown = now
         loss, accuracy = running()
-        state = (
-            f"{batch}/{self._steps}, loss {loss:.3f}, accuracy {accuracy:.1%}, "
-            f"{images_per_second:,.0f} images/s, {self._time_left(done)} left"
-        )
-        self._progress.update(self._task, completed=batch, description=f"epoch {epoch}/{self._epochs}", state=state)
+        name = f"epoch {epoch}/{self._epochs}"
+        parts = {
+            "batch": f"{batch}/{self._steps}",
+            "loss": f"loss {loss:.3f}",
+            "accuracy": f"accuracy {accuracy:.1%}",
+            "images/s": f"{images_per_second:,.0f} images/s",
+            "left": f"{self._time_left(done)} left",
+        }
+        for least in ("images/s", "batch", "left"):  # which a narrow terminal has no room for
+            if len(", ".join(parts.values())) > self._width - len(name) - BAR - 2:
+                del parts[least]
+        self._progress.update(self._task, completed=batch, description=name, state=", ".join(parts.values()))
 
     def recalibrating(self, batches: int) -> None:
         """While BatchNorm is recalibrated, and has come to this batch."""
@@ -100,23 +115,26 @@ class Reporter:
     def epoch(self, row: dict[str, Any], *, best: bool = False) -> None:
         """The line of a finished epoch, marked where it is the best so far; before the first one, what the columns are.
 
-        It has at most 80 characters for up to 1,000 epochs.
+        A narrow terminal has some columns less.
         """
-        names = {"epoch": 2 * len(str(self._epochs)) + 1, **COLUMNS}
-        widths = [max(len(name), width) for name, width in names.items()]
-        cells = [
-            f"{row['epoch']}/{self._epochs}",
-            _number(row["loss"]),
-            f"{row['accuracy']:.2%}",
-            _number(row["val_loss"]) if "val_loss" in row else "",
-            f"{row['val_accuracy']:.2%}" if "val_loss" in row else "",
-            _number(row["rate"], least=1e-3),
-            f"{row['images_per_second']:,.0f}",
-            self._time_left(row["epoch"] * self._steps),
-        ]
-        for line in ([] if self._headed else [list(names)]) + [cells]:
-            aligned = "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-            self.say(aligned + "  best" * (best and line is cells))
+        mark = "  best"
+        widths = {"epoch": max(len("epoch"), 2 * len(str(self._epochs)) + 1), **COLUMNS}
+        for least in LEAST:
+            if sum(widths.values()) + 2 * (len(widths) - 1) + len(mark) > self._width:
+                del widths[least]
+        cells = {
+            "epoch": f"{row['epoch']}/{self._epochs}",
+            "loss": _number(row["loss"]),
+            "acc": f"{row['accuracy']:.2%}",
+            "val loss": _number(row["val_loss"]) if "val_loss" in row else "",
+            "val acc": f"{row['val_accuracy']:.2%}" if "val_loss" in row else "",
+            "lr": _number(row["rate"], least=1e-3),
+            "images/s": f"{row['images_per_second']:,.0f}",
+            "left": self._time_left(row["epoch"] * self._steps),
+        }
+        if not self._headed:
+            self._print("  ".join(name.rjust(width) for name, width in widths.items()))
+        self._print("  ".join(cells[name].rjust(width) for name, width in widths.items()) + mark * best)
         self._headed = True
 
     def _time_left(self, done: int) -> str:
