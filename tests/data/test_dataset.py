@@ -1,3 +1,4 @@
+import io
 import multiprocessing
 
 import numpy as np
@@ -206,6 +207,11 @@ class Failing(list):
         return super().__getitem__(index)
 
 
+class Cut(list):
+    def __getitem__(self, index):
+        return super().__getitem__(index) if index != 7 else Image.open(io.BytesIO(b"no image"))
+
+
 GOOD = PIXELS[0]
 
 
@@ -227,7 +233,12 @@ GOOD = PIXELS[0]
         ([(GOOD, 0), (GOOD / 100, 1)], DataError, r"item 1 has values from 0 to 2\.55.*leave normalization"),
         ([(GOOD, 0), (GOOD * np.nan, 1)], DataError, "item 1 has values from nan"),
         ([(GOOD, 0), (GOOD[0, 0], 1)], DataError, r"item 1 has shape \(3,\)"),
-        (Failing(as_items(np.array)), DataError, "dataset item 7 .*no such record"),
+        (
+            Failing(as_items(np.array)),
+            DataError,
+            r"item 7: the Dataset raised ValueError in line \d+ of test_dataset\.py: no such record$",
+        ),
+        (Cut(as_items(np.array)), DataError, "dataset item 7 is not an image that can be read"),
     ],
 )
 def test_what_cannot_be_used_is_named(data, error, said):

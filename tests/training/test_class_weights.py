@@ -3,6 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from diracnets.evaluation.metrics import ClassScore
+from diracnets.training import epoch
 from diracnets.training.loop import train
 from diracnets.training.recipe import Recipe
 
@@ -40,3 +42,35 @@ def test_very_unequal_classes_are_told_with_what_to_do_unless_it_is_done(
     train(ONE_STEP.replaced(class_weights=weights), run=tmp_path / "run", data=some(stripes, numbers), start=warm_net)
     line = "very unequal (4 images of low, 1 of middle): --class-weights balanced"
     assert (line in capsys.readouterr().out) == (len(numbers) == 6 and weights == "none")
+
+
+@pytest.mark.parametrize(
+    ("weights", "best", "said"),
+    [
+        ("none", 1, "validation accuracy 80.00% on 72 images: epoch 1 of 2"),
+        ("balanced", 2, "balanced validation accuracy 90.00% (and 76.00% of all images) on 72 images: epoch 2 of 2"),
+    ],
+)
+def test_a_network_that_only_knows_the_largest_class_is_not_the_best_where_classes_are_balanced(
+    weights, best, said, stripes, warm_net, tmp_path, capsys, monkeypatch
+):
+    """The first epoch's answers are all of the largest class, as they often are."""
+    plain, right = epoch.evaluated, iter([(80, 0, 0), (56, 10, 10)])
+
+    def evaluated(run, images):
+        evaluation = plain(run, images)
+        found = [
+            ClassScore(label, count, 0, correct)
+            for label, count, correct in zip(range(3), (80, 10, 10), next(right), strict=True)
+        ]
+        object.__setattr__(evaluation, "per_class", found)
+        object.__setattr__(evaluation, "top1", sum(each.correct for each in found) / 100)
+        return evaluation
+
+    monkeypatch.setattr(epoch, "evaluated", evaluated)
+    recipe = ONE_STEP.replaced(class_weights=weights, epochs=2)
+    trained = train(recipe, run=tmp_path / "run", data=some(stripes, [0, 3, 1, 2]), start=warm_net)
+    assert trained.epoch == best
+    told = capsys.readouterr().out
+    assert f"{chr(10)}{said}, the best; " in told
+    assert ("bal acc" in told) == (weights == "balanced")

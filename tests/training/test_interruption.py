@@ -1,6 +1,7 @@
 import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,15 @@ def test_the_first_signal_is_answered_at_once(several, second, capfd):
         assert not capfd.readouterr().err
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_where_there_is_no_batch_left_a_signal_is_told_what_is_waited_for(capfd):
+    with Interruption(say=True) as interruption:
+        interruption.writes(Path("runs/a/model.safetensors"))
+        signal.raise_signal(signal.SIGINT)
+    told = capfd.readouterr().err
+    assert "ends when runs/a/model.safetensors is written; a second Ctrl-C stops at once" in told
+    assert "batch" not in told
 
 
 def test_a_process_whose_torchrun_was_killed_stops(monkeypatch):

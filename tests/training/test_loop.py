@@ -190,7 +190,7 @@ def test_a_checkpoint_tells_the_accuracy_of_its_own_epoch_alone(stop, told, stri
 
 
 def test_a_signal_during_the_evaluation_is_heeded(whole, stripes, tmp_path, monkeypatch):
-    def interrupted(model, images, *, on_batch, ranks):
+    def interrupted(model, images, *, batch_size, on_batch, ranks):
         signal.raise_signal(signal.SIGTERM)
         return evaluate(model, images, batch_size=7, on_batch=on_batch)
 
@@ -230,7 +230,7 @@ def test_a_signal_before_the_run_begins_ends_it_at_once(step, stripes, tmp_path,
 
 
 def test_an_evaluation_that_fails_does_not_cost_the_epoch(whole, stripes, tmp_path, monkeypatch):
-    def failing(model, images, *, on_batch, ranks):
+    def failing(model, images, *, batch_size, on_batch, ranks):
         raise DataError("an image cannot be read")
 
     with monkeypatch.context() as patch:

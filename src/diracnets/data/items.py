@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -15,7 +17,7 @@ from diracnets.data.arrays import pixels_of
 from diracnets.data.augment import Size
 from diracnets.data.decode import Pixels
 from diracnets.data.image_file import reported
-from diracnets.errors import DataError
+from diracnets.errors import DataError, DiracNetsError, first_line
 
 
 class MapStyle(Protocol):
@@ -95,7 +97,13 @@ class Items:
         """
         name = self.name(index)
         with reported(name):
-            item = self._dataset[self._numbers[index]]
+            try:
+                item = self._dataset[self._numbers[index]]
+            except (OSError, Image.DecompressionBombError, DiracNetsError):  # of an image file
+                raise
+            except Exception as error:
+                kind = type(error).__name__
+                raise DataError(f"{name}: the Dataset raised {kind}{_place(error)}: {first_line(error)}") from error
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DataError(f"{name} is a {type(item).__name__}, and should be a pair of image and label")
         return _pixels(item[0], name, self._channels), whole_label(item[1], name)
@@ -132,6 +140,12 @@ class Items:
     def random_part(self, index: int, size: Size, min_scale: float, draws: Sequence[float]) -> Pixels:
         """A random part of the image for training."""
         return decode.random_part(_picture(self.pair(index)[0], self.name(index)), size, min_scale, draws)
+
+
+def _place(error: Exception) -> str:
+    """Where an error came up in a user's own code, as " in line 12 of photos.py"."""
+    frames = [frame for frame in extract_tb(error.__traceback__)[1:] if "site-packages" not in frame.filename]
+    return f" in line {frames[-1].lineno} of {Path(frames[-1].filename).name}" if frames else ""
 
 
 def attribute(dataset: MapStyle, name: str) -> Any:  # noqa: ANN401

@@ -85,6 +85,12 @@ class Evaluation:
     right: Tensor
     """bool [count]: whether that class is the image's."""
 
+    @property
+    def balanced(self) -> float:
+        """Balanced accuracy: the mean of the classes' own, of those that have images."""
+        recalls = [score.recall for score in self.per_class if score.count]
+        return sum(recalls) / len(recalls)
+
     def at_threshold(self, threshold: float) -> tuple[float, float]:
         """Which part of the images has an answer of at least this probability, and which part of these is right.
 

@@ -78,8 +78,10 @@ def begin(run: Run, *, resumed: bool) -> None:
     epochs = recipe.optimization.epochs
     if late := [milestone for milestone in recipe.optimization.milestones if milestone > epochs]:
         say(f"the milestones {', '.join(map(str, late))} are after the last epoch, {epochs}")
+    if recipe.optimization.class_weights == "balanced":
+        say("class weights are balanced: bal acc is the mean of the classes' own accuracies, and decides which is best")
     if recalibrates(run) and recipe.optimization.recalibrate_bn is None:
-        lag = f", of the {run.steps} of an epoch" if run.steps < FEW_STEPS else ""
+        lag = f", and an epoch has {run.steps}" if run.steps < FEW_STEPS else ""
         say(f"BatchNorm is recalibrated before each evaluation: running statistics lag by ten steps{lag}")
     if cut := schedule_cut_short(recipe.optimization):
         say(cut)

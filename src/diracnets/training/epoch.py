@@ -15,6 +15,7 @@ from diracnets.runtime.ranks import UNREADABLE, fetched
 from diracnets.training.class_weights import balanced_weights
 from diracnets.training.evaluating import evaluated, recalibrate_bn, recalibrates
 from diracnets.training.parallel import Trainee
+from diracnets.training.patience import score
 from diracnets.training.run import Run
 from diracnets.training.schedule import learning_rate
 from diracnets.training.step import share_of_batches, train_step
@@ -120,8 +121,11 @@ def finish_epoch(run: Run) -> dict[str, Any]:
                 run.save()
             raise
         row |= {"val_loss": evaluation.loss, "val_accuracy": evaluation.top1}
-        improved = evaluation.top1 >= state.best  # of equals the last, which has trained for longer
-        state.best = max(state.best, evaluation.top1)
+        if recipe.optimization.class_weights == "balanced":
+            row["val_balanced_accuracy"] = evaluation.balanced
+        reached = score(row) or 0.0
+        improved = reached >= state.best  # of equals the last, which has trained for longer
+        state.best = max(state.best, reached)
     state.history.append(row)
     state.begin_epoch(state.epoch + 1)
     run.record_scales()

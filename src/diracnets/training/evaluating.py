@@ -18,6 +18,7 @@ from diracnets.runtime.device import memory_format
 from diracnets.training.run import Run
 from diracnets.training.sync_bn import norms_synchronized
 
+USUAL_IMAGES = 256  # of a batch that is evaluated
 STATISTICS_BATCHES = 50  # from which BatchNorm statistics are recalibrated,
 USUAL_BATCHES = 20  # and where the recipe does not ask for it: running statistics are of no more
 
@@ -66,7 +67,9 @@ def _until_asked(run: Run, batches: Iterable[Tensor]) -> Iterator[Tensor]:
 def evaluated(run: Run, images: Images, net: Network | None = None) -> Evaluation:
     """How good a network is, by default the one to evaluate; each process evaluates a share."""
     show = partial(_evaluating, run, count=len(images))
-    return evaluate(run.state.evaluated if net is None else net, images, on_batch=show, ranks=run.state.ranks)
+    net = run.state.evaluated if net is None else net
+    few = min(USUAL_IMAGES, run.recipe.optimization.batch_size)  # a signal waits for a batch: for no more than a step's
+    return evaluate(net, images, batch_size=few, on_batch=show, ranks=run.state.ranks)
 
 
 def _evaluating(run: Run, done: int, count: int) -> None:

@@ -22,7 +22,7 @@ from diracnets.models.network import Network
 from diracnets.runtime.device import memory_format
 from diracnets.training.evaluating import evaluated
 from diracnets.training.own import OwnNetwork
-from diracnets.training.patience import waited
+from diracnets.training.patience import score, waited
 from diracnets.training.run import Run, validated_on
 
 
@@ -33,8 +33,8 @@ class Trained:
     run: Path
     """The run folder."""
     net: nn.Module
-    """The network with the highest validation accuracy, that of best.pt, with averaged weights where the recipe
-    averages, in evaluation mode."""
+    """The network with the highest validation accuracy (balanced where the class weights are), that of best.pt, with
+    averaged weights where the recipe averages, in evaluation mode."""
     chain: nn.Module | None
     """What the network folds to, on the same device; None if it has branches."""
     accuracy: float
@@ -66,6 +66,7 @@ def finish(run: Run) -> Trained:
         if run.state.ranks.first:
             run.folder.rewrite_metrics(history)
         run.save()
+    run.interruption.writes(run.folder.model)
     attach_card(net, card)
     trained = Trained(run.folder.path, net, None, accuracy, history, None, epoch)
     chain, where = _folded(run, net)
@@ -77,10 +78,13 @@ def finish(run: Run) -> Trained:
     tested = f", {history[-1]['test_accuracy']:.2%} on the test images" if run.data.test is not None else ""
     which = f"epoch {epoch} of {run.recipe.optimization.epochs}, the best"
     optimization = run.recipe.optimization
+    kind = "balanced validation accuracy" if "val_balanced_accuracy" in row else "validation accuracy"
     if len(history) < optimization.epochs:
-        stopped = f"the validation accuracy has not risen for {waited(optimization, history)} epochs"
+        count = waited(optimization, history)
+        stopped = f"the {kind} has not risen for {count} epoch{'s' * (count != 1)}"
         run.reporter.say(f"stopped early, after epoch {len(history)} of {optimization.epochs}: {stopped} (patience)")
-    run.reporter.say(f"validation accuracy {accuracy:.2%} on {validated_on(run.data)}{tested}: {which}; {where}")
+    plain = f" (and {accuracy:.2%} of all images)" if "val_balanced_accuracy" in row else ""
+    run.reporter.say(f"{kind} {score(row):.2%}{plain} on {validated_on(run.data)}{tested}: {which}; {where}")
     if run.state.ranks.first and (pictures := run.folder.pictures()):
         run.reporter.say(pictures)
     return trained

@@ -45,6 +45,7 @@ class Interruption:
 
     def __init__(self, *, say: bool = False, several: bool = False) -> None:
         self.signal: int | None = None
+        self._answers: str | None = None
         self._say = say
         self._several = several
         self._parent = os.getppid() if several and job() is not None else None
@@ -69,6 +70,12 @@ class Interruption:
             self.signal = signal.SIGTERM
         return self.signal or 0
 
+    def writes(self, file: Path) -> None:
+        """From now on the run is trained, and only writes this file: there is no batch to stop after."""
+        self._answers = (
+            f"the run is trained, and ends when {file} is written; a second %s stops at once: --resume writes it"
+        )
+
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self._say and self.signal is None:
             with suppress(OSError):  # of a terminal that has gone
@@ -79,6 +86,8 @@ class Interruption:
 
     def _answer(self, number: int) -> str:
         asked, again = ("Ctrl-C", "Ctrl-C") if number == signal.SIGINT else (signal.Signals(number).name, "signal")
+        if self._answers is not None:
+            return f"\n{asked}: {self._answers % again}\n"
         second = "changes nothing" if self._several else "stops at once, and loses what was not saved"
         return f"\n{asked}: the run stops after this batch and is saved; a second {again} {second}\n"
 

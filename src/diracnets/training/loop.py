@@ -215,7 +215,8 @@ def train(
         check_progressive_size(recipe.data, data.input_size, net.min_image_size)
         if not shard:
             net.to(ranks.device, memory_format=memory_format(recipe.runtime.channels_last))  # type: ignore[call-overload]
-        reporter = Reporter(optimization.epochs, steps, quiet=quiet or not ranks.first)
+        balanced = optimization.class_weights == "balanced"
+        reporter = Reporter(optimization.epochs, steps, quiet=quiet or not ranks.first, balanced=balanced)
         for line in introduction(recipe, data, folder.path, guide, ranks, shard=shard):
             reporter.say(line)
         if weights is not None:

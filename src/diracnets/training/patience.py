@@ -8,6 +8,18 @@ from typing import Any
 from diracnets.training.settings import OptimizationSettings
 
 
+def score(row: Mapping[str, Any]) -> float | None:
+    """What the epochs of a run are compared by: the validation accuracy, balanced where the class weights are.
+
+    Of unequal classes, a network that answers with the largest one whatever it sees may have the highest plain one.
+
+    Args:
+        row: of `metrics.jsonl`; None is returned for an epoch without evaluation.
+    """
+    found = row.get("val_balanced_accuracy", row.get("val_accuracy"))
+    return None if found is None else float(found)
+
+
 def waited(optimization: OptimizationSettings, history: Sequence[Mapping[str, Any]]) -> int:
     """For how many epochs the validation accuracy has not risen, up to the last one that was evaluated.
 
@@ -22,7 +34,7 @@ def waited(optimization: OptimizationSettings, history: Sequence[Mapping[str, An
     >>> waited(OptimizationSettings(epochs=10), rows), waited(OptimizationSettings(epochs=10, warmup=0.3), rows)
     (2, 1)
     """
-    found = [(row["val_accuracy"], row["epoch"]) for row in history if "val_accuracy" in row]
+    found = [(accuracy, row["epoch"]) for row in history if (accuracy := score(row)) is not None]
     if not found:
         return 0
     highest = max(accuracy for accuracy, _ in found)

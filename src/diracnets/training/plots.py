@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diracnets.evaluation.plots import new_figure, save_figure
+from diracnets.training.patience import score
 
 
 def draw_curve(history: Sequence[dict[str, Any]], path: str | Path, *, label_smoothing: float = 0.0) -> None:
@@ -34,8 +35,9 @@ def draw_curve(history: Sequence[dict[str, Any]], path: str | Path, *, label_smo
     accuracies.plot(at, [100 * row["val_accuracy"] for row in evaluated], label="validation", marker=marker)
     accuracies.set_ylabel("accuracy, %")
     if evaluated:
-        best = max(evaluated, key=lambda row: (row["val_accuracy"], row["epoch"]))  # of equals the last, as is kept
-        accuracies.set_title(f"best validation accuracy {best['val_accuracy']:.2%}, epoch {best['epoch']}", fontsize=10)
+        best = max(evaluated, key=lambda row: (score(row) or 0.0, row["epoch"]))  # of equals the last, as is kept
+        kind = "balanced validation" if "val_balanced_accuracy" in best else "validation"
+        accuracies.set_title(f"best {kind} accuracy {score(best):.2%}, epoch {best['epoch']}", fontsize=10)
         for axes, value in ((losses, best["val_loss"]), (accuracies, 100 * best["val_accuracy"])):
             axes.axvline(best["epoch"], color="C1", linewidth=0.8, linestyle="--")
             axes.plot([best["epoch"]], [value], "*", color="C1", markersize=11, label="best epoch")

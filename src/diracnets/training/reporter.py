@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from diracnets.errors import lines_of, printable
+from diracnets.training.patience import score
 
 REFRESH_SECONDS = 0.2
 COLUMNS = {"loss": 7, "acc": 7, "val loss": 8, "val acc": 7, "lr": 7, "images/s": 9, "left": 6}  # their widths
@@ -32,10 +33,14 @@ class Reporter:
         epochs: of the whole run.
         steps: batches per epoch.
         quiet: show nothing.
+        balanced: whether the accuracy that is shown of an evaluation, and compared, is the balanced one.
         console: where to write.
     """
 
-    def __init__(self, epochs: int, steps: int, *, quiet: bool = False, console: Console | None = None) -> None:
+    def __init__(
+        self, epochs: int, steps: int, *, quiet: bool = False, balanced: bool = False, console: Console | None = None
+    ) -> None:
+        self._balanced = balanced
         self._epochs, self._steps = epochs, steps
         self._console = Console(quiet=quiet) if console is None else console
         self._progress: Progress | None = None
@@ -127,13 +132,14 @@ class Reporter:
             "loss": _number(row["loss"]),
             "acc": f"{row['accuracy']:.2%}",
             "val loss": _number(row["val_loss"]) if "val_loss" in row else "",
-            "val acc": f"{row['val_accuracy']:.2%}" if "val_loss" in row else "",
+            "val acc": f"{score(row):.2%}" if "val_loss" in row else "",
             "lr": _number(row["rate"], least=1e-3),
             "images/s": f"{row['images_per_second']:,.0f}",
             "left": self._time_left(row["epoch"] * self._steps),
         }
         if not self._headed:
-            self._print("  ".join(name.rjust(width) for name, width in widths.items()))
+            names = {"val acc": "bal acc"} if self._balanced else {}
+            self._print("  ".join(names.get(name, name).rjust(width) for name, width in widths.items()))
         self._print("  ".join(cells[name].rjust(width) for name, width in widths.items()) + mark * best)
         self._headed = True
 

@@ -149,7 +149,8 @@ class OptimizationSettings(Settings):
     """Fraction of the target that is spread over all classes."""
     class_weights: Literal["none", "balanced"] = "none"
     """How much an image counts in the loss. none: all alike; balanced: inversely to the number of training images of
-    its class, so that all classes count alike."""
+    its class, so that all classes count alike, and the best epoch is that of the highest balanced accuracy: the mean of
+    the classes' own."""
     mixup: float = 0.0
     """Mixup alpha: train on mixtures of two images, whose shares are drawn from Beta(alpha, alpha). 0: no mixup."""
     teacher_weight: float = 0.9

@@ -124,7 +124,9 @@ def followed(data: ImageData, trained: nn.Module) -> str:
         return f"starts from trained weights, with images of {size}"
     own = "x".join(map(str, card.input_size[1:]))
     images = f"images of {size}" if size == own else f"images of {size}, where the weights were trained on {own}"
-    return f"starts from trained weights, and normalizes as they were trained; {images}"
+    other = card.classes and card.classes != data.classes
+    classifier = f"; a new classifier for these {len(data.classes)} classes" if other else ""
+    return f"starts from trained weights, and normalizes as they were trained; {images}{classifier}"
 
 
 def start_name(start: nn.Module | str | Path | None) -> str | None:

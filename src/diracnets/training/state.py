@@ -63,7 +63,7 @@ class State:
             twin = None if self._sharding is None else self._sharding.twin(net, self.ranks)
             self.average = Average(optimization, net, optimization.epochs * steps, twin)
         self.best = -1.0
-        """Highest validation accuracy so far."""
+        """Highest `score` of an epoch so far."""
         self.history: list[dict[str, Any]] = []
         """The rows of `metrics.jsonl`."""
         self.epoch = 1
