@@ -458,8 +458,25 @@ def test_a_network_with_branches_is_evaluated_and_predicts_but_folds_to_no_file(
     assert main(["predict", "branched/best.pt", "pictures", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 3
     assert main(["fold", "branched/best.pt"]) == 1
-    assert "has branches" in capsys.readouterr().err
+    assert "fold --unbranch" in capsys.readouterr().err
     assert not Path("branched/best.safetensors").exists()
+
+
+def test_fold_unbranch_writes_a_chain_that_is_used_like_any_other(place, run, capsys):
+    arguments = [*TINY, "--model", "dirac-wrn-10-0.25", "--epochs", "1", "--run-dir", "residual"]
+    assert main(["train", *arguments]) == 0
+    assert main(["fold", "residual/best.pt", "--unbranch"]) == 0
+    assert "removed     3 sums of skip-connections" in capsys.readouterr().out
+    accuracy = []
+    for file in ("residual/best.pt", "residual/best.safetensors"):
+        assert main(["eval", file, "--device", "cpu", "--json"]) == 0
+        accuracy.append(json.loads(capsys.readouterr().out)["top1"])
+    assert accuracy[0] == accuracy[1]
+    assert main(["verify", "residual/best.safetensors"]) == 0
+    assert main(["quantize", "residual/best.safetensors", "--out", "int8.safetensors"]) == 0
+    assert main(["export", "residual/best.safetensors", "--to", "c", "--out", "residual.c"]) == 0
+    assert main(["fold", str(run / "best.pt"), "--unbranch"]) == 2
+    assert "has no branches" in capsys.readouterr().err
 
 
 def test_a_run_folder_stands_for_its_best_checkpoint(place, capsys):

@@ -21,6 +21,8 @@ _HOME = {
     "parameter_groups": "nn.dirac",
     "fold": "folding.fold",
     "FoldReport": "folding.fold",
+    "unbranch": "folding.unbranch",
+    "UnbranchReport": "folding.unbranch",
     "unfold": "artifacts.unfold",
     "Init": "models.init",
     "create_model": "artifacts.create",
@@ -77,6 +79,8 @@ if TYPE_CHECKING:
     from diracnets.evaluation.predict import predict as predict
     from diracnets.folding.fold import FoldReport as FoldReport
     from diracnets.folding.fold import fold as fold
+    from diracnets.folding.unbranch import UnbranchReport as UnbranchReport
+    from diracnets.folding.unbranch import unbranch as unbranch
     from diracnets.models.build import list_models as list_models
     from diracnets.models.diracnet import DiracNet as DiracNet
     from diracnets.models.init import Init as Init

@@ -26,6 +26,9 @@ class Fold:
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """The model file to write; by default the checkpoint's name with the suffix .safetensors, and of a run folder its
     model.safetensors."""
+    unbranch: bool = False
+    """Of a network with skip-connections make a chain that computes exactly the same, with more channels: `fold` alone
+    takes networks without branches."""
 
     def execute(self) -> None:
         """Fold, write, and print how exact it is."""
@@ -50,5 +53,6 @@ class Fold:
             raise UsageError(f"{out} is the checkpoint itself and would be overwritten; choose another --out")
         if out.suffix.lower() != ".safetensors":
             raise UsageError(f"{out} would be a model file, whose name ends in .safetensors: choose that for --out")
-        chain = write_model_file(net, out)
-        stdout().print(f"{chain.fold_report}\nwrote       {out}, {out.stat().st_size:,} bytes", soft_wrap=True)
+        chain = write_model_file(net, out, self.unbranch)
+        report = chain.unbranch_report if self.unbranch else chain.fold_report
+        stdout().print(f"{report}\nwrote       {out}, {out.stat().st_size:,} bytes", soft_wrap=True)

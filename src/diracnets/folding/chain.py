@@ -40,7 +40,7 @@ def flatten(flow: Flow, model: nn.Module) -> nn.Sequential | None:
     line: set[fx.Node] = {nodes[-1]}
     node = nodes[-1].args[0]
     while isinstance(node, fx.Node) and node.op != "placeholder":
-        found = _steps(node, modules, flow)
+        found = steps_of(node, modules, flow)
         if found is None:
             return None
         source, made, aside = found
@@ -62,7 +62,7 @@ def flatten(flow: Flow, model: nn.Module) -> nn.Sequential | None:
     return chain.eval()
 
 
-def _steps(
+def steps_of(
     node: fx.Node, modules: Mapping[str, nn.Module], flow: Flow
 ) -> tuple[fx.Node, list[nn.Module], list[fx.Node]] | None:
     """The node that a node reads from, the modules that compute the same, and other nodes that only serve it."""

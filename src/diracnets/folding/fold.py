@@ -76,8 +76,8 @@ class FoldReport:
             f"folded      {counts['dirac']} Dirac parameterizations and {counts['batch norm']} batch norms"
             + (" into one flat chain" if self.chain else ""),
             f"parameters  {self.parameters_before:,} -> {self.parameters_after:,}",
-            f"checked on  {_sizes(self.probe)}"
-            + (f", and on {_sizes(self.other_probe)} of another range" if self.other_probe else ""),
+            f"checked on  {sizes(self.probe)}"
+            + (f", and on {sizes(self.other_probe)} of another range" if self.other_probe else ""),
         ]
         if self.max_abs_float64 is not None:
             lines.append(
@@ -89,7 +89,12 @@ class FoldReport:
         return "\n".join(lines)
 
 
-def _sizes(shapes: tuple[tuple[int, ...], ...]) -> str:
+def sizes(shapes: tuple[tuple[int, ...], ...]) -> str:
+    """Shapes of tensors, in words.
+
+    >>> sizes(((2, 3, 8, 8), (5,)))
+    '2x3x8x8 and 5'
+    """
     return " and ".join("x".join(map(str, shape)) or "a number" for shape in shapes)
 
 
@@ -174,7 +179,7 @@ def _fold(model: nn.Module, example_input: object, inplace: bool) -> nn.Module:
         notes.append(smaller)
     base = undiracify(copied(model), example_input=inputs, inplace=True)
     undone = [Folded(name, "dirac") for name in dirac if type(base.get_submodule(name)) not in DIRAC]
-    plain = in_float64(copied(base)) if wide is None else _quietly_undiracified(copied(wide.model), wide.inputs)
+    plain = in_float64(copied(base)) if wide is None else quietly_undiracified(copied(wide.model), wide.inputs)
     flow = follow(plain)
     ranks: dict[str, set[int]] = defaultdict(set)
     for record in own.run.records:
@@ -214,34 +219,35 @@ def _fold(model: nn.Module, example_input: object, inplace: bool) -> nn.Module:
     result = parts if chain is None else chain
     if inplace:
         replace_inside(model, layers)
-        result = _quietly_undiracified(model, inputs)
+        result = quietly_undiracified(model, inputs)
     result.eval().requires_grad_(False)
     result.__dict__["fold_report"] = FoldReport(
         folded=(*undone, *plan.folded),
         left=plan.left,
         chain=chain is not None,
         dtype=str(dtype).removeprefix("torch."),
-        probe=_shapes(inputs),
+        probe=shapes_of(inputs),
         max_abs_float64=None if exact is None else exact.absolute,
         max_rel_float64=None if exact is None else exact.relative,
         max_abs=rounded.absolute,
         max_rel=rounded.relative,
         parameters_before=before,
         parameters_after=sum(parameter.numel() for parameter in result.parameters()),
-        other_probe=() if other is None else _shapes(other.inputs),
+        other_probe=() if other is None else shapes_of(other.inputs),
         notes=tuple(notes),
     )
     return result
 
 
-def _quietly_undiracified(model: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
+def quietly_undiracified(model: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
     """Remove the Dirac convolutions of a model in place, without the warning, which has been given before."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return undiracify(model, example_input=inputs, inplace=True)
 
 
-def _shapes(inputs: object) -> tuple[tuple[int, ...], ...]:
+def shapes_of(inputs: object) -> tuple[tuple[int, ...], ...]:
+    """The shapes of the tensors in arguments."""
     return tuple(tuple(leaf.shape) for leaf in leaves(inputs) if isinstance(leaf, Tensor))
 
 

@@ -91,7 +91,7 @@ class Witness:
                 f"the model gives different outputs for the same input{first}, so the fold cannot be checked: "
                 "is there a dropout or another random number in its forward?"
             )
-        rounded, inputs = _perturbed(self.model, self.inputs, self.eps)
+        rounded, inputs = perturbed(self.model, self.inputs, self.eps)
         noise = compare(self.run, run(rounded, inputs, self.what), (), tiny).relative
         steady = {name: outputs for name, outputs in again.kept.items() if name not in plan.moved}
         layers = run(rounded, inputs, self.what, given=steady).records  # a batch norm gets its convolution's noise too
@@ -104,7 +104,7 @@ class Witness:
             self.ill_conditioned = noise
 
 
-def _perturbed(model: nn.Module, inputs: tuple[Any, ...], eps: float) -> tuple[nn.Module, tuple[Any, ...]]:
+def perturbed(model: nn.Module, inputs: tuple[Any, ...], eps: float) -> tuple[nn.Module, tuple[Any, ...]]:
     """A copy of a model and its inputs with the noise of rounding to a relative precision of `eps`."""
     generator = torch.Generator().manual_seed(0)
 
