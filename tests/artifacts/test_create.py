@@ -72,6 +72,16 @@ def test_folded_weights_become_a_network(tmp_path, monkeypatch):
         ),
         ({"name": NAME, "pretrained": True, "init": Init(bias=0.0)}, "leave init out"),
         ({"name": "diracnet-29-1", "pretrained": True}, "nearest is diracnet-28-1"),
+        ({"name": NAME, "pretrained": True, "num_classes": "4"}, "num_classes is '4'"),
+        ({"name": NAME, "in_channels": 1.0}, r"in_channels is 1\.0; it must be a whole number"),
+        ({"name": NAME, "in_chans": 1}, "no argument in_chans: it is called in_channels"),
+        ({"name": NAME, "global_pool": "avg"}, "num_classes=0 gives pooled features"),
+        ({"name": NAME, "num_class": 4}, "did you mean num_classes"),
+        (
+            {"name": DIGITS, "pretrained": True},
+            f"the network is {NAME}, and its weights are loaded by pretrained='{DIGITS}'",
+        ),
+        ({"name": f"{NAME}.digits"}, f"the network is {NAME}"),
     ],
 )
 def test_what_does_not_fit_the_weights_is_refused(arguments, said):

@@ -6,6 +6,7 @@ import random
 import types
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -504,6 +505,12 @@ def test_a_card_is_made_of_a_few_arguments_or_is_the_networks_own(tmp_path):
     assert read(tmp_path / "b.safetensors").card == made.card
     with pytest.raises(UsageError, match="needs input_size, mean and std: give mean and std too"):
         save(chain, tmp_path / "c.safetensors", input_size=(1, 8, 8))
+    arrays = {"input_size": torch.Size((1, 8, 8)), "mean": torch.tensor([0.5]), "std": np.array([0.25])}
+    save(chain, tmp_path / "d.safetensors", **arrays, classes=["cat", "dog"])
+    assert read(tmp_path / "d.safetensors").card == made.card
+    for wrong in ({"classes": "cd"}, {"input_size": 8}, {"mean": 0.5}, {"std": "mean"}):
+        with pytest.raises(UsageError, match=f"{next(iter(wrong))} is .*; give|give a list of names"):
+            save(chain, tmp_path / "c.safetensors", **{**parts, **wrong})
     with pytest.raises(UsageError, match="not both"):
         save(chain, tmp_path / "c.safetensors", card=made.card, **parts)
     with pytest.raises(UsageError, match="save takes one card"):

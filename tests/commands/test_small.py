@@ -8,6 +8,7 @@ import pytest
 from torch import nn
 
 import diracnets
+from diracnets.artifacts.pretrained import FOLDER
 from diracnets.cli import main, parse
 from diracnets.errors import FileError, UsageError
 from diracnets.training.finish import Trained
@@ -118,11 +119,13 @@ def test_results_have_a_short_repr():
     _, report = diracnets.diracify(nn.Sequential(nn.Conv2d(3, 3, 1)))
     results = [
         data, chain.fold_report, report, diracnets.evaluate(chain, data.val), diracnets.describe("diracnet-10-0.25"),
-        Trained(Path("runs/a"), net, chain, 0.5, [{}], None, 1),
+        Trained(Path("runs/a"), net, chain, 0.5, [{}], None, 1), diracnets.load("diracnet-28-0.5-digits").card,
+        diracnets.verify(FOLDER / "diracnet-28-1-cifar10-int8.safetensors"),
     ]  # fmt: skip
     for result in results:
         assert len(repr(result)) < 130
         assert "\n" not in repr(result)
+    assert repr(results[-2]) == "<ModelCard of diracnet-28-0.5: 1x8x8, 10 classes, trained on digits>"
     assert repr(data) == "<digits: 1,438 train, 359 val, 10 classes, 1x8x8>"
     assert repr(chain.fold_report).startswith(
         "<folded 6 Dirac parameterizations and 7 batch norms into one flat chain; "

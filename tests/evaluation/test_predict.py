@@ -294,6 +294,23 @@ def test_folder_without_images(tmp_path):
         predict(model_file(tmp_path), tmp_path / "none")
 
 
+def test_the_bytes_of_a_file_are_an_image(tmp_path, photos):
+    path, photo = model_file(tmp_path), photos / "b.png"
+    content = photo.read_bytes()
+    wanted = predict(path, photo)[0].top
+    assert [each.top for each in predict(path, [content, bytearray(content)])] == [wanted] * 2
+    assert [each.top for each in predict(path, memoryview(content))] == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [(None, "images is None: give a path"), (3, "images is 3"), ([(PIXELS, 1)], "without their labels")],
+)
+def test_what_is_no_image_is_said(tmp_path, given, message):
+    with pytest.raises(UsageError, match=message):
+        predict(model_file(tmp_path), given)
+
+
 def test_no_images_give_no_predictions(tmp_path):
     assert predict(model_file(tmp_path), []) == []
 
@@ -312,7 +329,7 @@ def network(*layers, size=(3, 8, 8), training=False, classes=()):
         (network(nn.Flatten()), {"batch_size": -1}, "batch_size is -1"),
         (network(nn.Flatten()), {"device": "cpu"}, "where|move a loaded network"),
         (network(nn.Flatten(), training=True), {}, "training mode"),
-        (network(nn.Flatten(), size=None), {}, "does not say which size"),
+        (network(nn.Flatten(), size=None), {}, "does not say which size .* card = diracnets.ModelCard"),
         (network(nn.Identity()), {}, "does not classify"),
         (network(nn.Flatten(), classes=("a", "b")), {}, "does not classify"),
     ],

@@ -26,6 +26,11 @@ class Branched(nn.Module):
         return self.head((self.conv(x).relu() + x).mean((2, 3)))
 
 
+class WithAuxiliary(Branched):
+    def forward(self, x):
+        return (super().forward(x), x) if self.training else super().forward(x)
+
+
 def straight():
     torch.manual_seed(1)
     conv = (nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
@@ -86,7 +91,10 @@ def test_a_module_with_branches_has_no_model_file_and_is_resumed_with_its_like(s
     [
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), r"gives \[2, 5\] for 2 images of stripes, .* logits \[2, 3\]"),
         (nn.Sequential(nn.Flatten(), nn.Linear(63, 3)), r"does not run on images \[2, 1, 8, 8\]"),
-        ((nn.Flatten(), None), "net is a tuple, .* diracify gives"),
+        ((nn.Flatten(), None), "not a tuple of 2: .* diracify gives"),
+        (nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), r"lazy layers, .* run it once on images \[1, 1, 8, 8\]"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.Softmax(1)), "gives probabilities, .* leave its softmax out"),
+        (WithAuxiliary(), "gives a tuple in training mode .* a module around it that returns these alone"),
         (nn.Flatten(), "no parameter that requires a gradient"),
     ],
 )
@@ -99,3 +107,5 @@ def test_what_cannot_be_trained_is_said_before_anything_is_written(net, said, st
 def test_a_recipe_is_taken_by_its_name(tmp_path):
     with pytest.raises(UsageError, match="there is no recipe 'dem'"):
         train("dem", run=tmp_path / "run")
+    with pytest.raises(UsageError, match="not a Branched; a module of your own goes to net="):
+        train(Branched(), run=tmp_path / "run")

@@ -93,6 +93,11 @@ class ModelCard:
         if self.data is not None:
             _check_data(self.data)
 
+    def __repr__(self) -> str:
+        of = "" if self.architecture is None else f" of {shown(self.architecture['name'])[1:-1]}"
+        on = "" if self.data is None else f", trained on {shown(self.data.name)[1:-1]}"
+        return f"<ModelCard{of}: {'x'.join(map(str, self.input_size))}, {len(self.classes)} classes{on}>"
+
     def to_data(self) -> dict[str, Any]:
         """Plain JSON values, from which `from_data` makes this card again."""
         return {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,31 @@ from diracnets.artifacts.card import attach_card
 from diracnets.artifacts.load import load_weights
 from diracnets.artifacts.pretrained import choose_weights
 from diracnets.artifacts.unfold import unfold
-from diracnets.errors import UsageError
+from diracnets.errors import UsageError, did_you_mean
 from diracnets.models import names
 from diracnets.models.build import build_model, on_meta
 from diracnets.models.init import Init, from_arguments
 from diracnets.models.names import Pool
 from diracnets.models.network import Network
+
+_ELSEWHERE = {  # arguments of timm and torchvision
+    "in_chans": "it is called in_channels",
+    "img_size": "it is called image_size",
+    "input_size": "in_channels and image_size say it",
+    "weights": "it is called pretrained",
+    "checkpoint_path": "diracnets.load reads files",
+    "pretrained_cfg": "the card of a network has its mean, std and classes",
+    "global_pool": "num_classes=0 gives pooled features, and the method forward_features their maps",
+    "features_only": "the method feature_maps gives the output of each group",
+    "drop_rate": "there is no dropout in these networks",
+    "drop_path_rate": "there are no paths to drop in a chain",
+}
+
+
+def _elsewhere(argument: str) -> str:
+    known = (name for name in inspect.signature(create_model).parameters if name != "others")
+    hint = _ELSEWHERE.get(argument) or did_you_mean(argument, known, "see its documentation for those that there are")
+    return f"create_model has no argument {argument}: {hint}"
 
 
 def create_model(
@@ -38,6 +58,7 @@ def create_model(
     pretrained: bool | str = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    **others: Never,
 ) -> Network:
     """Make a network with fresh weights, or with trained ones.
 
@@ -56,6 +77,7 @@ def create_model(
         pretrained: the name of trained weights of this network, see `list_weights`, or True for those with as many
             classes, else the first ones. They decide about what is not given, and leave no initialization to choose.
         device, dtype: of the parameters.
+        others: none: an argument of another library is refused, with what is meant by it here.
 
     Raises:
         FileError: the trained weights are damaged, or cannot be downloaded.
@@ -65,6 +87,8 @@ def create_model(
     >>> net.num_classes, net.input_size
     (10, (1, 8, 8))
     """
+    if others:
+        raise UsageError("; ".join(_elsewhere(argument) for argument in others))
     chosen = from_arguments(init, start, alpha, beta, bias)
     if not pretrained and not isinstance(pretrained, str):
         return build_model(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from diracnets.artifacts import integer, layers, probe
 from diracnets.artifacts.card import ModelCard, attach_card, card_of, the_card
 from diracnets.artifacts.model_format import KEY, assemble, contents, hash_of, on_meta
-from diracnets.errors import FileError, UsageError, first_line
+from diracnets.errors import FileError, UsageError, first_line, shown
 from diracnets.files import written_whole
 from diracnets.models.integer import IntegerChain
 from diracnets.nn.module import check_module
@@ -48,6 +49,9 @@ class Verified:
     parameters: int
     probe_difference: float
     probe_scale: float
+
+    def __repr__(self) -> str:
+        return f"<{self.path.name} is valid: {self.layers} layers, {self.parameters:,} parameters, {self.size:,} bytes>"
 
 
 def save(
@@ -142,7 +146,21 @@ def _made_card(
         return card
     if input_size is None or mean is None or std is None:
         raise UsageError(f"a card needs input_size, mean and std: give {' and '.join(missing)} too")
-    return ModelCard(tuple(input_size), tuple(mean), tuple(std), tuple(classes))
+    if isinstance(classes, str):
+        raise UsageError(f"classes is {shown(classes)}, one text: give a list of names")
+    try:
+        size = tuple(map(operator.index, input_size))
+    except TypeError as error:
+        raise UsageError(f"input_size is {shown(input_size)}; give (channels, height, width)") from error
+    return ModelCard(size, _numbers("mean", mean), _numbers("std", std), tuple(classes))
+
+
+def _numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    """Of each channel, also from an array or a tensor."""
+    try:
+        return tuple(map(float, values))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name} is {shown(values)}; give a number for each channel, in a list") from error
 
 
 def read(path: str | Path, device: torch.device | str = "cpu") -> nn.Sequential | IntegerChain:

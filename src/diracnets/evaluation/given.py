@@ -4,6 +4,7 @@ arrays."""
 from __future__ import annotations
 
 import glob
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -17,11 +18,13 @@ from torch import Tensor
 from diracnets.data.arrays import Array, pictures_in
 from diracnets.data.image_file import SUFFIXES
 from diracnets.data.tree import Account, search
-from diracnets.errors import DataError, FileError, UsageError
+from diracnets.errors import DataError, FileError, UsageError, shown
 from diracnets.files import url_in
 
+_KINDS = "a path, a PIL image, the bytes of a file, a tensor or an array"
+
 Picture = str | Path | Image.Image | BinaryIO
-Given = Picture | Array
+Given = Picture | bytes | bytearray | memoryview | Array
 
 
 def pictures(
@@ -31,14 +34,17 @@ def pictures(
 
     Args:
         given: one or several of: a file; a folder, which is searched; a pattern such as "photos/*.jpg"; "-" for what
-            is piped in; a PIL image; a stream of bytes; a tensor or an array of an image or a batch of them, see
-            `diracnets.data.arrays`.
+            is piped in; a PIL image; the bytes of a file, or a stream of them; a tensor or an array of an image or a
+            batch of them, see `diracnets.data.arrays`.
         on_note: called with what is left out of a folder.
 
     Raises:
         UsageError: something that is none of these.
     """
-    single = isinstance(given, str | Path | Image.Image | Tensor | np.ndarray) or hasattr(given, "read")
+    one = str | Path | Image.Image | Tensor | np.ndarray | bytes | bytearray | memoryview
+    single = isinstance(given, one) or hasattr(given, "read")
+    if not single and not isinstance(given, Iterable) and not hasattr(given, "__getitem__"):
+        raise UsageError(f"images is {shown(given)}: give {_KINDS}, or several of them")
     several = cast(Iterable[Given], [given] if single else given)
     for index, picture in enumerate(several):
         if isinstance(picture, Tensor | np.ndarray):
@@ -56,12 +62,13 @@ def pictures(
                     yield str(file) if isinstance(file, Path) else "-", file
             except (DataError, FileError) as error:
                 yield str(picture), error
+        elif isinstance(picture, bytes | bytearray | memoryview):
+            yield f"image {index}", io.BytesIO(picture)
         elif isinstance(picture, Image.Image) or hasattr(picture, "read"):
             yield f"image {index}", picture
         else:
-            raise UsageError(
-                f"image {index} is a {type(picture).__name__}, and neither a path, a PIL image, a tensor nor an array"
-            )
+            pair = ": give the images alone, without their labels" if isinstance(picture, tuple | list) else ""
+            raise UsageError(f"image {index} is a {type(picture).__name__}, not {_KINDS}{pair}")
 
 
 def _piped() -> BinaryIO:

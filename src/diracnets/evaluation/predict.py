@@ -87,10 +87,10 @@ def predict(
     Args:
         model: a file that `diracnets.load` reads, or a loaded network in evaluation mode with a `card`.
         images: one or several of: an image file, a folder (searched through for image files), a pattern such as
-            "photos/*.jpg", a PIL image, a stream of bytes, "-" for an image piped in; or a tensor, [C, H, W], [H, W] or
-            a batch [N, C, H, W], or an array, [H, W, C], [H, W] or a batch [N, H, W, C], of any size, C 1, 3 or 4
-            (with opacity), uint8 from 0 to 255 or floating-point numbers from 0 to 1, not normalized. They are scaled,
-            cropped and normalized as in evaluation.
+            "photos/*.jpg", a PIL image, the bytes of a file, a stream of them, "-" for an image piped in; or a tensor,
+            [C, H, W], [H, W] or a batch [N, C, H, W], or an array, [H, W, C], [H, W] or a batch [N, H, W, C], of any
+            size, C 1, 3 or 4 (with opacity), uint8 from 0 to 255 or floating-point numbers from 0 to 1, not
+            normalized. They are scaled, cropped and normalized as in evaluation.
         top: how many classes to give for each image; all where there are fewer.
         threshold: the lowest probability, 0..1, with which a class is the answer; below it the label is "unknown".
             `Evaluation.at_threshold` says what it costs on images of the classes.
@@ -164,7 +164,10 @@ class Predictor:
             raise UsageError(f"{self._name} is in training mode: call .eval() first")
         card = card_of(self._network)
         if card is None or len(card.input_size) != 3:
-            raise UsageError(f"{self._name} does not say which size and normalization of images it takes")
+            raise UsageError(
+                f"{self._name} does not say which size and normalization of images it takes: "
+                "set its card = diracnets.ModelCard(input_size, mean, std, classes)"
+            )
         self.card = card
 
     def predict(

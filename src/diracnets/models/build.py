@@ -110,7 +110,7 @@ def build_model(
     if not 0 < width <= names.MOST_FACTOR:
         raise UsageError(f"width is {width}; it must be a positive number, at most {names.MOST_FACTOR:,}")
     if not _is_whole(in_channels) or in_channels < 1:
-        raise UsageError(f"in_channels is {in_channels}; images need at least 1")
+        raise UsageError(f"in_channels is {in_channels!r}; it must be a whole number, at least 1")
     if parsed.factor is not None and width != 1.0:
         raise UsageError(f"{name} has its width in its name; leave width={width} out")
     image_size = (224 if parsed.imagenet else 32) if image_size is None else image_size

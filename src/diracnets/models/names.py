@@ -156,7 +156,17 @@ def _depths(family: Family, depth: int) -> tuple[int, int]:
     return (8, 6) if depth < _LEAST_BOTTLENECK else (_LEAST_BOTTLENECK, 9)
 
 
+def _matches(name: str) -> bool:
+    return any(pattern.fullmatch(name) for pattern in (_WITH_WIDTH, _SPRINT, _REPVGG, _WITHOUT_WIDTH))
+
+
 def _unknown(name: str) -> UsageError:
+    begins = next((name[:end] for end in range(len(name) - 1, 0, -1) if name[end] in "-." and _matches(name[:end])), "")
+    if begins:  # diracnet-28-1-cifar10
+        return UsageError(
+            f"no network is called {name!r}, which looks like the name of trained weights: the network is {begins}, "
+            f"and its weights are loaded by pretrained={name!r}, `--from {name}` or diracnets.load"
+        )
     hint = did_you_mean(name, PARAMETERS, cutoff=0.5)
     return UsageError(
         f"no network is called {name!r}; {hint} There are diracnet-N-k, plain-N-k, repvgg-N-k, wrn-N-k (N = 6n + 4, k "

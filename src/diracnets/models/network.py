@@ -119,8 +119,8 @@ class Network(nn.Module):
         self.config = {**self.config, "num_classes": num_classes}
 
     def _classifier(self, num_classes: int) -> nn.Linear | nn.Identity:
-        if num_classes < 0:
-            raise UsageError(f"num_classes is {num_classes}; it must be a positive number, or 0 for no classifier")
+        if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 0:
+            raise UsageError(f"num_classes is {num_classes!r}; it must be a positive number, or 0 for no classifier")
         if num_classes == 0:
             return nn.Identity()
         classifier = nn.Linear(self.num_features, num_classes)

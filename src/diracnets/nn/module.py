@@ -24,6 +24,8 @@ def check_module(model: object, function: str) -> None:
     if isinstance(model, nn.Module):
         return
     given = f"{shown(model)}: make or load the network first" if isinstance(model, str) else f"a {type(model).__name__}"
+    if isinstance(model, tuple):
+        given = f"a tuple of {len(model)}: of the pair that diracify gives, for one, the first is the module"
     if isinstance(model, type) and issubclass(model, nn.Module):
         given = f"the class {model.__name__}: make one, {model.__name__}(...)"
     raise UsageError(f"{function} takes a torch.nn.Module, not {given}")

@@ -52,7 +52,7 @@ from diracnets.training.watchdog import LossWatch
 
 
 def train(
-    recipe: Recipe | str,
+    recipe: Recipe | str | Path,
     *,
     net: nn.Module | None = None,
     run: str | Path | None = None,
@@ -80,7 +80,7 @@ def train(
     `diracnets.runtime.device.keep_memory` before, as the command line does: a step takes up to a third less time.
 
     Args:
-        recipe: what to do, or the name of a recipe, whose network and image size are then those of `start`, see
+        recipe: what to do, or the name or file of a recipe, whose network and image size are then those of `start`, see
             `following`. When resuming, the very recipe that the run began with.
         net: a module of one's own to train instead of the recipe's network: for images [B, C, H, W] it gives logits
             [B, classes]. It is trained itself, and the best one of all epochs, a copy, is the result's. When resuming,
@@ -119,9 +119,12 @@ def train(
     >>> sorted(path.name for path in trained.run.iterdir() if path.suffix in (".toml", ".jsonl", ".safetensors"))
     ['metrics.jsonl', 'model.safetensors', 'recipe.toml', 'scales.jsonl']
     """
-    named = isinstance(recipe, str)
-    if isinstance(recipe, str):
+    named = isinstance(recipe, str | Path)
+    if isinstance(recipe, str | Path):
         recipe = Recipe.load(recipe)
+    if not isinstance(recipe, Recipe):
+        own = "; a module of your own goes to net=" if isinstance(recipe, nn.Module) else ""
+        raise UsageError(f"train takes a Recipe or the name of one first, not a {type(recipe).__name__}{own}")
     if net is not None:
         if (start is not None and not resume) or inherit:
             raise UsageError("a module of your own starts from the weights that it has: leave start and inherit out")

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from diracnets.data.images import ImageData
 from diracnets.errors import UsageError, first_line
 from diracnets.models.network import Network
+from diracnets.nn.module import check_module
 from diracnets.training.recipe import Recipe
 
 OWN = "own"  # the key that says so in the architecture of a checkpoint's card
@@ -44,32 +46,48 @@ def own_network(net: nn.Module, recipe: Recipe, data: ImageData) -> OwnNetwork:
     """The module for a run, after a look at whether it can be trained on these images.
 
     Raises:
-        UsageError: it cannot run on two of the images, gives something else than logits of the classes, or has nothing
-            to train; or the recipe trains the classifier alone, which only networks by name have.
+        UsageError: it cannot run on two of the images, gives something else than logits of the classes, in training
+            mode too, or has nothing to train; or the recipe trains the classifier alone, which only networks by name
+            have.
     """
     name = type(net).__name__
-    if not isinstance(net, nn.Module):
-        hint = ", such as the first of the pair that diracify gives" if isinstance(net, tuple) else ""
-        raise UsageError(f"net is a {name}, but must be a module{hint}")
+    check_module(net, "train")
     if recipe.optimization.freeze:
         raise UsageError("freeze trains the classifier of a network by name: of your own, set requires_grad instead")
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise UsageError(f"{name} has no parameter that requires a gradient: there is nothing to train")
     images, _, _ = next(data.val.batches(2))
+    if any(map(is_lazy, net.parameters())):
+        shape = list(images[:1].shape)
+        raise UsageError(f"{name} has lazy layers, without sizes yet: run it once on images {shape}, then train it")
+    for training in (False, True):  # some networks give more than logits in training mode
+        _check_logits(net, images, data, training)
+    return OwnNetwork(net, data.input_size)
+
+
+def _check_logits(net: nn.Module, images: Tensor, data: ImageData, training: bool) -> None:
+    """Refuse a module that gives something else than logits; a copy of it is run."""
+    name, mode = type(net).__name__, " in training mode" if training else ""
     try:
-        with torch.inference_mode():
-            logits = deepcopy(net).eval()(images.to(next(net.parameters()).device))
+        with torch.inference_mode(), torch.random.fork_rng(devices=()):
+            logits = deepcopy(net).train(training)(images.to(next(net.parameters()).device))
     except Exception as error:
         raise UsageError(
-            f"{name} does not run on images {list(images.shape)} of {data.name}: {first_line(error)}"
+            f"{name} does not run on images {list(images.shape)} of {data.name}{mode}: {first_line(error)}"
         ) from error
     wanted = [len(images), len(data.classes)]
-    if not isinstance(logits, Tensor) or list(logits.shape) != wanted:
-        found = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+    if not isinstance(logits, Tensor):
         raise UsageError(
-            f"{name} gives {found} for {len(images)} images of {data.name}, and should give logits {wanted}"
+            f"{name} gives a {type(logits).__name__}{mode} for {len(images)} images of {data.name}, and should give "
+            f"logits {wanted}: train a module around it that returns these alone"
         )
-    return OwnNetwork(net, data.input_size)
+    if list(logits.shape) != wanted:
+        raise UsageError(
+            f"{name} gives {list(logits.shape)}{mode} for {len(images)} images of {data.name}, and should give logits "
+            f"{wanted}"
+        )
+    if len(data.classes) > 1 and (logits >= 0).all() and torch.allclose(logits.sum(1), logits.new_ones(len(images))):
+        raise UsageError(f"{name} gives probabilities, and should give logits: leave its softmax out")
 
 
 def kept_weights(net: Network) -> dict[str, Any]:
