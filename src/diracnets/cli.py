@@ -221,7 +221,8 @@ def _plain_warnings() -> Iterator[None]:
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
-            if category is FutureWarning and Path(filename).is_relative_to(Path(__file__).parent):
+            renamed = category is FutureWarning and Path(filename).is_relative_to(Path(__file__).parent)
+            if renamed or category.__module__.startswith("diracnets."):
                 print(f"diracnets: {message}", file=sys.stderr)
             else:
                 usual(message, category, filename, lineno, file, line)

@@ -1,5 +1,7 @@
+import functools
 import importlib.util
 import sys
+import warnings
 
 import pytest
 import torch
@@ -51,3 +53,29 @@ def test_a_sheet_has_so_many_images_and_may_have_none(drawn):
         plots.draw_errors([Mistake("", 0, 0, 1, 0.9)] * count, images, ["a", "b"], "errors.png", title="x")
     assert [sum(bool(axes.images) for axes in figure.axes) for figure in drawn] == [0, plots.ERRORS]
     assert "The 0 most confident errors" in drawn[0].get_suptitle()
+
+
+def test_long_titles_and_names_stay_in_the_figure_and_differ(drawn):
+    names = [f"a class of images number {number}" for number in range(4)]
+    plots.draw_confusion(torch.eye(4).long(), names, "confusion.png", title="a rather long title of a file, " * 5)
+    figure = drawn[0]
+    figure.draw_without_rendering()
+    extent = figure._suptitle.get_window_extent()
+    assert extent.x0 >= 0
+    assert extent.x1 <= figure.bbox.width
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels[3] == "a class … number 3"
+    assert len(set(labels)) == 4
+
+
+def test_letters_are_drawn_in_a_font_of_the_machine_or_missed_in_one_warning(tmp_path, monkeypatch):
+    letter = "\ue0de"  # of those that come with matplotlib, STIXNonUnicode alone has it
+    draw = functools.partial(plots.draw_confusion, torch.eye(2).long(), [letter, "a"], tmp_path / "a.png", title="b")
+    monkeypatch.setattr(plots, "OTHER_FONTS", ("none of all",))
+    with pytest.warns(plots.FigureWarning, match=r"no font of this machine has some letters of .*a\.png") as warned:
+        draw()
+    assert len(warned) == 1
+    monkeypatch.setattr(plots, "OTHER_FONTS", ("STIXNonUnicode",))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw()

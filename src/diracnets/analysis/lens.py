@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from diracnets.analysis.layer_signal import signal
 from diracnets.analysis.report import Say, environment_line, markdown_table, write_report
 from diracnets.analysis.subject import find_subject
+from diracnets.evaluation.plots import wrapped
 from diracnets.files import short_number
 from diracnets.runtime.environment import circumstances
 from diracnets.training.scales import LayerScales, layer_scales, read_scales
@@ -137,7 +138,11 @@ def draw(figure: Figure, facts: Mapping[str, Any]) -> None:
             lines = history[kind] or [[layer[kind] for layer in scales]]
             for number, (epoch, line) in enumerate(zip(epochs, lines, strict=True), start=1):
                 named = history["epochs"] and style == "-" and epoch in (epochs[0], epochs[-1])
-                look: dict[str, Any] = {"color": (0.1, 0.3, 0.6), "alpha": number / len(epochs), "linestyle": style}
+                look: dict[str, Any] = {
+                    "color": (0.1, 0.3, 0.6),
+                    "alpha": 0.2 + 0.8 * number / len(epochs),
+                    "linestyle": style,
+                }
                 axes.plot(range(1, len(line) + 1), line, label=f"epoch {epoch}" if named else None, **look)
             axes.set_title(SCALES[kind], fontsize=10)
             if history["epochs"]:
@@ -159,7 +164,8 @@ def draw(figure: Figure, facts: Mapping[str, Any]) -> None:
         axes.grid(alpha=0.3)
         if axes.get_yscale() == "linear":
             _widen(axes)
-    figure.suptitle(f"{facts['title']}, on {facts['images']} training images of {facts['data']}", fontsize=11)
+    title = f"{facts['title']}, on {facts['images']} training images of {facts['data']}"
+    figure.suptitle(wrapped(figure, title, fontsize=11), fontsize=11)
 
 
 def _widen(axes: Axes) -> None:

@@ -86,7 +86,8 @@ class Evaluate:
         numbers, confusion, errors = out / "evaluation.json", out / "confusion.png", out / "errors.png"
         with written_whole(numbers) as part:
             part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        title = f"{'/'.join(self.file.parts[-3:])}: {evaluation.top1:.2%} of {evaluation.count:,} images of {data.name}"
+        accuracy = f"accuracy {evaluation.top1:.2%} on {evaluation.count:,} images, {data.name}"
+        title = f"{'/'.join(self.file.parts[-3:])}: {accuracy}"
         try:
             draw_confusion(evaluation.confusion, data.classes, confusion, title=title)
             if self.worst:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,7 +41,7 @@ def note(text: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A table with numbers aligned right and floats to three decimals, whose words are never broken.
+    """A table with numbers and percentages aligned right and floats to three decimals, whose words are never broken.
 
     The first column is never wrapped: it holds the names that a reader copies. In the others lines end between words.
     Where a terminal is too narrow for that, the table is wider than it.
@@ -73,7 +74,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
 
     made = Unbroken(box=SIMPLE_HEAD, pad_edge=False)
     made.show_edge = False
-    numeric = [all(isinstance(row[index], int | float) for row in rows) for index in range(len(columns))]
+    numeric = [all(map(_is_number, (row[index] for row in rows))) for index in range(len(columns))]
     for column, right in zip(columns, numeric, strict=True):
         made.add_column(column, justify="right" if right else "left", overflow="fold")
     for row in rows:
@@ -109,6 +110,11 @@ def _shared(room: int, least: Sequence[int], wanted: Sequence[int]) -> list[int]
         widths[index] += more
         left -= more
     return widths
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is one, or a percentage, or the dash that stands for one that there is not."""
+    return isinstance(value, int | float) or (isinstance(value, str) and bool(re.fullmatch(r"\d[\d.,]*%|-", value)))
 
 
 def _cell(value: object) -> str:

@@ -6,6 +6,8 @@ Needs the extra `plot`.
 from __future__ import annotations
 
 import math
+import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +29,15 @@ ACROSS = 5  # errors next to each other on a contact sheet,
 ERRORS = 50  # and most of them on one
 PIXELS = 240  # of the longer side of an image on it
 DPI = 130
+OTHER_FONTS = (  # that come with systems and have the letters of Chinese, Japanese or Korean, or of most scripts
+    *("Noto Sans CJK", "Noto Sans JP", "Noto Sans KR", "Noto Sans SC", "Noto Sans TC", "Source Han Sans", "WenQuanYi"),
+    *("Droid Sans Fallback", "Hiragino Sans", "PingFang", "Apple SD Gothic Neo", "Arial Unicode MS", "Microsoft YaHei"),
+    *("Yu Gothic", "Malgun Gothic", "Unifont"),
+)
+
+
+class FigureWarning(UserWarning):
+    """A figure does not show all that it should."""
 
 
 def draw_confusion(confusion: Tensor, classes: Sequence[str], path: str | Path, *, title: str) -> None:
@@ -65,7 +76,7 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str], path: str | Path, 
     ticks = [0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1]  # in square roots, so that rare confusions can be seen
     bar = figure.colorbar(image, ax=axes, fraction=0.046, label="part of the true class")
     bar.set_ticks([tick**0.5 for tick in ticks], labels=[f"{tick:.0%}" for tick in ticks])
-    figure.suptitle(_text(title), fontsize=10)
+    figure.suptitle(wrapped(figure, _text(title), fontsize=10), fontsize=10)
     save_figure(figure, path)
 
 
@@ -100,7 +111,8 @@ def draw_errors(
         axes.set_title(f"{predicted}, {mistake.probability:.1%}\nis {true}", fontsize=9)
         axes.text(0.5, -0.04, _end(mistake.name), transform=axes.transAxes, ha="center", va="top", fontsize=6)
     count = f"{len(shown)} most confident errors" if len(shown) != 1 else "most confident error"
-    figure.suptitle(f"{_text(title)}\nThe {count}: prediction and its probability, and what the image is", fontsize=10)
+    title = wrapped(figure, _text(title), fontsize=10)
+    figure.suptitle(f"{title}\nThe {count}: prediction and its probability, and what the image is", fontsize=10)
     save_figure(figure, path)
 
 
@@ -116,7 +128,15 @@ def _likeliest(confusion: Tensor, classes: Sequence[str]) -> str:
 
 
 def _short(name: str, most: int = 18) -> str:
-    return _text(name if len(name) <= most else name[: most - 1] + "…")
+    """A name without its middle, if it is long: what tells apart names of one kind is often at their end.
+
+    >>> _short("Canis lupus familiaris, male")
+    'Canis lu…ris, male'
+    """
+    if len(name) > most:
+        end = most // 2
+        name = f"{name[: most - end - 1]}…{name[-end:]}"
+    return _text(name)
 
 
 def _end(name: str, most: int = 30) -> str:
@@ -144,7 +164,40 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def wrapped(figure: Figure, text: str, *, fontsize: float) -> str:
+    """Text in lines that are not wider than the figure."""
+    return textwrap.fill(text, int(figure.get_figwidth() * 115 / fontsize))
+
+
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure into a PNG, whole or not at all."""
-    with written_whole(path) as part:
+    """Write a figure into a PNG, whole or not at all.
+
+    Letters that matplotlib's own font does not have, such as Chinese ones, are drawn in a font of this machine. Where
+    there is none they are boxes, and a warning says so.
+    """
+    from matplotlib.text import Text
+
+    families = ["DejaVu Sans", *_other_fonts()]
+    for text in figure.findobj(Text):
+        text.set_fontfamily(families)
+    with written_whole(path) as part, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         figure.savefig(part, dpi=DPI, format="png")
+    missing = [str(each.message) for each in caught if "missing from" in str(each.message)]
+    for each in caught:
+        if str(each.message) not in missing:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    if missing:
+        warnings.warn(
+            f"no font of this machine has some letters of {path}, they are boxes: install one, such as Noto Sans CJK",
+            FigureWarning,
+            stacklevel=2,
+        )
+
+
+def _other_fonts() -> list[str]:
+    """Those of this machine that have letters of many scripts, by the beginnings of their names."""
+    from matplotlib.font_manager import fontManager
+
+    known = {font.name for font in fontManager.ttflist}
+    return sorted((name for name in known if name.startswith(OTHER_FONTS)), key=lambda name: (len(name), name))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diracnets.analysis.report import Say, draw_png, machine_name
+from diracnets.evaluation.plots import wrapped
 from diracnets.studies.grid import Lines, Study
 from diracnets.studies.groups import Group, groups_of, percents
 from diracnets.studies.records import Record
@@ -119,7 +119,7 @@ def _lines(figure: Figure, study: Study, points: Sequence[_Point], panels: Seque
         lines, labels = axes.get_legend_handles_labels()
         handles |= zip(labels, lines, strict=True)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=across, fontsize=8)
-    figure.suptitle(_wrapped(figure, caption), fontsize=8, color="gray")
+    figure.suptitle(wrapped(figure, caption, fontsize=8), fontsize=8, color="gray")
 
 
 def _dots(figure: Figure, study: Study, groups: Sequence[Group]) -> None:
@@ -136,7 +136,7 @@ def _dots(figure: Figure, study: Study, groups: Sequence[Group]) -> None:
     others = ", a diamond for each published value" if study.published else ""
     axes.set_xlabel(f"{study.measure}, %, a dot for each run{others}")
     axes.grid(alpha=0.3)
-    figure.supxlabel(_wrapped(figure, _machines(groups)), fontsize=8, color="gray")
+    figure.supxlabel(wrapped(figure, _machines(groups), fontsize=8), fontsize=8, color="gray")
 
 
 def _machines(groups: Sequence[Group]) -> str:
@@ -144,7 +144,3 @@ def _machines(groups: Sequence[Group]) -> str:
     runs = [run for group in groups for runs in group.by_rate.values() for run in runs]
     machines = dict.fromkeys(f"{machine_name(run.environment)}, {run.environment['precision']}" for run in runs)
     return "Trained on: " + "; ".join(machines)
-
-
-def _wrapped(figure: Figure, text: str) -> str:
-    return "\n".join(textwrap.wrap(text, int(figure.get_figwidth() * 16)))
