@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from diracnets.errors import FileError
+from diracnets.errors import FileError, UsageError
 
 try:
     import fcntl
@@ -204,6 +204,27 @@ def _put(made: Path, path: Path, old: Path | None) -> None:
         if old is not None:
             old.rename(path)
         raise
+
+
+def check_folder(path: str | Path) -> None:
+    """Refuse at once a folder that could not be written to after hours. Nothing is made.
+
+    Raises:
+        UsageError: it is a file, or in one.
+        FileError: it cannot be written, as on a disk that can only be read.
+
+    >>> check_folder("/dev/null/report")
+    Traceback (most recent call last):
+    ...
+    diracnets.errors.UsageError: /dev/null is a file, not a folder to write /dev/null/report to: choose another folder
+    """
+    path = Path(path)
+    there = next(each for each in (path, *path.parents, Path()) if each.exists())
+    if not there.is_dir():
+        where = "" if there == path else f" {path}"
+        raise UsageError(f"{there} is a file, not a folder to write{where} to: choose another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise FileError(f"cannot write {path}: {there} cannot be written to; choose another folder")
 
 
 def check_room(out: Path, needed: int, what: str) -> None:

@@ -114,7 +114,8 @@ def test_long_histories_are_thinned_but_keep_their_ends():
 @pytest.mark.parametrize(
     ("net", "options", "words"),
     [
-        ("nothing-1", {}, "no network is called"),
+        ("nothing-1", {}, "no network is called 'nothing-1'(; did you mean .*\\?|\\.) There are"),
+        ("diracnet-28-1-cifar10-int8", {}, "is in int8: give the float model file"),
         ("{run}", {"images": 3}, "images is 3"),
         ("{run}", {"images": 10_000}, "images is 10000; digits has 1438"),
         ("{folder}", {}, "holds no run"),

@@ -232,3 +232,8 @@ def test_network_and_image_size_follow_the_weights_unless_asked_otherwise():
         parse(["train", *flags[:2], "--recipe", "finetune"])
     assert parse(["train", *flags, "--image-size", "64"]).settings.data.image_size == 64
     assert parse(["train", *flags, "--image-size", "64"]).settings.model.name == "diracnet-28-1"
+
+
+def test_integers_cannot_be_gone_on_from(stripes):
+    with pytest.raises(UsageError, match="are in int8, which cannot be trained: give the float model file"):
+        starting_network(RECIPE, stripes, "diracnet-28-1-cifar10-int8")

@@ -12,9 +12,10 @@ from diracnets.artifacts.load import load_as_stored
 from diracnets.artifacts.pretrained import list_weights
 from diracnets.data.images import ImageData
 from diracnets.data.load import load_data
-from diracnets.errors import UsageError
+from diracnets.errors import FileError, UsageError
 from diracnets.evaluation.own_data import own_data
 from diracnets.models.build import build_model
+from diracnets.models.integer import IntegerChain
 from diracnets.models.names import is_name, parse
 from diracnets.runtime.device import choose_device
 from diracnets.training.folder import RunFolder
@@ -74,6 +75,8 @@ def find_subject(what: str, data: str | None, data_dir: Path | None, device: str
             raise UsageError(f"{path} holds no run: there is no {run.last.name} in it")
         run = None
     if run is None and not path.is_file() and what not in list_weights():
+        if not is_name(what) and (path.name != what or path.suffix in (".pt", ".safetensors")):
+            raise FileError(f"there is no file or run folder {what}")
         parse(what)  # what is no name is said before any data is looked for
         images = load_data(data or "cifar10", data_dir=data_dir, device=place)
         channels, height, width = images.input_size
@@ -83,5 +86,7 @@ def find_subject(what: str, data: str | None, data_dir: Path | None, device: str
         return Subject(what, fresh.train(), images, None)
     file = path if run is None else run.last
     net = load_as_stored(what if run is None else file).to(place)
+    if isinstance(net, IntegerChain):
+        raise UsageError(f"{what} is in int8: give the float model file that it was made from")
     images = own_data(file, card_of(net), data=data, data_dir=data_dir, device=place)
     return Subject(path.name if path.exists() else what, net, images, run)

@@ -78,11 +78,16 @@ def load_as_stored(path: str | Path) -> nn.Module:
     path = network_file(path)
     if is_weights(path):
         return load_weights(find_weights(str(path)))
+    refuse_names(path)
+    return _from_file(path)
+
+
+def refuse_names(path: Path) -> None:
+    """Raise `FileError` where there is no file, and its name is nearly one of weights, or one of a network."""
     if not path.exists() and is_name(str(path)):
         raise FileError(f"there is no file {path}, and the network of that name is not trained: {_trained(str(path))}")
     if not path.exists() and (hint := did_you_mean(str(path), list_weights(), cutoff=0.8)):
         raise FileError(f"there is no file {path}, and no weights of that name; {hint}")
-    return _from_file(path)
 
 
 def _trained(name: str) -> str:

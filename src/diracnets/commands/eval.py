@@ -14,7 +14,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from diracnets.artifacts.network_file import network_file
 from diracnets.commands.output import note, stdout, table
 from diracnets.errors import MissingExtraError, UsageError
-from diracnets.files import written_whole
+from diracnets.files import check_folder, written_whole
 
 if TYPE_CHECKING:
     from diracnets.data.images import ImageData
@@ -56,6 +56,8 @@ class Evaluate:
         """Evaluate, print the results, and write them to `out` if given."""
         if self.worst < 0:
             raise UsageError(f"--worst is {self.worst}; it must be 0 or more")
+        if self.out is not None:
+            check_folder(self.out)
         from diracnets.artifacts.card import card_of
         from diracnets.artifacts.load import load
         from diracnets.evaluation.metrics import evaluate

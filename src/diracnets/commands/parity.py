@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 from diracnets.artifacts.network_file import network_file
 from diracnets.commands.output import note, stdout, table
 from diracnets.errors import UsageError
-from diracnets.files import written_whole
+from diracnets.files import check_folder, written_whole
 
 if TYPE_CHECKING:
     from diracnets.deploy.parity import Table
@@ -87,10 +87,11 @@ class Parity(Measured):
 
 
 def refuse_folders(*files: Path | None) -> None:
-    """Raise `UsageError` where a file that is to be written at the end is a folder."""
-    for file in files:
-        if file is not None and file.is_dir():
+    """Raise `UsageError` or `FileError` where a file that is to be written at the end is a folder, or cannot be."""
+    for file in filter(None, files):
+        if file.is_dir():
             raise UsageError(f"{file} is a folder: name a file in it")
+        check_folder(file.parent)
 
 
 def show(found: Table, title: str, *, json: Path | None, markdown: Path | None) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg, subcommand
 
+from diracnets.files import check_folder
 from diracnets.studies.options import Options
 
 Say = Callable[[str], None]
@@ -225,4 +226,5 @@ class Study:
 
     def execute(self) -> None:
         """Run it, and print where the results are."""
+        check_folder(self.study.out)
         self.study.run(lambda text: print(text, flush=True))

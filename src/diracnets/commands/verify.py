@@ -16,11 +16,11 @@ class Verify:
     """Check a model file: its checksum, its structure, and that its outputs are those recorded when it was written."""
 
     file: Positional[Path]
-    """The model file (.safetensors), or a name from `diracnets models --trained`."""
+    """The model file (.safetensors), a run folder (its model file), or a name from `diracnets models --trained`."""
 
     def execute(self) -> None:
         """Print the result; raise an error if something is wrong."""
-        from diracnets.artifacts.load import is_pickled, is_weights
+        from diracnets.artifacts.load import is_pickled, is_weights, refuse_names
         from diracnets.artifacts.model_file import verify
         from diracnets.artifacts.pretrained import find_weights
 
@@ -33,11 +33,12 @@ class Verify:
                 soft_wrap=True,
             )
             return
-        if is_pickled(self.file):
-            raise FileError(
-                f"{self.file} is a checkpoint, not a model file: fold it first with `diracnets fold {self.file}`"
-            )
-        found = verify(self.file)
+        refuse_names(self.file)
+        held = self.file / "model.safetensors"
+        file = held if held.is_file() else self.file
+        if is_pickled(file):
+            raise FileError(f"{file} is a checkpoint, not a model file: fold it first with `diracnets fold {file}`")
+        found = verify(file)
         stdout().print(
             f"{found.path} is valid: {found.layers} layers, {found.parameters:,} parameters, {found.size:,} bytes\n"
             f"SHA-256 of the contents: {found.sha256}\n"

@@ -168,8 +168,9 @@ def _unknown(name: str) -> UsageError:
             f"and its weights are loaded by pretrained={name!r}, `--from {name}` or diracnets.load"
         )
     hint = did_you_mean(name, PARAMETERS, cutoff=0.5)
+    end = f"; {hint}" if hint else "."
     return UsageError(
-        f"no network is called {name!r}; {hint} There are diracnet-N-k, plain-N-k, repvgg-N-k, wrn-N-k (N = 6n + 4, k "
+        f"no network is called {name!r}{end} There are diracnet-N-k, plain-N-k, repvgg-N-k, wrn-N-k (N = 6n + 4, k "
         "any width), diracnet-sprint-k, plain-sprint-k, diracnet-18 and -34, plain-18 and -34, resnet-N (N = 6n + 2, "
         "or 9n + 2 from 164 on), resnet-18 and -34, repvgg-a0 and -b0, vgg-16 and -19, and dirac-resnet-..., "
         "dirac-wrn-..., dirac-vgg-..."

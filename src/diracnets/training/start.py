@@ -16,6 +16,7 @@ from diracnets.data.images import ImageData
 from diracnets.data.tree import composed
 from diracnets.errors import UsageError
 from diracnets.models.build import build_model, on_meta
+from diracnets.models.integer import IntegerChain
 from diracnets.models.network import Network
 from diracnets.training.recipe import Recipe
 from diracnets.training.settings import PHOTOGRAPHS
@@ -49,8 +50,10 @@ def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | P
     trained = load_as_stored(start) if isinstance(start, str | Path) else start
     if isinstance(trained, nn.Sequential):
         trained = _unfolded(trained, recipe, data)
+    if isinstance(trained, IntegerChain):
+        raise UsageError("the weights to start from are in int8, which cannot be trained: give the float model file")
     if not isinstance(trained, Network):
-        raise UsageError(f"a run can start from a diracnets network or its chain, not from a {type(trained).__name__}")
+        raise UsageError(f"a run can start from a diracnets network or its chain, not from {type(trained).__name__}")
     config = trained.config
     wanted = on_meta(_arguments(recipe, trained.num_classes, (config["in_channels"], height, width)))
     if _sizes(wanted) != _sizes(trained):
