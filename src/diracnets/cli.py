@@ -129,7 +129,7 @@ def _run(words: list[str]) -> None:
         print(HELP.format(commands="\n".join(rows)), end="")
         if not words:
             raise SystemExit(UsageError.exit_code)
-    elif words[0] == "--version":
+    elif words[0] in ("--version", "-V", "version"):
         print(f"diracnets {__version__}")
     else:
         _check_here()

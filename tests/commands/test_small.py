@@ -69,12 +69,33 @@ def test_fold_writes_a_model_file_under_no_other_suffix(out, tmp_path, monkeypat
         ("train --output-dir x", "--run-dir"),
         ("fold run --output-dir x", "--out"),
         ("predict run a.png -k 3", "--top"),
+        ("predict run a.png --conf-thres 0.5", "--threshold"),
+        ("train --config x.toml", "--recipe"),
+        ("models --pretrained", "--trained"),
+        ("bench x --batch-size 4", "--batches"),
     ],
 )
 def test_flags_of_other_programs_are_understood(words, meant, capsys):
     assert main(words.split()) == 2
     flag = next(word for word in words.split() if word.startswith("-")).partition("=")[0]
     assert capsys.readouterr().err == f"diracnets: {words.split()[0]} has no {flag}: did you mean {meant}?\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train --num-classes 4", "has no --num-classes: the classes are those of the images"),
+        ("train --val-split=0.2", "has no --val-split: --data-dir may hold folders train and val, else a fifth"),
+        ("train photos", "write --data folder --data-dir photos"),
+        ("distill --cpu", "write --device cpu"),
+        ("predict --model x a.png", "has no --model: write `diracnets predict FILE IMAGES`, without a flag"),
+        ("verify --file x", "write `diracnets verify FILE`, without a flag"),
+        ("predict x a.png --out y.csv", "add --csv or --json, and > FILE"),
+    ],
+)
+def test_what_has_no_flag_here_is_said(words, said, capsys):
+    assert main(words.split()) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_no_flag_of_ours_is_taken_for_one_of_another_program():
