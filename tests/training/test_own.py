@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from diracnets import diracify, train
+from diracnets.artifacts.card import ModelCard
 from diracnets.artifacts.load import load
 from diracnets.errors import FileError, UsageError
 from diracnets.evaluation.metrics import evaluate
@@ -102,6 +103,13 @@ def test_what_cannot_be_trained_is_said_before_anything_is_written(net, said, st
     with pytest.raises(UsageError, match=said):
         trained(net, tmp_path / "run", stripes)
     assert not (tmp_path / "run").exists()
+
+
+def test_images_are_normalized_as_the_card_of_a_trained_module_says(stripes, tmp_path):
+    net = straight()
+    net.card = ModelCard((1, 8, 8), (0.25,), (0.5,))
+    assert tuple(stripes.mean) != (0.25,)
+    assert trained(net, tmp_path / "run", stripes).net.card.mean == (0.25,)
 
 
 def test_a_recipe_is_taken_by_its_name(tmp_path):

@@ -30,7 +30,7 @@ _ELSEWHERE = {
     "device": "gpu gpus cuda gpu-id accelerator",
     "model": "arch a net network architecture model-name",
     "data": "dataset dataset-name",
-    "data-dir": "data-path data-root data-folder dataset-dir dataset-path train-dir root calib calibration calibration-data",
+    "data-dir": "data-path data-root data-folder dataset-dir dataset-path train-dir root calib calibration",
     "image-size": "img-size imgsz input-size resolution crop-size",
     "from": "pretrained finetune weights checkpoint ckpt init-checkpoint",
     "run-dir": "output-dir output out out-dir save-dir log-dir logdir checkpoint-dir exp-dir o name project experiment",

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from diracnets.artifacts.card import card_of
 from diracnets.artifacts.load import load_as_stored
 from diracnets.artifacts.network_file import network_file
 from diracnets.artifacts.run_record import RunRecord
@@ -21,6 +22,7 @@ from diracnets.data.load import load_data
 from diracnets.data.stream import StreamedImages
 from diracnets.data.workers import default_workers
 from diracnets.errors import UsageError
+from diracnets.nn.module import check_module
 from diracnets.runtime.device import memory_format, repeatable
 from diracnets.runtime.job import job
 from diracnets.runtime.precision import choose_precision, usual_precision
@@ -84,7 +86,8 @@ def train(
             `following`. When resuming, the very recipe that the run began with.
         net: a module of one's own to train instead of the recipe's network: for images [B, C, H, W] it gives logits
             [B, classes]. It is trained itself, and the best one of all epochs, a copy, is the result's. When resuming,
-            one of the same layers. There is a model file if it folds to a straight line of layers.
+            one of the same layers. Where it has a `card`, as trained weights have, images are normalized as that says.
+            There is a model file if it folds to a straight line of layers.
         run: the folder; it must not hold a run yet, unless `resume`. By default a new one in runs/.
         data: what `load_data` makes or takes, such as a Dataset of one's own; by default what the recipe names.
         data_dir: where the recipe's images are; when resuming, by default where they were.
@@ -126,6 +129,7 @@ def train(
         own = "; a module of your own goes to net=" if isinstance(recipe, nn.Module) else ""
         raise UsageError(f"train takes a Recipe or the name of one first, not a {type(recipe).__name__}{own}")
     if net is not None:
+        check_module(net, "train")
         if (start is not None and not resume) or inherit:
             raise UsageError("a module of your own starts from the weights that it has: leave start and inherit out")
         recipe = recipe.replaced(model=type(net).__name__)
@@ -192,7 +196,8 @@ def train(
             data = data.with_fewer(recipe.data.num_train)
         trained = load_as_stored(start) if isinstance(start, str | Path) and saved is None else start
         weights = trained if isinstance(trained, nn.Module) else None
-        data = with_normalization(data, weights, None if saved is None else saved.card)
+        known = net if net is not None and saved is None and card_of(net) is not None else weights
+        data = with_normalization(data, known, None if saved is None else saved.card)
         for images in (data.train, data.val, data.test):
             if isinstance(images, StreamedImages):
                 images.stall_seconds = safeguards.stall_seconds
@@ -222,8 +227,8 @@ def train(
         reporter = Reporter(optimization.epochs, steps, quiet=quiet or not ranks.first, balanced=balanced)
         for line in introduction(recipe, data, folder.path, guide, ranks, shard=shard):
             reporter.say(line)
-        if weights is not None:
-            reporter.say(followed(data, weights))
+        if known is not None:
+            reporter.say(followed(data, known))
         if saved is not None:
             precision = precision_of(resumed)
         elif shard and recipe.runtime.precision == "auto":

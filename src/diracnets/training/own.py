@@ -12,7 +12,6 @@ from torch.nn.parameter import is_lazy
 from diracnets.data.images import ImageData
 from diracnets.errors import UsageError, first_line
 from diracnets.models.network import Network
-from diracnets.nn.module import check_module
 from diracnets.training.recipe import Recipe
 
 OWN = "own"  # the key that says so in the architecture of a checkpoint's card
@@ -51,7 +50,6 @@ def own_network(net: nn.Module, recipe: Recipe, data: ImageData) -> OwnNetwork:
             have.
     """
     name = type(net).__name__
-    check_module(net, "train")
     if recipe.optimization.freeze:
         raise UsageError("freeze trains the classifier of a network by name: of your own, set requires_grad instead")
     if not any(parameter.requires_grad for parameter in net.parameters()):
