@@ -1,14 +1,17 @@
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
 import torch
 
+from diracnets.data import processes
 from diracnets.data.augmentation import Augmentation
 from diracnets.data.decode import to_input
 from diracnets.data.load import load_data
@@ -84,10 +87,13 @@ class Dying:
         return np.zeros((8, 8, 3), np.uint8)
 
 
-def test_a_worker_that_dies_is_reported():
+@pytest.mark.parametrize(("platform", "advice"), [("linux", "0 workers$"), ("darwin", "if __name__")])
+def test_a_worker_that_dies_is_reported(platform, advice, monkeypatch):
+    monkeypatch.setattr(processes, "sys", types.SimpleNamespace(platform=platform))
     data = StreamedImages(Dying(), torch.zeros(9).long(), size=(3, 8, 8), mean=[0.5] * 3, std=[0.5] * 3, workers=1)
-    with pytest.raises(DataError, match=r"a process that decodes images died.*use fewer workers"):
+    with pytest.raises(DataError, match=r"a process that decodes images died.*use fewer workers") as caught:
         list(data.batches(1))
+    assert re.search(advice, str(caught.value))
     assert multiprocessing.active_children() == []
 
 

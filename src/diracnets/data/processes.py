@@ -44,10 +44,17 @@ def spread(function: Callable[[S, T], R], shared: S, items: Sequence[T], workers
     except BrokenProcessPool as error:
         raise DataError(
             "a process that decodes images died, most likely for lack of memory: try again with fewer workers, or with "
-            "1, which decodes in this process"
+            f"1, which decodes in this process{unguarded()}"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def unguarded() -> str:
+    """What else ends a process where it begins by importing the program, which would then train in the process too."""
+    if sys.platform == "linux":
+        return ""
+    return '. Or a program of your own trains as it is imported: put what it does under if __name__ == "__main__":'
 
 
 _job: list[Any] = []  # of a process: the function and what it shares, which a fork hands over without a copy

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from diracnets.data.decoder import Decoder, Mended, Request
+from diracnets.data.processes import unguarded
 from diracnets.errors import DataError, DiracNetsError, some_of
 
 STALL_SECONDS = 600.0  # a cold network disk takes some, and nobody wants to wait for one that is gone
@@ -81,7 +82,7 @@ def answered(
             raise
         raise DataError(
             "a process that decodes images died, most likely for lack of (shared) memory: "
-            "use fewer workers or a smaller batch, or 0 workers"
+            f"use fewer workers or a smaller batch, or 0 workers{unguarded()}"
         ) from error
     finally:
         if iterator is not None:
