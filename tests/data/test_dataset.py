@@ -246,6 +246,12 @@ def test_what_cannot_be_used_is_named(data, error, said):
         load_data(data)
 
 
+def test_classes_without_an_image_to_train_on_are_named():
+    data = load_data([(GOOD, 0), (GOOD, 0), (GOOD, 3), (GOOD, 3)])
+    assert data.classes == ("0", "1", "2", "3")
+    assert "classes without an image to train on: 1, 2" in data.notes
+
+
 def test_labels_beyond_the_class_names():
     items = Listed(as_items(np.array))
     items.classes = ["ant", "bee", "cat"]

@@ -5,6 +5,7 @@ import torch
 
 from diracnets.evaluation.metrics import ClassScore
 from diracnets.training import epoch
+from diracnets.training.class_weights import unequal_classes
 from diracnets.training.loop import train
 from diracnets.training.recipe import Recipe
 
@@ -42,6 +43,10 @@ def test_very_unequal_classes_are_told_with_what_to_do_unless_it_is_done(
     train(ONE_STEP.replaced(class_weights=weights), run=tmp_path / "run", data=some(stripes, numbers), start=warm_net)
     line = "very unequal (4 images of low, 1 of middle): --class-weights balanced"
     assert (line in capsys.readouterr().out) == (len(numbers) == 6 and weights == "none")
+
+
+def test_a_class_without_images_is_not_one_of_the_unequal():
+    assert unequal_classes(torch.tensor([0, 0, 3, 3, 3]), "abcd") is None
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,11 @@ def test_frozen_runs_resume(stripes, warm_net, tmp_path):
         (RECIPE, lambda: create_model("diracnet-16-0.25", in_channels=1), "diracnet-16-0.25"),
         (RECIPE, lambda: create_model("diracnet-10-0.5", in_channels=1), "diracnet-10-0.5"),
         (RECIPE, lambda: create_model("plain-10-0.25", in_channels=1), "plain-10-0.25"),
-        (RECIPE, lambda: create_model("diracnet-10-0.25"), "3 channels"),
+        (
+            RECIPE,
+            lambda: create_model("diracnet-10-0.25"),
+            "have 1: choose others, or in Python start from create_model",
+        ),
         (RECIPE, lambda: nn.Linear(2, 2), "Linear"),
         (RECIPE.replaced(freeze=True), lambda: None, "freeze"),
     ],
@@ -237,3 +241,13 @@ def test_network_and_image_size_follow_the_weights_unless_asked_otherwise():
 def test_integers_cannot_be_gone_on_from(stripes):
     with pytest.raises(UsageError, match="are in int8, which cannot be trained: give the float model file"):
         starting_network(RECIPE, stripes, "diracnet-28-1-cifar10-int8")
+
+
+def test_a_recipe_by_its_name_follows_a_network_as_it_does_a_file(stripes, tmp_path, monkeypatch):
+    def told(recipe, *_):
+        raise UsageError(f"{recipe.model.name}, {recipe.model.pool}")
+
+    monkeypatch.setattr("diracnets.training.loop.starting_network", told)
+    net = create_model("diracnet-10-0.25", num_classes=3, in_channels=1, image_size=8, pool="average").eval()
+    with pytest.raises(UsageError, match=r"^diracnet-10-0\.25, average$"):
+        train("finetune", data=stripes, start=net, run=tmp_path / "run", device="cpu", quiet=True)

@@ -17,7 +17,7 @@ from diracnets.data.items import Items, MapStyle, attribute
 from diracnets.data.memory import MemoryImages
 from diracnets.data.split import HELD_OUT, hold_out, numbered
 from diracnets.data.stream import StreamedImages
-from diracnets.errors import DataError, UsageError
+from diracnets.errors import DataError, UsageError, some_of
 
 DATASET = "dataset"  # what data is called that has no name
 _MEMORY = 1 << 30  # bytes of pixels that a set in memory may have
@@ -70,6 +70,8 @@ def load_dataset(
         notes.append(f"to validate: {HELD_OUT}")
         parts = hold_out(sets[0].labels, [str(number) for number in range(len(sets[0].labels))], classes)
         sets = [sets[0].select(part) for part in parts]
+    if without := sorted(set(range(len(classes))) - set(sets[0].labels)):
+        notes.append(f"classes without an image to train on: {some_of(classes[label] for label in without)}")
     mean, std = _statistics(sets[0], size)
     train, val = (_images(each, size, mean, std, device, workers) for each in sets)
     return ImageData(DATASET, classes, size, mean, std, train, val, tuple(notes))

@@ -19,6 +19,8 @@ from diracnets.data.decode import Pixels
 from diracnets.data.image_file import reported
 from diracnets.errors import DataError, DiracNetsError, first_line
 
+FEW = 4  # channels that images usually have, and fewer pixels than the side of any that a network takes
+
 
 class MapStyle(Protocol):
     """What a `torch.utils.data.Dataset` with numbered items offers, and a list of (image, label) too."""
@@ -184,6 +186,14 @@ def _pixels(image: object, name: str, channels: int | None) -> Pixels:
     if not isinstance(image, Tensor | np.ndarray):
         raise DataError(f"the image of {name} is a {type(image).__name__}, and should be a PIL image, tensor or array")
     pixels = pixels_of(image, f"the image of {name}")
+    if min(pixels.shape[:2]) <= FEW < pixels.shape[2]:
+        kinds = [("a tensor", "[C, H, W]"), ("an array", "[H, W, C]")]
+        (kind, axes), (other, _) = kinds if isinstance(image, Tensor) else kinds[::-1]
+        height, width, count = pixels.shape
+        raise DataError(
+            f"the image of {name} has shape {tuple(image.shape)}, which in {kind} is {axes}, {count} channels of "
+            f"{height}x{width} pixels: bring its axes into that order, or give {other}"
+        )
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 and channels == 3 else pixels
 
 

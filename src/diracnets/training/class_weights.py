@@ -32,13 +32,14 @@ def balanced_weights(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def unequal_classes(labels: Tensor, classes: Sequence[str]) -> str | None:
-    """What to say where the classes are very unequal and count as they come, else None.
+    """What to say where the classes are very unequal and count as they come, else None; those without images are not
+    among them.
 
     >>> unequal_classes(torch.tensor([0] * 90 + [1] * 9), ["cat", "dog"])
     'the classes are very unequal (90 images of cat, 9 of dog): --class-weights balanced makes them count alike'
     """
     counts = torch.bincount(labels, minlength=len(classes)).tolist()
-    most, least = max(counts), min(counts)
+    most, least = max(counts), min(filter(None, counts))
     if most < UNEQUAL * least:
         return None
     named = f"{most:,} images of {classes[counts.index(most)]}, {least:,} of {classes[counts.index(least)]}"

@@ -143,7 +143,8 @@ def train(
         raise UsageError("a resumed run goes on from its own weights: give one of its checkpoints, or none")
     if not resume and isinstance(start, str | Path):
         start = network_file(start)
-        recipe = following(recipe, start) if named else recipe
+    if not resume and start is not None and named:
+        recipe = following(recipe, start)
     if shard and net is not None:
         raise UsageError("shard divides networks of diracnets, block by block: for a module of your own, leave it out")
     if shard and recipe.runtime.compile:
@@ -210,11 +211,11 @@ def train(
         data.train.batches(
             optimization.batch_size, epoch=1, augment=recipe.data.augment
         )  # refuses what does not suit the images
-        check_same_images(data, record)
         own = None if net is None else own_network(net, recipe, data)
         net = own or (
             starting_network(recipe, data, weights) if saved is None else network_to_resume(saved.card, recipe, data)
         )
+        check_same_images(data, record)
         if guide is not None and inherit and saved is None:
             count = guide.pass_on(net)
             if count == 0:

@@ -69,7 +69,9 @@ def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | P
         )
     if config["in_channels"] != channels:
         raise UsageError(
-            f"the weights are for images of {config['in_channels']} channels, but those of {data.name} have {channels}"
+            f"the weights are for images of {_channels(config['in_channels'])}, but those of {data.name} have "
+            f"{channels}: choose others, or in Python start from create_model(NAME, pretrained=True, "
+            f"in_channels={channels}), which adapts the first convolution"
         )
     net = build_model(**wanted.config)
     net.load_state_dict(trained.state_dict())
@@ -81,12 +83,12 @@ def starting_network(recipe: Recipe, data: ImageData, start: nn.Module | str | P
     return net
 
 
-def following(recipe: Recipe, start: str | Path, asked: Collection[str] = ()) -> Recipe:
+def following(recipe: Recipe, start: nn.Module | str | Path, asked: Collection[str] = ()) -> Recipe:
     """The recipe with the network of trained weights and, for photographs, the image size that they are made for.
 
     Args:
         recipe: for the rest.
-        start: a file that `load` reads, or a name of trained weights.
+        start: a network or its chain, a file that `load` reads, or a name of trained weights.
         asked: short names of settings that stay as they are.
 
     Raises:
@@ -96,7 +98,7 @@ def following(recipe: Recipe, start: str | Path, asked: Collection[str] = ()) ->
     >>> recipe.model.name, recipe.data.image_size
     ('diracnet-28-1', 32)
     """
-    trained = load_as_stored(start)
+    trained = start if isinstance(start, nn.Module) else load_as_stored(start)
     card = card_of(trained)
     found = dict(trained.config if isinstance(trained, Network) else card.architecture or {} if card else {})
     if not found:
@@ -205,6 +207,10 @@ def _some_images(recipe: Recipe, data: ImageData) -> Tensor:
         data.train.batches(UNFOLD_IMAGES, epoch=0, augment=recipe.data.augment, seed=recipe.runtime.seed)
     )
     return images.cpu()
+
+
+def _channels(count: int) -> str:
+    return f"{count} channel{'s' * (count != 1)}"
 
 
 def _sizes(net: Network) -> dict[str, torch.Size]:
