@@ -114,11 +114,11 @@ def some_of(names: Iterable[object], limit: int = 5) -> str:
     return ", ".join(words[:limit]) + (f" and {len(words) - limit} more" if len(words) > limit else "")
 
 
-def lines_of(text: str, width: int) -> list[str]:
+def lines_of(text: str, width: int, indent: int = 0) -> list[str]:
     """Text in lines of a width, 20 at least, that end between words; what one copies stays whole, even if it is longer.
 
     That is a word, such as a path, a command in `backticks`, what pip is to install, and words joined by no-break
-    spaces.
+    spaces. Lines after the first are indented.
 
     >>> lines_of("it is in runs/photos/model.safetensors; `diracnets models` lists it", 20)
     ['it is in', 'runs/photos/model.safetensors;', '`diracnets models`', 'lists it']
@@ -126,7 +126,9 @@ def lines_of(text: str, width: int) -> list[str]:
     joined = re.sub(
         r"`[^`]*`|(pip install|tensorboard --logdir) \S+", lambda found: found[0].replace(" ", _UNBROKEN), text
     )
-    lines = textwrap.wrap(joined, max(width, 20), break_long_words=False, break_on_hyphens=False)
+    lines = textwrap.wrap(
+        joined, max(width, 20), break_long_words=False, break_on_hyphens=False, subsequent_indent=" " * indent
+    )
     return [line.replace(_UNBROKEN, " ") for line in lines]
 
 

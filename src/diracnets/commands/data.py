@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
 
-from diracnets.commands.output import note, stdout
+from diracnets.commands.output import note, say, stdout
 from diracnets.data.progress import progress
 from diracnets.errors import DataError, FileError
 
@@ -59,7 +59,7 @@ def _print_packed(packed: Packed, out: Path) -> None:
         note(line)
     for part in packed.parts:
         stdout().print(f"{part.name:<6} {part.images:,} images in {part.shards:,} shards, {part.size:,} bytes")
-    stdout().print(f"wrote  {out}, {len(packed.classes)} classes", soft_wrap=True)
+    say(f"wrote  {out}, {len(packed.classes)} classes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class Verify:
             wrong = damaged(self.folder, report)
         if wrong:
             raise FileError("; ".join(wrong))
-        stdout().print(f"all shards of {self.folder} are there and unchanged", soft_wrap=True)
+        say(f"all shards of {self.folder} are there and unchanged")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +122,10 @@ class Check:
             for kind, title in {**ERRORS, **WARNINGS}.items():
                 found = [each for each in checked.findings if each.kind == kind]
                 if found:
-                    out.print(f"{'error' if kind in ERRORS else 'warning'}: {title} ({len(found):,})", soft_wrap=True)
+                    say(f"{'error' if kind in ERRORS else 'warning'}: {title} ({len(found):,})")
                 for each in found:
-                    out.print(f"  {': '.join(filter(None, (', '.join(each.files), each.text)))}", soft_wrap=True)
-            out.print(f"looked at {checked.images:,} images in {len(checked.counts):,} classes", soft_wrap=True)
+                    say(f"  {': '.join(filter(None, (', '.join(each.files), each.text)))}")
+            say(f"looked at {checked.images:,} images in {len(checked.counts):,} classes")
         if checked.wrong:
             count = sum(each.error for each in checked.findings)
             raise DataError(
@@ -167,7 +167,7 @@ class Imagenet:
         with progress("unpacking classes") as report:
             counts = unpack_imagenet(*archives, self.out, check_hashes=not self.no_hash, report=report)
         text = f"{counts['train']:,} images to train on, {counts['val']:,} to validate on"
-        stdout().print(f"wrote {self.out}: {text}", soft_wrap=True)
+        say(f"wrote {self.out}: {text}")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diracnets.commands.art import blocks, side_by_side
-from diracnets.commands.output import stdout
+from diracnets.commands.output import say, stdout
 from diracnets.errors import FileError, TrainingError, UsageError
 from diracnets.files import written_whole
 from diracnets.training.recipe import Recipe
@@ -85,7 +85,7 @@ def demonstrate(recipe: Recipe, out: Path, device: str, goal: float = GOAL) -> N
     console.print(f"agreement   {same} of {chain.count} predictions are the same")
 
     console.print("\n3. How exact the fold is", style="bold")
-    console.print(str(trained.chain.fold_report), soft_wrap=True)
+    say(str(trained.chain.fold_report))
 
     console.print("\n4. Classify images that it has not seen, from the model file alone", style="bold")
     console.print(_classify(trained.model_file, data, out / "digits"))

@@ -9,7 +9,7 @@ from typing import Annotated
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from diracnets.artifacts.network_file import network_file
-from diracnets.commands.output import stdout, table
+from diracnets.commands.output import say, stdout, table
 from diracnets.errors import UsageError
 
 
@@ -60,7 +60,7 @@ class Export:
             weights_apart=self.weights_apart,
             plan=self.plan,
         )
-        stdout().print(str(exported), soft_wrap=True)
+        say(str(exported))
 
     def _show_formats(self) -> None:
         from diracnets.deploy.backend import find, names

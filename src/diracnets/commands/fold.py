@@ -9,7 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from diracnets.artifacts.network_file import network_file
-from diracnets.commands.output import stdout
+from diracnets.commands.output import say
 from diracnets.errors import UsageError
 
 
@@ -55,4 +55,4 @@ class Fold:
             raise UsageError(f"{out} would be a model file, whose name ends in .safetensors: choose that for --out")
         chain = write_model_file(net, out, self.unbranch)
         report = chain.unbranch_report if self.unbranch else chain.fold_report
-        stdout().print(f"{report}\nwrote       {out}, {out.stat().st_size:,} bytes", soft_wrap=True)
+        say(f"{report}\nwrote       {out}, {out.stat().st_size:,} bytes")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from diracnets.commands.output import stdout, table
+from diracnets.commands.output import say, stdout, table
 from diracnets.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Info:
             console.print(table(["layer", "type", "output", "parameters", "MACs", "receptive field"], rows))
             console.print()
         for name, value in _totals(info):
-            console.print(f"{name:<16} {value}", soft_wrap=True)
+            say(f"{name:<16} {value}")
         if info.card is not None and not self.short:
             card = info.card.to_data()
             for title, key in _SECTIONS.items():
@@ -134,7 +134,7 @@ def _tree(console: Console, title: str, values: Mapping[str, Any], indent: int =
             _tree(console, key, value, indent + 2)
         else:
             text = f"{value:.6g}" if isinstance(value, float) else value
-            console.print(f"{' ' * (indent + 2)}{key:<{max(18 - indent, 1)}} {text}", soft_wrap=True)
+            say(f"{' ' * (indent + 2)}{key:<{max(18 - indent, 1)}} {text}")
 
 
 def _size(numbers: tuple[int, ...]) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.segment import Segment
     from rich.table import Table
 
+_LONGEST_NAME = 24  # columns of a name before its value
 _PIPE_WIDTH = 400  # nothing is cut or wrapped where no terminal shows it
 
 
@@ -30,6 +31,21 @@ def stdout() -> Console:
 
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
     return Results(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
+
+
+def say(text: str) -> None:
+    """Print lines on stdout. A terminal that is too narrow for one has line breaks between words.
+
+    What goes on in a further line is indented as the first, or as the value in it, which two spaces or more go before.
+    """
+    if sys.stdout.isatty():
+        lines = []
+        for line in printable(text, keep="\n").split("\n"):
+            before = re.match(r" *(\S+( \S+)*  +(?=\S))?", line)
+            indent = before.end() if before is not None and before.end() <= _LONGEST_NAME else 0
+            lines += lines_of(line, shutil.get_terminal_size().columns, indent) or [""]
+        text = "\n".join(lines)
+    stdout().print(text, soft_wrap=True)
 
 
 def note(text: str) -> None:

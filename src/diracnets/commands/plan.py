@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from diracnets.commands.output import note, stdout, table
+from diracnets.commands.output import note, say, stdout, table
 from diracnets.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -115,18 +115,18 @@ class Plan:
             return
         console = stdout()
         for name, value in self._facts(job, multiply_adds, chosen, cores, rate):
-            console.print(f"{name:<16} {value}", soft_wrap=True)
+            say(f"{name:<16} {value}")
         console.print()
         parts = [[name, _size(count)] for name, count in chosen.memory.items() if count]
         console.print(table(["memory of a device", ""], [*parts, ["sum", _size(sum(chosen.memory.values()))]]))
         if any("memory" in limit for limit in chosen.limits):
             help_ = f"; what would help: {', or '.join(helps)}" if helps else "; no option of this command would help"
-            console.print(f"This is more than the {_size(job.device.memory)} of the device{help_}.", soft_wrap=True)
+            say(f"This is more than the {_size(job.device.memory)} of the device{help_}.")
         console.print()
         console.print(table(_COLUMNS, map(_row, _worth_a_line(rows, self.devices))))
         console.print()
         for text in (ending, *notes):
-            console.print(text, soft_wrap=True)
+            say(text)
 
     @property
     def _in_memory(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from diracnets.artifacts.network_file import network_file
-from diracnets.commands.output import note, stdout, table
+from diracnets.commands.output import note, say, stdout, table
 from diracnets.errors import UsageError
 from diracnets.files import check_folder
 
@@ -77,13 +77,12 @@ class Quantize:
         rows = [[row.name, row.filter, f"{row.zeros:.1%}", row.output] for row in done.layers]
         columns = ["layer", "filter, dB", "zeros", "output, dB"]
         stdout().print(table(columns, rows))
-        stdout().print(
-            "\nsignal to noise of each filter without its diagonal, the part of its weights that are now zero, and\n"
+        say(
+            "\nsignal to noise of each filter without its diagonal, the part of its weights that are now zero, and "
             "signal to noise of each output, with all errors before it\n"
             f"calibrated on {done.images} training images: same class as in float for {done.agreement:.1%} of them\n"
-            f"wrote {out}, {out.stat().st_size:,} bytes",
-            soft_wrap=True,
+            f"wrote {out}, {out.stat().st_size:,} bytes"
         )
         if backend is not None:
             exported = export(done.chain, backend.name, exported_file, force=self.force)
-            stdout().print(str(exported), soft_wrap=True)
+            say(str(exported))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from diracnets.commands.output import stdout
+from diracnets.commands.output import say
 from diracnets.errors import FileError
 
 
@@ -27,10 +27,9 @@ class Verify:
         if is_weights(self.file):
             weights = find_weights(str(self.file))
             stored = weights.file()  # which raises where it is damaged
-            stdout().print(
+            say(
                 f"{weights.name} is valid: {stored.stat().st_size:,} bytes with the SHA-256 that this version of "
                 f"diracnets has on record, {weights.sha256}",
-                soft_wrap=True,
             )
             return
         refuse_names(self.file)
@@ -39,10 +38,9 @@ class Verify:
         if is_pickled(file):
             raise FileError(f"{file} is a checkpoint, not a model file: fold it first with `diracnets fold {file}`")
         found = verify(file)
-        stdout().print(
+        say(
             f"{found.path} is valid: {found.layers} layers, {found.parameters:,} parameters, {found.size:,} bytes\n"
             f"SHA-256 of the contents: {found.sha256}\n"
             f"Outputs match those recorded when it was written: largest difference {found.probe_difference:.1e}, "
             f"for outputs up to {found.probe_scale:.3g}",
-            soft_wrap=True,
         )
