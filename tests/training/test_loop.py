@@ -221,6 +221,18 @@ def test_a_signal_while_batchnorm_is_recalibrated_waits_for_no_further_batch(who
     assert metrics(tmp_path / "run") == metrics(whole.run)
 
 
+def test_stopped_at_once_a_run_says_how_to_go_on_from_what_was_saved_last(whole, stripes, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "SIGTERM", signal.SIGINT)  # of `stop_after`
+        stop_after(patch, 7)
+        patch.setattr("diracnets.training.loop.Interruption._remember", signal.default_int_handler)
+        with pytest.raises(
+            KeyboardInterrupt, match=r"^stopped at once; go on from what was saved last with: .* --resume"
+        ):
+            run(RECIPE, tmp_path / "run", stripes)
+    assert same_weights(run(RECIPE, tmp_path / "run", stripes, resume=True).net, whole.net)
+
+
 @pytest.mark.parametrize("step", ["starting_network", "choose_precision"])
 def test_a_signal_before_the_run_begins_ends_it_at_once(step, stripes, tmp_path, monkeypatch):
     monkeypatch.setattr(f"diracnets.training.loop.{step}", lambda *_, **__: signal.raise_signal(signal.SIGINT))

@@ -6,12 +6,14 @@ import os
 import shlex
 import signal
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 
 from diracnets.errors import DiracNetsError
 from diracnets.runtime.job import LAUNCHED, exit_code, job
+from diracnets.training.checkpoints import Checkpoints
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -95,6 +97,17 @@ class Interruption:
         while self._before:
             number, handler = self._before.popitem()
             signal.signal(number, handler)
+
+
+@contextmanager
+def told_to_go_on(checkpoints: Checkpoints, command: str) -> Iterator[None]:
+    """Let the KeyboardInterrupt of a second Ctrl-C say how to go on from what was saved last, if anything was."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if checkpoints.exist() and not error.args:
+            error.args = (f"stopped at once; go on from what was saved last with: {command}",)
+        raise
 
 
 def command_to_resume(

@@ -32,7 +32,7 @@ from diracnets.training.epoch import finish_epoch, train_epoch
 from diracnets.training.finish import Trained, finish
 from diracnets.training.folder import RunFolder, new_folder
 from diracnets.training.inputs import check_progressive_size
-from diracnets.training.interruption import Interruption, command_to_resume
+from diracnets.training.interruption import Interruption, command_to_resume, told_to_go_on
 from diracnets.training.own import own_network
 from diracnets.training.parallel import Trainee
 from diracnets.training.recipe import Recipe
@@ -253,6 +253,7 @@ def train(
         if own is not None:
             command = f"train(recipe, net=..., run={str(folder.path)!r}, resume=True), in Python"
         with (
+            told_to_go_on(folder.checkpoints, command),
             Interruption(
                 say=ranks.first and not quiet, several=not ranks.alone
             ) as interruption,  # before, there is nothing to save: a signal ends the program at once
