@@ -110,9 +110,10 @@ def draw_errors(
         true, predicted = _short(classes[mistake.true]), _short(classes[mistake.predicted])
         axes.set_title(f"{predicted}, {mistake.probability:.1%}\nis {true}", fontsize=9)
         axes.text(0.5, -0.04, _end(mistake.name), transform=axes.transAxes, ha="center", va="top", fontsize=6)
-    count = f"{len(shown)} most confident errors" if len(shown) != 1 else "most confident error"
+    which = f"The {len(shown)} most confident errors" if len(shown) != 1 else "The most confident error"
+    what = f"{which}: prediction and its probability, and what the image is" if shown else "No errors"
     title = wrapped(figure, _text(title), fontsize=10)
-    figure.suptitle(f"{title}\nThe {count}: prediction and its probability, and what the image is", fontsize=10)
+    figure.suptitle(f"{title}\n{what}", fontsize=10)
     save_figure(figure, path)
 
 
