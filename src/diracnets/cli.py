@@ -157,11 +157,15 @@ def parse(words: Sequence[str]) -> Command:
 
     name, *options = words
     if name not in COMMANDS:
-        hint = did_you_mean(name, COMMANDS, f"there are {', '.join(COMMANDS)}")
+        hint = did_you_mean(name, [*COMMANDS, "help", "--help", "--version"], f"there are {', '.join(COMMANDS)}")
         raise UsageError(f"there is no command {name!r}: {hint}")
     kind = getattr(importlib.import_module(f"diracnets.commands.{name}"), COMMANDS[name][0])
     description = paragraphs(kind.__doc__)
     prepare(kind)
+    if empty := [
+        word for word in options if not word.strip() or (word[:2] == "--" and word.find("=") == len(word) - 1)
+    ]:
+        raise UsageError(f"{name} was given {empty[0]!r}, which is nothing: is a variable of the shell not set?")
     if hasattr(kind, "form"):
         kind, options = kind.form(options)
     if {"-h", "--help"} & set(options) and hasattr(kind, "groups"):

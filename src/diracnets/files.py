@@ -227,6 +227,22 @@ def check_folder(path: str | Path) -> None:
         raise FileError(f"cannot write {path}: {there} cannot be written to; choose another folder")
 
 
+def check_model_name(path: Path) -> None:
+    """Refuse at once a model file under a name that says another format, or where no file can be written.
+
+    Raises:
+        UsageError, FileError: as `check_folder` of its folder, or its name does not end in .safetensors.
+
+    >>> check_model_name(Path("net.onnx"))
+    Traceback (most recent call last):
+    ...
+    diracnets.errors.UsageError: net.onnx would be a model file, whose name ends in .safetensors: choose another name
+    """
+    if path.suffix.lower() != ".safetensors":
+        raise UsageError(f"{path} would be a model file, whose name ends in .safetensors: choose another name")
+    check_folder(path.parent)
+
+
 def check_room(out: Path, needed: int, what: str) -> None:
     """Refuse at once what would fill the disk after hours.
 

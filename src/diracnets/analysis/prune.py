@@ -17,7 +17,7 @@ from diracnets.artifacts.model_file import save
 from diracnets.data.images import ImageData
 from diracnets.errors import UsageError
 from diracnets.evaluation.metrics import evaluate
-from diracnets.files import short_number
+from diracnets.files import check_model_name, short_number
 from diracnets.folding.fold import fold
 from diracnets.runtime.environment import circumstances
 
@@ -72,6 +72,8 @@ def prune(
         raise UsageError(f"lose is {lose}; it must be from 0 to 1")
     if choose is not None and choose < 1:
         raise UsageError(f"choose is {choose}; at least one image is needed to choose by")
+    if write is not None:
+        check_model_name(write)
     subject = find_subject(net, data, data_dir, device)
     if subject.net.training:
         raise UsageError(f"{net} is an untrained network; give a trained one")

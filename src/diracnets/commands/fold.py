@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 from diracnets.artifacts.network_file import network_file
 from diracnets.commands.output import say
 from diracnets.errors import UsageError
+from diracnets.files import check_model_name
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,7 @@ class Fold:
         out = self.out or (Path(f"{file}.safetensors") if named else beside)
         if not named and out.exists() and out.samefile(file):
             raise UsageError(f"{out} is the checkpoint itself and would be overwritten; choose another --out")
-        if out.suffix.lower() != ".safetensors":
-            raise UsageError(f"{out} would be a model file, whose name ends in .safetensors: choose that for --out")
+        check_model_name(out)
         chain = write_model_file(net, out, self.unbranch)
         report = chain.unbranch_report if self.unbranch else chain.fold_report
         say(f"{report}\nwrote       {out}, {out.stat().st_size:,} bytes")

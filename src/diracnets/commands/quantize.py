@@ -11,7 +11,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from diracnets.artifacts.network_file import network_file
 from diracnets.commands.output import note, say, stdout, table
 from diracnets.errors import UsageError
-from diracnets.files import check_folder
+from diracnets.files import check_model_name
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Quantize:
         out = self.out or Path(f"{file.with_suffix('') if file.is_file() else file.name}-int8.safetensors")
         if out.exists() and not self.force:
             raise UsageError(f"{out} is there already: choose another --out, or give --force")
-        check_folder(out.parent)
+        check_model_name(out)
         import torch
 
         from diracnets.artifacts.card import card_of

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from diracnets.data.encoded import EncodedImages
 from diracnets.data.folder import FolderSource
-from diracnets.data.layout import recognize, refuse_inverted
+from diracnets.data.layout import expected, recognize, refuse_inverted
 from diracnets.data.split import HELD_OUT, hold_out
 from diracnets.data.tree import NOT_READ, OTHER_NAME, Account, composed, search
 from diracnets.errors import DataError
@@ -111,6 +111,8 @@ def inventory(root: Path) -> Inventory:
                 found.find("empty class", [account.name(folder.path)])
             found.pictures += [Picture(account.name(file), folder.name, part) for file in files]
             every += files
+    if not any(names.values()):
+        raise DataError(f"{root} holds no class folders: {expected(root)}")
     found.sources.append(FolderSource(every))
     found.classes = sorted(set().union(*names.values()))
     if layout.val is None:

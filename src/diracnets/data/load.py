@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,8 @@ def load_data(
         return load_dataset(data, image_size=image_size, device=device, workers=workers)
     if data not in data_names():
         hint = did_you_mean(data, data_names())
+        if kind_of(data) == "folder":
+            hint = f"for the images in that folder, --data folder --data-dir {shlex.quote(data)}"
         raise UsageError(f"there is no data named {data!r}, only {', '.join(data_names())}{hint and '; ' + hint}")
     if data in STREAMED:
         return _photographs(data, data_dir, (3, side, side), device, workers, skip_unreadable)
