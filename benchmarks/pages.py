@@ -40,6 +40,7 @@ RAW = {
     "cost.json": "time and memory of a training step (`python benchmarks/cost.py`)",
     "airbench.json": "the sprint network next to cifar10-airbench's (`python benchmarks/airbench.py`)",
     "fold_time.json": "time and exactness of folding (`python benchmarks/fold_time.py`)",
+    "unbranch.json": "residual networks as chains that compute the same (`python benchmarks/unbranch.py`)",
     "chain_agreement.json": "the folded chain against its network on test images (`python benchmarks/agreement.py`)",
     "authors_agreement.json": "the authors' checkpoints against what their program computes (the same)",
     "kernels.json": "which of torch's CPU convolutions crash or are wrong (`python benchmarks/kernels.py`)",
@@ -169,6 +170,20 @@ def exactness() -> str:
     )
 
 
+def unbranched() -> str:
+    """What residual networks cost as chains, one sentence each."""
+    rows = []
+    for row in read("unbranch.json")["measured"]:
+        params, work = (row[f"{what}_after"] / row[f"{what}_before"] for what in ("parameters", "multiply_adds"))
+        low, high = row["time_ratio_quartiles"]
+        rows.append(
+            f"- {row['network']}: {params:.2f} times the parameters, {work:.2f} times the multiply-adds, "
+            f"{row['time_ratio']:.2f} times\n  the time ({low:.2f} to {high:.2f}); the difference is "
+            f"{row['max_rel_float64']:.0e} in float64, {row['max_rel']:.0e} in float32."
+        )
+    return "\n".join(rows)
+
+
 def single_runs() -> str:
     """Runs that stand alone, one seed each."""
     names = {
@@ -275,6 +290,14 @@ A trained DiracNet-28-1 and its chain predict the same class for {100 * agreemen
 {max(row["largest_logit_difference"] for row in authors):.0e}.
 
 {exactness()}
+
+## Residual networks as chains
+
+What `unbranch` makes of residual networks with random weights, against the network with folded batch norms: time of one
+image on one processor thread in float32, medians of interleaved rounds with quartiles, and the largest difference
+relative to the largest output.
+
+{unbranched()}
 
 ## Single runs
 

@@ -109,6 +109,12 @@ EXACT = {  # network, and the channels after each convolution of its chain
         Beside(conv(4, 6, 3, 2), nn.ReLU(), conv(6, 6), shortcut=nn.Sequential(nn.AvgPool2d(3, 2, 1), conv(4, 6, 1))),
         [18, 6],
     ),
+    "signed and subsampled later": (
+        Beside(
+            conv(), nn.ReLU(), conv(), nn.ReLU(), conv(stride=2), shortcut=conv(size=1, stride=2), before=nn.Identity()
+        ),
+        [12, 12, 4],
+    ),
     "subsampled shortcut": (Beside(conv(4, 4, 3, 2), nn.ReLU(), conv(), shortcut=nn.MaxPool2d(1, 2)), [8, 4]),
     "padding after a bias": (Beside(conv(), bn(), conv(), nn.ReLU(), conv()), [8, 8, 4]),
     "dilated": (Beside(conv(dilation=2, padding=2), nn.ReLU(), conv(size=5, padding="same", dilation=2)), [8, 4]),
@@ -166,6 +172,17 @@ def test_torchvision_like(bottleneck, warm):
     assert (report.sums, report.max_rel_float64 < 1e-12) == (3, True)
     assert report.multiply_adds_after > report.multiply_adds_before
     assert "3 sums of skip-connections" in str(report)
+
+
+def test_steps_in_place_change_what_others_read(warm):
+    class InPlace(Beside):
+        def forward(self, x):
+            y = self.branch[0](x)
+            F.relu(y, inplace=True)
+            z = self.branch[1](y)
+            return (z.add_(y) + y).relu_()
+
+    assert unbranch(warm(InPlace(conv(), conv())), X).unbranch_report.max_rel_float64 < 1e-12
 
 
 def test_dead_channels_are_carried_as_pairs(warm):

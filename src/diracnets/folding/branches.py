@@ -69,6 +69,8 @@ class _Reader:
         graph = cast(fx.Graph, flow.forward)
         needed = set(graph.find_nodes(op="output"))
         for node in reversed(graph.nodes):
+            if node.op.startswith("call") and changes_input(node, self.modules):
+                needed.add(node)  # it may change what other steps read
             needed.update(node.all_input_nodes if node in needed else ())
         self.steps = {node: steps_of(node, self.modules, flow) for node in needed if node.op.startswith("call")}
         aside = {each for found in self.steps.values() if found for each in found[2]}

@@ -234,11 +234,12 @@ class _Layer:
         return 2 * value.channels - (0 if companion is None else int(companion[1][2].sum()))
 
     def keep_or_hold(self, value: Value) -> None:
-        """Keep what a value is computed from, or hold the value itself: whichever takes fewer channels.
+        """Keep the atoms that a value is a sum of, or hold the value itself: whichever takes fewer channels.
 
-        Raises:
-            FoldError: neither can be done.
+        Where neither can be done, as for a signed value that is subsampled later, the same for what it is made of.
         """
+        if value in self.new:
+            return
         found, step = self.carrier.known[value]
         stride = _over(step, self.carrier.step)
         atoms = {term.atom for term in found.terms}
@@ -251,8 +252,8 @@ class _Layer:
         elif can_hold:
             self.hold(value)
         else:
-            past = self.relus[0].name if self.relus else "what comes before it"
-            raise FoldError(f"{value.name} cannot be carried past {past}, whose stride is {max(self.stride)}")
+            for source in value.sources:
+                self.keep_or_hold(source)
 
     def _is_small(self, value: Value, found: Affine) -> bool:
         """Whether computing a value later, as a part of a sum, makes no filter larger than it is there anyway."""
