@@ -12,7 +12,7 @@ from diracnets.errors import UsageError
     [
         ("cifar11", {}, "no data named 'cifar11', only digits, .* shards, parquet; did you mean cifar1"),
         ("mnist", {}, "no data named 'mnist', only"),
-        ("folder", {}, "give data_dir"),
+        ("folder", {}, r"the folder \(--data-dir\)"),
         (
             "folder",
             {"data_dir": Path("https://example.com/pets")},

@@ -159,7 +159,7 @@ def test_places_that_are_none(tmp_path, twelve):
     ]:
         with pytest.raises(kind, match=message):
             load(where)
-    with pytest.raises(UsageError, match="which: give data_dir"):
+    with pytest.raises(UsageError, match=r"which: give .*--data-dir"):
         load(None)
 
 

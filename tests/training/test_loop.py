@@ -19,10 +19,12 @@ from diracnets.artifacts.create import create_model
 from diracnets.artifacts.load import load
 from diracnets.cli import main, parse
 from diracnets.data.augmentation import Augmentation
+from diracnets.data.image_file import ADVICE
 from diracnets.data.memory import MemoryImages
 from diracnets.errors import DataError, FileError, FoldError, TrainingError, UsageError
 from diracnets.evaluation.metrics import evaluate
 from diracnets.runtime.precision import Precision
+from diracnets.runtime.ranks import fetched
 from diracnets.training.inputs import progressively_resized
 from diracnets.training.interruption import Interrupted
 from diracnets.training.loop import train
@@ -247,12 +249,27 @@ def test_an_evaluation_that_fails_does_not_cost_the_epoch(whole, stripes, tmp_pa
 
     with monkeypatch.context() as patch:
         patch.setattr("diracnets.training.evaluating.evaluate", failing)
-        with pytest.raises(DataError):
+        with pytest.raises(DataError, match=r"^an image cannot be read; the run is saved: .* go on with: .*--resume"):
             run(RECIPE, tmp_path / "run", stripes)
     resume = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["resume"]
     assert (resume["epoch"], resume["batch"]) == (1, STEPS)
     assert same_weights(run(RECIPE, tmp_path / "run", stripes, resume=True).net, whole.net)
     assert metrics(tmp_path / "run") == metrics(whole.run)
+
+
+def test_an_image_that_cannot_be_read_does_not_cost_the_steps_before(whole, stripes, tmp_path, monkeypatch):
+    count = iter(range(1, 100))
+
+    def failing(batches):
+        return (None, DataError(f"x.png is cut off{ADVICE}")) if next(count) == 4 else fetched(batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("diracnets.training.epoch.fetched", failing)
+        with pytest.raises(DataError, match=r"^x\.png is cut off; the run is saved: .* remove no image, .*--resume"):
+            run(RECIPE, tmp_path / "run", stripes)
+    resume = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["resume"]
+    assert (resume["epoch"], resume["batch"]) == (1, 3)
+    assert same_weights(run(RECIPE, tmp_path / "run", stripes, resume=True).net, whole.net)
 
 
 def test_checkpoints_that_take_long_are_written_rarely_and_resuming_loses_nothing(

@@ -151,8 +151,9 @@ class Train:
             return None
         rates = recipe.optimization
         what = "the classifier alone" if rates.freeze else "all layers"
+        epochs = f"{rates.epochs} epoch{'s' * (rates.epochs != 1)}"
         return (
-            f"recipe {FINETUNE}, as trained weights go on with photographs: {what}, {rates.epochs} epochs, learning "
+            f"recipe {FINETUNE}, as trained weights go on with photographs: {what}, {epochs}, learning "
             f"rate {rates.lr:g}; --recipe and flags change it"
         )
 

@@ -131,7 +131,7 @@ def _photographs(
     """Images that are decoded when they are needed, normalized as those of ImageNet are."""
     find, says, what = _STREAMED[name]
     if where is None:
-        raise UsageError(f"data {name!r} needs to know which: give data_dir, {what}")
+        raise UsageError(f"data {name!r} needs to know which: give {what} (--data-dir)")
     with progress(says) as report:
         train, val = find(where, skip=skip, workers=default_workers() if workers is None else workers, report=report)
 

@@ -67,8 +67,7 @@ def _in_step(run: Run, batches: Iterable[Batch]) -> Iterator[Batch]:
         number, failed = ranks.highest(run.interruption.asked, error is not None)
         run.stop(number)  # a machine that stops everything may take the workers first
         if failed:
-            run.save()
-            raise ranks.shared(error)
+            raise run.save_before(ranks.shared(error))
         if state.batch:  # not before: a terminal that has gone may have sent the signal
             run.reporter.step(state.epoch, state.batch, state.seen / state.seconds, state.running)
         if batch is None:
@@ -116,8 +115,10 @@ def finish_epoch(run: Run) -> dict[str, Any]:
         except TrainingError as error:  # it has diverged, and what was saved last has not
             run.go_back()
             raise TrainingError(f"{error}; {run.advice()}") from error
-        except Exception as error:  # an image that cannot be read, say, must not cost the epoch
-            if state.ranks.alone or isinstance(error, UNREADABLE):  # which all processes raise
+        except UNREADABLE as error:  # which all processes raise, and which must not cost the epoch
+            raise run.save_before(error) from error.__cause__
+        except Exception:
+            if state.ranks.alone:
                 run.save()
             raise
         row |= {"val_loss": evaluation.loss, "val_accuracy": evaluation.top1}

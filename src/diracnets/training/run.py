@@ -9,8 +9,9 @@ from typing import Any
 
 from diracnets.artifacts.card import ModelCard, TrainedOn
 from diracnets.artifacts.checkpoint import Checkpoint
+from diracnets.data.image_file import ADVICE
 from diracnets.data.images import ImageData
-from diracnets.errors import TrainingError
+from diracnets.errors import DiracNetsError, TrainingError
 from diracnets.models.network import Network
 from diracnets.runtime.environment import device_name, versions
 from diracnets.runtime.job import job
@@ -144,6 +145,13 @@ class Run:
             f"{self.steps} batches and saved; go on with: {self.command}",
             number,
         )
+
+    def save_before(self, error: DiracNetsError) -> DiracNetsError:
+        """Save what was done before images that cannot be had; the error, which then says how to go on."""
+        self.save()
+        told = str(error).removesuffix(ADVICE)
+        error.args = (f"{told}; the run is saved: mend that, remove no image, and go on with: {self.command}",)
+        return error
 
     def check_finite(self) -> None:
         """Raise `TrainingError` if a loss of this epoch was infinite or NaN."""
