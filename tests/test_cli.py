@@ -571,7 +571,7 @@ def test_images_that_cannot_be_read_are_told_and_the_others_classified(form, pla
     else:
         assert output.out == wanted
     known, doubt, *lines = output.err.splitlines()
-    assert "answers have a probability below" in doubt
+    assert "answers have a probability below" in doubt or "answers has" in doubt
     assert known.startswith("the network knows only 10 classes (0, 1, 2, 3, 4 and 5 more): ")
     assert known.endswith("it takes grayscale images and ignores colours")
     assert [name for name, line in zip(("cut.png", "text.png", "empty.png"), lines, strict=False) if name in line] == [
@@ -843,7 +843,7 @@ def test_answers_of_low_probability_are_told(bias, said, tmp_path, capsys):
     diracnets.save(net, tmp_path / "model.safetensors", card=card)
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     assert main(["predict", str(tmp_path / "model.safetensors"), str(tmp_path / "a.png"), "--device", "cpu"]) == 0
-    told = "1 of 1 answers have a probability below 0.6: they may be wrong, or of images of no class; --threshold P"
+    told = "the answer has a probability below 0.6: it may be wrong, or the image of no class; --threshold P"
     assert (told in capsys.readouterr().err) == said
 
 

@@ -1,5 +1,6 @@
 """What a user tries on a second walk."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ def test_a_bare_word_lists_all_networks_that_have_it_in_their_name(capsys):
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]]
     assert names
     assert all("resnet" in name for name in names)
-    assert main(["models", "--trained", "digits"]) == 0
+    assert main(["models", "--trained", "Digits"]) == 0
     assert "diracnet-28-0.5-digits" in capsys.readouterr().out
 
 
@@ -32,6 +33,23 @@ for line in ("models", "models --trained", "models resnet", "help predict", "tra
     assert "torch" not in sys.modules, line
 """
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("predict runs two.png", "runs is a folder of runs: choose one of runs/a"),
+        ("predict two.png model.safetensors", "two.png is an image: the model file comes first"),
+        ("info diracnet-28-1-cifar", "did you mean diracnet-28-1-cifar10?"),
+        ("eval nothere", "no file nothere, and no trained network of that name; `diracnets models --trained`"),
+    ],
+)
+def test_what_is_no_model_file_is_said(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("runs/a").mkdir(parents=True)
+    Path("runs/a/best.pt").touch()
+    assert main(words.split()) in (1, 2)
+    assert said in capsys.readouterr().err.replace(os.sep, "/")
 
 
 def test_a_network_that_is_not_listed_can_be_built_all_the_same(capsys):

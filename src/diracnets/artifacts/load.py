@@ -83,11 +83,14 @@ def load_as_stored(path: str | Path) -> nn.Module:
 
 
 def refuse_names(path: Path) -> None:
-    """Raise `FileError` where there is no file, and its name is nearly one of weights, or one of a network."""
+    """Raise `FileError` where there is no file, and its name is one of a network, nearly one of weights, or a word."""
     if not path.exists() and is_name(str(path)):
         raise FileError(f"there is no file {path}, and the network of that name is not trained: {_trained(str(path))}")
     if not path.exists() and (hint := did_you_mean(str(path), list_weights(), cutoff=0.8)):
         raise FileError(f"there is no file {path}, and no weights of that name; {hint}")
+    if not path.exists() and len(path.parts) == 1 and not path.suffix:
+        there = "`diracnets models --trained` lists those that there are"
+        raise FileError(f"there is no file {path}, and no trained network of that name; {there}")
 
 
 def _trained(name: str) -> str:

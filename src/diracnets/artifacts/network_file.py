@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diracnets.errors import UsageError
+from diracnets.errors import UsageError, some_of
 from diracnets.files import url_in
 
 BEST = "best.pt"  # of a run: the checkpoint with the highest accuracy on the held-out images
@@ -15,7 +15,7 @@ def network_file(given: str | Path) -> Path:
     """`given`, or for a run folder its checkpoint with the highest accuracy on the held-out images.
 
     Raises:
-        UsageError: a URL, or a folder with other networks but no best checkpoint; the message lists them.
+        UsageError: a URL, or a folder with other networks but no best checkpoint, or with runs; the message lists them.
 
     >>> network_file(Path("model.safetensors")) == Path("model.safetensors")
     True
@@ -31,4 +31,6 @@ def network_file(given: str | Path) -> Path:
     held = sorted(str(path) for path in given.iterdir() if path.suffix.lower() in _SUFFIXES)
     if held:
         raise UsageError(f"{given} is a folder without {best.name}: choose one of {', '.join(held)}")
+    if runs := sorted(str(path.parent) for path in given.glob(f"*/{BEST}")):
+        raise UsageError(f"{given} is a folder of runs: choose one of {some_of(runs)}")
     return given

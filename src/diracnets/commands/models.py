@@ -26,7 +26,8 @@ class Models:
 
     @property
     def _pattern(self) -> str:
-        return self.pattern if set(self.pattern) & set("*?[") else f"*{self.pattern}*"
+        pattern = self.pattern.lower()  # as all names are
+        return pattern if set(pattern) & set("*?[") else f"*{pattern}*"
 
     def execute(self) -> None:
         """Print the table."""

@@ -56,9 +56,12 @@ class Predict:
             raise UsageError("predict needs images after the model file: files, folders or patterns")
         if self.json and self.csv:
             raise UsageError("--json and --csv cannot be combined; give one of them")
+        from diracnets.data.image_file import SUFFIXES
         from diracnets.evaluation.given import pictures
         from diracnets.evaluation.predict import Prediction, Predictor
 
+        if self.file.suffix.lower() in SUFFIXES:
+            raise UsageError(f"{self.file} is an image: the model file comes first, and the images after it")
         predictor = Predictor(self.file, device=self.device)
         images = list(pictures(self.images, note))
         results = []
@@ -107,14 +110,16 @@ def _doubt(found: Sequence[Prediction], threshold: float) -> str | None:
     """How many answers are unknown; without a threshold, how many are of a low probability, and what to do about it."""
     unknown = sum(each.probability < threshold for each in found)
     if threshold:
-        return f"{unknown:,} of {len(found):,} images are unknown: no class has a probability of {threshold:g} or more"
+        count = f"{unknown:,} of {len(found):,} images {'is' if unknown == 1 else 'are'} unknown"
+        return f"{count}: no class has a probability of {threshold:g} or more"
     low = sum(each.probability < LOW for each in found)
     if not low:
         return None
-    return (
-        f"{low:,} of {len(found):,} answers have a probability below {LOW:g}: they may be wrong, or of images of no "
-        "class; --threshold P answers unknown below P, and `diracnets eval` shows which P suits"
-    )
+    advice = "--threshold P answers unknown below P, and `diracnets eval` shows which P suits"
+    if len(found) == 1:
+        return f"the answer has a probability below {LOW:g}: it may be wrong, or the image of no class; {advice}"
+    count = f"{low:,} of {len(found):,} answers {'has' if low == 1 else 'have'} a probability below {LOW:g}"
+    return f"{count}: they may be wrong, or of images of no class; {advice}"
 
 
 def _known(card: ModelCard, threshold: float) -> str:

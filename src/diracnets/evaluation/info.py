@@ -18,8 +18,8 @@ from diracnets.artifacts.card import ModelCard, attach_card, card_of, input_size
 from diracnets.artifacts.integer import as_float
 from diracnets.artifacts.load import is_weights, load_as_stored
 from diracnets.artifacts.network_file import network_file
-from diracnets.artifacts.pretrained import find_weights
-from diracnets.errors import UsageError
+from diracnets.artifacts.pretrained import find_weights, list_weights
+from diracnets.errors import UsageError, did_you_mean
 from diracnets.evaluation.receptive import Field
 from diracnets.folding.structure import ShapesOnly, folded_structure, structure_of_plain
 from diracnets.models.build import on_meta
@@ -127,6 +127,8 @@ def describe(model: str | Path | nn.Module) -> Info:
     there = path.is_file() or (path.exists() and not is_name(str(path)))
     if there or path.suffix.lower() in _FILE_SUFFIXES or len(path.parts) > 1:
         return _describe(str(model), load_as_stored(path), path.stat().st_size)
+    if not is_name(str(model)) and (hint := did_you_mean(str(model), list_weights(), cutoff=0.8)):
+        raise UsageError(f"there is no network {model}, with weights or without: {hint}")
     net = on_meta({"name": str(model)})
     return _describe(str(model), net, None, skeleton=net, folded=_folded_parameters(str(model)))
 
