@@ -467,7 +467,9 @@ def test_eval_averages_over_views(run, capsys):
 def test_a_network_with_branches_is_evaluated_and_predicts_but_folds_to_no_file(place, capsys):
     arguments = [*TINY, "--model", "dirac-wrn-10-0.25", "--epochs", "1", "--run-dir", "branched"]
     assert main(["train", *arguments]) == 0
-    assert "dirac-wrn-10-0.25 has branches and folds to no chain" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "dirac-wrn-10-0.25 has branches and folds to no chain" in said
+    assert "`diracnets fold --unbranch` makes a chain" in said
     assert main(["eval", "branched/best.pt", "--device", "cpu", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 359
     assert main(["predict", "branched/best.pt", "pictures", "--json"]) == 0
@@ -492,6 +494,15 @@ def test_fold_unbranch_writes_a_chain_that_is_used_like_any_other(place, run, ca
     assert main(["export", "residual/best.safetensors", "--to", "c", "--out", "residual.c"]) == 0
     assert main(["fold", str(run / "best.pt"), "--unbranch"]) == 2
     assert "has no branches" in capsys.readouterr().err
+    assert main(["train", *TINY, "--from", "residual/best.safetensors", "--run-dir", "further"]) == 2
+    assert "a chain that unbranch made of it has other layers; start from the network" in capsys.readouterr().err
+
+
+def test_a_run_without_an_evaluation_says_so(place, capsys):
+    Path("run/best.pt").unlink()
+    assert main(["predict", "run", "pictures"]) == 2
+    said = capsys.readouterr().err
+    assert "no epoch of it was evaluated: resume it (diracnets train --run-dir run --resume), or choose run" in said
 
 
 def test_a_run_folder_stands_for_its_best_checkpoint(place, capsys):

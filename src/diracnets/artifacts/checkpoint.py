@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 import torch
@@ -137,7 +138,9 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         with written_whole(path) as part, checksums_written():
             torch.save(data, part)
     except RuntimeError as error:  # what torch's writer makes of a full disk
-        raise FileError(f"cannot write {path}, is the disk full? ({first_line(error)})") from error
+        in_writing = "inline_container" in str(error)  # it then names a line of torch's source, and no reason
+        why = f"{disk_usage(Path(path).parent).free:,} bytes are left on it" if in_writing else first_line(error)
+        raise FileError(f"cannot write {path}, is the disk full? ({why})") from error
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from diracnets.errors import UsageError, some_of
 from diracnets.files import url_in
 
 BEST = "best.pt"  # of a run: the checkpoint with the highest accuracy on the held-out images
+LAST = "last.pt"  # of a run: the checkpoint that it is resumed from
 _SUFFIXES = (".pt", ".pt7", ".pth", ".safetensors")
 
 
@@ -15,7 +17,8 @@ def network_file(given: str | Path) -> Path:
     """`given`, or for a run folder its checkpoint with the highest accuracy on the held-out images.
 
     Raises:
-        UsageError: a URL, or a folder with other networks but no best checkpoint, or with runs; the message lists them.
+        UsageError: a URL; a run that was not evaluated yet; a folder with other networks but no best checkpoint, or
+            with runs, which the message lists.
 
     >>> network_file(Path("model.safetensors")) == Path("model.safetensors")
     True
@@ -28,6 +31,11 @@ def network_file(given: str | Path) -> Path:
     best = given / BEST
     if best.is_file():
         return best
+    if (given / LAST).is_file():
+        raise UsageError(
+            f"the run in {given} has no best network yet, as no epoch of it was evaluated: resume it "
+            f"({shlex.join(['diracnets', 'train', '--run-dir', str(given), '--resume'])}), or choose {given / LAST}"
+        )
     held = sorted(str(path) for path in given.iterdir() if path.suffix.lower() in _SUFFIXES)
     if held:
         raise UsageError(f"{given} is a folder without {best.name}: choose one of {', '.join(held)}")

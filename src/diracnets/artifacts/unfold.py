@@ -95,7 +95,10 @@ def _matching_network(chain: nn.Sequential, architecture: Mapping[str, Any]) -> 
     """A fresh network of the architecture; ValueError unless it folds to the layers of the chain."""
     net = skeleton(architecture, len(chain.state_dict()))
     if not net.is_chain:
-        raise ValueError(f"a {net.config['name']} has branches, and folds to no chain")
+        raise ValueError(
+            f"a {net.config['name']} has branches, and a chain that unbranch made of it has other layers; start from "
+            "the network itself, such as best.pt of its run"
+        )
     if _kinds(chain) != _kinds(folded_structure(net)):
         raise ValueError(f"its layers are not those that {net.config['name']} folds to")
     return build_model(**architecture)

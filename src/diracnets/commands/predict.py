@@ -34,7 +34,7 @@ class Predict:
     file: Positional[Path]
     """A model file (.safetensors), a checkpoint, a run folder (its best checkpoint), or a name from `diracnets models
     --trained`."""
-    images: Positional[Annotated[tuple[str, ...], arg(metavar="IMAGE [IMAGE ...]", help_behavior_hint="")]] = ()
+    images: Positional[Annotated[tuple[str, ...], arg(metavar="IMAGE...", help_behavior_hint="")]] = ()
     """Image files, folders, patterns such as 'photos/*.jpg', or - for an image on standard input."""
     top: int = 5
     """How many classes to list for each image."""

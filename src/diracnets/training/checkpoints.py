@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diracnets.artifacts.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
-from diracnets.artifacts.network_file import BEST
+from diracnets.artifacts.network_file import BEST, LAST
 from diracnets.errors import FileError, UsageError
 from diracnets.files import keep_also_as, remove_parts
 
-LAST, EARLIER = "last.pt", "earlier"
+EARLIER = "earlier"
 
 
 class Position(NamedTuple):

@@ -103,7 +103,10 @@ def _folded(run: Run, net: Network) -> tuple[nn.Module | None, str]:
         return chain, f"its folded network is in {file}"
     if not net.is_chain:
         name = net.config["name"]
-        return None, f"{name} has branches and folds to no chain: the network is in {run.folder.best}"
+        return None, (
+            f"{name} has branches and folds to no chain: the network is in {run.folder.best}, and "
+            "`diracnets fold --unbranch` makes a chain with more channels of it"
+        )
     return write_model_file(net, file) if first else to_chain(net), f"its folded network is in {file}"
 
 

@@ -129,7 +129,9 @@ def load_c(path: str | Path, flags: Sequence[str] = FLAGS) -> Run:
 
 def _write(model: nn.Module, card: ModelCard, path: Path, options: Options) -> None:
     if options.batch != 1:
-        raise UsageError(f"C takes one image at a time, not {options.batch}: leave --batch (batch) out")
+        raise UsageError(
+            f"C takes one image at a time, not {options.batch}: leave --batch (batch) out; parity takes --batches 1"
+        )
     apart, plan = options.weights_apart, options.plan
     write_c(model, card, path, from_pixels=options.from_pixels, weights_apart=apart, plan=plan)
     beside(path).write_text(description(card, options, precision_of(model)), encoding="utf-8")
