@@ -106,9 +106,12 @@ def test_a_missing_page_and_a_missing_server(server, tmp_path, monkeypatch):
         download("http://127.0.0.1:9/x", tmp_path / "x", MD5, LARGEST)
 
 
-def test_a_folder_that_cannot_be_made(server, tmp_path):
+def test_a_folder_that_cannot_be_made(server, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileError, match=r"cannot write .*file/x: "):
+    with pytest.raises(FileError, match=r"cannot write .*file/x: [^;]*$"):
+        download(server.url, tmp_path / "file" / "x", MD5, LARGEST)
+    monkeypatch.setenv("DIRACNETS_HOME", str(tmp_path / "file"))  # as where the home folder cannot be written to
+    with pytest.raises(FileError, match=r"file/x: .*; DIRACNETS_HOME chooses another folder$"):
         download(server.url, tmp_path / "file" / "x", MD5, LARGEST)
 
 

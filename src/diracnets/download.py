@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from diracnets.errors import FileError, UsageError, printable
+from diracnets.files import cache_folder
 from diracnets.transfer import Report, Transfer
 
 _PATIENT_ATTEMPTS = 10  # connections
@@ -98,7 +99,8 @@ def download(url: str, target: Path, checksum: Checksum, largest: int) -> None:
             raise FileError(f"what came from {url} is damaged ({wrong}): try again, or from elsewhere")
         part.replace(target)
     except OSError as error:
-        raise FileError(f"cannot write {target}: {error.strerror or error}") from error
+        other = "; DIRACNETS_HOME chooses another folder" if cache_folder() in target.parents else ""
+        raise FileError(f"cannot write {target}: {error.strerror or error}{other}") from error
     finally:
         with suppress(OSError):  # it holds something
             for made in new:

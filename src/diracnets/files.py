@@ -224,7 +224,7 @@ def check_folder(path: str | Path) -> None:
         where = "" if there == path else f" {path}"
         raise UsageError(f"{there} is a file, not a folder to write{where} to: choose another folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise FileError(f"cannot write {path}: {there} cannot be written to; choose another folder")
+        raise FileError(f"cannot write {path}: {there} is not writable for you; choose another folder")
 
 
 def check_model_name(path: Path) -> None:

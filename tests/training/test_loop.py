@@ -347,6 +347,23 @@ def test_a_start_that_failed_does_not_block_the_folder(stripes, tmp_path, monkey
     assert Recipe.load(run(recipe, tmp_path / "run", stripes).run / "recipe.toml") == recipe
 
 
+def test_a_disk_that_fills_up_tells_how_to_go_on(whole, stripes, tmp_path, monkeypatch):
+    left = iter([True] * 4)
+
+    def filling(path, checkpoint):
+        if not next(left, False):
+            raise FileError(f"cannot write {path}")
+        save_checkpoint(path, checkpoint)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("diracnets.training.checkpoints.save_checkpoint", filling)
+        with pytest.raises(
+            FileError, match=r"^cannot write .*\.pt; mend that, and go on .* with: diracnets train --resume"
+        ):
+            run(RECIPE, tmp_path / "run", stripes)
+    assert same_weights(run(RECIPE, tmp_path / "run", stripes, resume=True).net, whole.net)
+
+
 def test_resuming_nothing_is_refused(stripes, tmp_path):
     with pytest.raises(UsageError, match="no run to resume"):
         run(RECIPE, tmp_path, stripes, resume=True)

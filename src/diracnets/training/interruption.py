@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from diracnets.errors import DiracNetsError
+from diracnets.errors import DiracNetsError, FileError
 from diracnets.runtime.job import LAUNCHED, exit_code, job
 from diracnets.training.checkpoints import Checkpoints
 
@@ -101,12 +101,17 @@ class Interruption:
 
 @contextmanager
 def told_to_go_on(checkpoints: Checkpoints, command: str) -> Iterator[None]:
-    """Let the KeyboardInterrupt of a second Ctrl-C say how to go on from what was saved last, if anything was."""
+    """Let the KeyboardInterrupt of a second Ctrl-C, and the `FileError` of a full disk, say how to go on from what was
+    saved last, if anything was."""
     try:
         yield
     except KeyboardInterrupt as error:
         if checkpoints.exist() and not error.args:
             error.args = (f"stopped at once; go on from what was saved last with: {command}",)
+        raise
+    except FileError as error:
+        if checkpoints.exist() and command not in str(error):
+            error.args = (f"{error}; mend that, and go on from what was saved last with: {command}",)
         raise
 
 
