@@ -198,7 +198,7 @@ WRONG = [  # words, exit code, part of the message
     ("train --resume --run-dir nothing", 2, "no run to resume in nothing"),
     ("train --resume --run-dir run --epochs 9", 2, "epochs: 2, not 9"),
     ("train --resume --run-dir run --recipe fast-cifar", 2, "keeps its recipe"),
-    ("train --data folder", 2, "data_dir"),
+    ("train --data folder", 2, "--data-dir"),
     ("train --data-dir one", 2, "--data-dir needs --data: folder"),
     ("train --data folder --data-dir missing", 1, "missing"),
     ("train --data folder --data-dir one", 1, "one"),
@@ -836,7 +836,7 @@ def test_below_the_threshold_all_forms_answer_unknown(place, capsys):
     printed, notes = capsys.readouterr()
     labels = [each["label"] for each in json.loads(printed)]
     assert labels == ["unknown" if each["probability"] == lowest else each["label"] for each in sure]
-    assert f"1 of {len(sure)} images are unknown: no class has a probability of" in notes
+    assert f"1 of {len(sure)} images is unknown: no class has a probability of" in notes
     assert main([*words, "--csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [(row["answer"], row["rank"]) for row in rows] == [(label, rank) for label in labels for rank in "12"]
