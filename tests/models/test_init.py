@@ -14,7 +14,7 @@ from diracnets import Init, create_model
 from diracnets.errors import UsageError
 from diracnets.models.build import build_model
 from diracnets.models.init import upgraded
-from diracnets.models.initializer import DEEP_BIAS, MOST_BETA, deep, paper, resolved
+from diracnets.models.initializer import DEEP_BIAS, MOST_BETA, carriers, deep, paper, resolved
 from diracnets.models.names import parse
 from diracnets.nn.dirac import DiracConv2d
 
@@ -55,6 +55,31 @@ def test_deep_goes_by_the_number_of_blocks():
     assert std < 0.3
     assert (alphas, betas, scales) == ({1.0}, {round(expected.beta, 4)}, {1.0})
     assert biases == {round(expected.bias, 4), 0.0}  # 0 before the classifier
+
+
+def test_of_two_channels_one_carries_and_one_works():
+    blocks = [block for group in create_model("diracnet-52-0.5", init="carriers").groups for block in group]
+    own = carriers(48)
+    assert own.beta == pytest.approx(0.2)
+    for block in blocks:
+        block.conv.reset_parameters()
+        for scales, expected in ((block.conv.alpha, [1.0, 0.1]), (block.conv.beta, [own.beta, 1.0])):
+            torch.testing.assert_close(scales.detach().view(-1, 2).unique(dim=0), torch.tensor([expected]))
+    biases = [block.bn.bias.detach().view(-1, 2).unique(dim=0).tolist() for block in blocks]
+    assert biases == [[[1.5, 0.0]]] * 47 + [[[0.0, 0.0]]]  # 0 before the classifier, where 1.5 is too much
+    assert carriers(996).beta == pytest.approx(20 / 996)
+
+
+def test_carriers_need_identities():
+    for name in ("plain-16-0.5", "wrn-16-0.5", "resnet-18"):
+        with pytest.raises(UsageError, match="this network has none"):
+            build_model(name, init="carriers", device="meta")
+
+
+def test_scales_for_each_filter_are_as_many():
+    assert DiracConv2d(2, 3, 3, alpha=(1, 2, 3)).alpha.tolist() == [1, 2, 3]
+    with pytest.raises(UsageError, match="2 initial scales are given for 3 filters"):
+        DiracConv2d(2, 3, 3, beta=(1, 2))
 
 
 def test_what_is_given_counts_instead_of_the_schemes_own():
@@ -221,12 +246,13 @@ def test_what_earlier_versions_wrote_is_upgraded_without_a_warning(config, init)
     }
 
 
-def test_a_plain_network_can_be_initialized_to_what_the_dirac_network_computes(warm):
+@pytest.mark.parametrize("scheme", ["deep", "carriers"])
+def test_a_plain_network_can_be_initialized_to_what_the_dirac_network_computes(warm, scheme):
     """All that is left between the two is what training makes of their parameters."""
     made = []
     for name in ("plain-16-0.5", "diracnet-16-0.5"):
         torch.manual_seed(3)
-        made.append(create_model(name, init=Init("deep", alpha=1.0, beta=0.3)).eval())
+        made.append(create_model(name, init=Init(scheme, alpha=1.0, beta=0.3)).eval())
     plain, dirac = made
     assert not any(isinstance(module, DiracConv2d) for module in plain.modules())
     images = torch.randn(4, 3, 32, 32)

@@ -93,7 +93,7 @@ def build_model(
             networks, verifiers and others know no maximum. ResNets have no such pooling, and `diracnet-sprint` pools
             before its ReLUs: they refuse it.
         init: how the blocks are initialized: "paper" (the default), "deep", which keeps the signal alive in hundreds of
-            layers, "kaiming", or an `Init` with details of its own. What `Init.to_data` gives is taken too.
+            layers, "kaiming", "carriers", or an `Init` with details of its own. What `Init.to_data` gives is taken too.
         start, alpha, beta, bias: deprecated, parts of `init` now; the same holds for "normal" or a number as `init`.
         device, dtype: of the parameters.
 

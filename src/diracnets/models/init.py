@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from diracnets.errors import UsageError, did_you_mean, shown
 
-Scheme = Literal["paper", "deep", "kaiming"]
+Scheme = Literal["paper", "deep", "kaiming", "carriers"]
 Filters = Literal["normal", "kaiming"] | float
 OLD_KEYS = ("start", "alpha", "beta", "bias")  # arguments of `build_model` next to `init` in earlier versions
 
@@ -31,7 +31,8 @@ class Init:
     scheme: Scheme = field(default="paper", metadata={"short": "init"})  # its name among a recipe's settings
     """Initialization of the blocks. paper: filters from N(0, 1), alpha 1, beta 0.1, BatchNorm bias 0. kaiming: the same
     with Kaiming normal filters, as in the latest version of the authors' code. deep: lets the signal pass through
-    hundreds of blocks."""
+    hundreds of blocks. carriers: every other channel carries its input on, as those of deep do, and the others begin as
+    ordinary filters do, almost without the identity."""
     filters: Filters | None = None
     """Distribution of the filters: "normal" for N(0, 1), "kaiming" for Kaiming normal, or the standard deviation of a
     normal distribution. None: as init says. The scale of a filter decides how far a step of SGD turns it."""

@@ -16,6 +16,8 @@ from diracnets.nn.diracify import undiracify
 MOST_BETA = 0.5  # of "deep", where the network is shallow
 BETA_BY_DEPTH = 20.0  # c_b: beta = c_b / blocks
 DEEP_BIAS = 1.0  # of "deep", at any depth
+CARRIER_BETA, CARRIER_BIAS = 0.2, 1.5  # of "carriers", for the channels that carry
+WORKER_ALPHA, WORKER_BETA, WORKER_BIAS = 0.1, 1.0, 0.0  # and for the others
 MOST_BEFORE_CLASSIFIER = 4.0  # the most that a bias may add to the length of the mean of the classifier's input
 
 
@@ -31,6 +33,8 @@ class Initializer:
             see `before_classifier`. What is added to another branch before its ReLU has 0.
         scale: of every batch norm, a number or "uniform" for U(0, 1).
         dirac: whether the blocks have Dirac convolutions.
+        workers: whether every other channel, the second one first, has the scales and the bias of a worker instead, see
+            `carriers`.
 
     >>> paper(dirac=True).conv(8, 16)
     DiracConv2d(8, 16, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
@@ -42,6 +46,7 @@ class Initializer:
     bias: float
     scale: Literal["uniform"] | float
     dirac: bool
+    workers: bool = False
 
     def conv(self, channels_in: int, channels_out: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
         """A convolution of `size` x `size` without bias, padded to keep the size of its input where `stride` is 1."""
@@ -50,7 +55,11 @@ class Initializer:
             conv = nn.Conv2d(*sizes, bias=False)
             draw_filters(conv.weight, self.filters)
             return conv
-        conv = DiracConv2d(*sizes, bias=False, alpha=self.alpha, beta=self.beta, init=self.filters)
+        alpha, beta = (
+            self._shared(self.alpha, WORKER_ALPHA, channels_out),
+            self._shared(self.beta, WORKER_BETA, channels_out),
+        )
+        conv = DiracConv2d(*sizes, bias=False, alpha=alpha, beta=beta, init=self.filters)
         return conv if self.dirac else undiracify(conv, inplace=True)  # type: ignore[return-value]
 
     def before_classifier(self, channels: int) -> Initializer:
@@ -79,7 +88,13 @@ class Initializer:
         else:
             nn.init.constant_(norm.weight, self.scale)
         nn.init.constant_(norm.bias, self.bias if shifted else 0.0)
+        if self.workers and shifted:
+            nn.init.constant_(norm.bias[1::2], WORKER_BIAS)
         return norm
+
+    def _shared(self, value: float, of_workers: float, channels: int) -> float | list[float]:
+        """A scale of all channels, or of every other one with that of workers between."""
+        return [of_workers if place % 2 else value for place in range(channels)] if self.workers else value
 
 
 def paper(dirac: bool, scale: Literal["uniform"] | float = "uniform") -> Initializer:
@@ -90,7 +105,7 @@ def paper(dirac: bool, scale: Literal["uniform"] | float = "uniform") -> Initial
         scale: of the batch norms; U(0, 1) in the paper's networks.
 
     >>> paper(dirac=False)
-    Initializer(filters='kaiming', alpha=None, beta=None, bias=0.0, scale='uniform', dirac=False)
+    Initializer(filters='kaiming', alpha=None, beta=None, bias=0.0, scale='uniform', dirac=False, workers=False)
     """
     if dirac:
         return Initializer("normal", alpha=1.0, beta=0.1, bias=0.0, scale=scale, dirac=True)
@@ -129,6 +144,29 @@ def deep(blocks: int, dirac: bool = True) -> Initializer:
     )
 
 
+def carriers(blocks: int) -> Initializer:
+    """An initialization that tells channels which are to carry the signal from those that are to work with it.
+
+    In trained chains some channels pass on what comes in, and others compute something new from all of them: the
+    division of labour of a residual network, whose skip-connection is the carrier. Here it is there from the beginning.
+    Every other channel carries: alpha 1, a small beta, and a bias that lets most of the signal through the ReLU. The
+    channels between them work: filters at full scale, hardly any identity, and no bias, so that the ReLU cuts off half.
+    Beta falls with the depth as in `deep`.
+
+    Args:
+        blocks: L, at least 1.
+
+    Raises:
+        UsageError: no blocks.
+
+    >>> carriers(24).conv(4, 4).alpha.tolist(), carriers(24).norm(4).bias.tolist()
+    ([1.0, 0.10000000149011612, 1.0, 0.10000000149011612], [1.5, 0.0, 1.5, 0.0])
+    """
+    own = deep(blocks)
+    beta = min(CARRIER_BETA, BETA_BY_DEPTH / blocks)
+    return replace(own, beta=beta, bias=CARRIER_BIAS, workers=True)
+
+
 def resolved(init: Init, blocks: int, dirac: bool, scale: Literal["uniform"] | float) -> Initializer:
     """What an initialization means for a network: its scheme's values, and instead of them what it gives itself.
 
@@ -139,7 +177,7 @@ def resolved(init: Init, blocks: int, dirac: bool, scale: Literal["uniform"] | f
         scale: of its batch norms in the paper's scheme.
 
     Raises:
-        UsageError: only one of alpha and beta for a network without Dirac convolutions.
+        UsageError: only one of alpha and beta for a network without Dirac convolutions, or carriers without identities.
 
     >>> resolved(Init("deep", bias=0.5), blocks=24, dirac=True, scale="uniform").bias
     0.5
@@ -150,7 +188,15 @@ def resolved(init: Init, blocks: int, dirac: bool, scale: Literal["uniform"] | f
             f"{given}, but this network has no Dirac convolutions: give alpha and beta, and its filters are "
             "initialized to what Dirac convolutions of these scales compute, or give neither"
         )
-    own = deep(blocks, dirac) if init.scheme == "deep" else paper(dirac, scale)
+    if init.scheme == "carriers" and not dirac and init.alpha is None:
+        raise UsageError(
+            "init carriers starts from the identities of Dirac convolutions, and this network has none: give alpha and "
+            "beta, and its filters are initialized to what Dirac convolutions of these scales compute, or take deep"
+        )
+    if init.scheme == "carriers":
+        own = replace(carriers(blocks), dirac=dirac)
+    else:
+        own = deep(blocks, dirac) if init.scheme == "deep" else paper(dirac, scale)
     if init.scheme == "kaiming":
         own = replace(own, filters="kaiming")
     given_values = {name: getattr(init, name) for name in ("filters", "alpha", "beta", "bias")}

@@ -48,6 +48,19 @@ def draw_filters(weight: Tensor, init: Init) -> None:
         raise UsageError(f"init is {init!r}; choose normal, kaiming, or a standard deviation above 0")
 
 
+@torch.no_grad()
+def _start(scales: nn.Parameter, values: float | Sequence[float]) -> None:
+    """Set scales, [out], to one number, or to one for each filter."""
+    if isinstance(values, int | float):
+        nn.init.constant_(scales, values)
+    elif len(values) == len(scales):
+        scales.copy_(torch.as_tensor(values, dtype=scales.dtype))
+    else:
+        raise UsageError(
+            f"{len(values)} initial scales are given for {len(scales)} filters: give one number, or as many"
+        )
+
+
 class _DiracConv(nn.Module):
     """What the three Dirac convolutions share; the class after it in the bases does the convolving."""
 
@@ -71,8 +84,8 @@ class _DiracConv(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        alpha: float = 1.0,
-        beta: float = 0.1,
+        alpha: float | Sequence[float] = 1.0,
+        beta: float | Sequence[float] = 0.1,
         init: Init = "normal",
     ) -> None:
         check_dtype(torch.get_default_dtype() if dtype is None else dtype)
@@ -91,8 +104,8 @@ class _DiracConv(nn.Module):
         if not hasattr(self, "alpha"):  # called by torch's constructor, before ours has come to the scales
             return
         alpha, beta, init = self.initial
-        nn.init.constant_(self.alpha, alpha)
-        nn.init.constant_(self.beta, beta)
+        _start(self.alpha, alpha)
+        _start(self.beta, beta)
         draw_filters(self.weight, init)
 
     def effective_weight(self) -> Tensor:
@@ -133,8 +146,8 @@ class DiracConv2d(_DiracConv, nn.Conv2d):
     are those of `torch.nn.Conv2d`, and more:
 
     Args:
-        alpha: what the scales of the identity start at.
-        beta: what the scales of the normalized filters start at.
+        alpha: what the scales of the identity start at: one number, or one for each filter.
+        beta: what the scales of the normalized filters start at, likewise.
         init: how `weight` is drawn: "normal", N(0, 1) as in the paper, "kaiming", Kaiming normal as in the authors'
             last code, or a standard deviation s for N(0, s^2). As W is normalized this leaves the function alone and
             sets how far a step turns the filters.
