@@ -837,7 +837,7 @@ def test_short_epochs_are_evaluated_with_statistics_of_their_own(stripes, tmp_pa
     """After five steps, running statistics are those of a network that is no more."""
     recipe = RECIPE.replaced(epochs=2)
     train(recipe, run=tmp_path / "usual", data=stripes, device="cpu")
-    assert "running statistics lag by ten steps, of the 5 of an epoch" in capsys.readouterr().out
+    assert "running statistics lag by ten steps, and an epoch has 5" in capsys.readouterr().out
     asked = run(recipe.replaced(recalibrate_bn=True), tmp_path / "asked", stripes)
     lagging = run(recipe.replaced(recalibrate_bn=False), tmp_path / "lagging", stripes)
     losses = [row["val_loss"] for row in metrics(tmp_path / "usual")]

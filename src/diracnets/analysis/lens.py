@@ -140,7 +140,7 @@ def draw(figure: Figure, facts: Mapping[str, Any]) -> None:
                 named = history["epochs"] and style == "-" and epoch in (epochs[0], epochs[-1])
                 look: dict[str, Any] = {
                     "color": (0.1, 0.3, 0.6),
-                    "alpha": 0.2 + 0.8 * number / len(epochs),
+                    "alpha": 0.2 + 0.8 * (number / len(epochs)),  # the last: not above 1 by rounding
                     "linestyle": style,
                 }
                 axes.plot(range(1, len(line) + 1), line, label=f"epoch {epoch}" if named else None, **look)
