@@ -78,7 +78,9 @@ def test_carriers_need_identities():
 
 def test_scales_for_each_filter_are_as_many():
     assert DiracConv2d(2, 3, 3, alpha=(1, 2, 3)).alpha.tolist() == [1, 2, 3]
-    with pytest.raises(UsageError, match="2 initial scales are given for 3 filters"):
+    assert DiracConv2d(2, 3, 3, alpha=torch.tensor(2.0), device="meta").alpha.shape == (3,)
+    assert DiracConv2d(2, 3, 3, beta=torch.tensor(2.0)).beta.tolist() == [2, 2, 2]
+    with pytest.raises(UsageError, match=r"shape \(2,\) are given for 3 filters"):
         DiracConv2d(2, 3, 3, beta=(1, 2))
 
 

@@ -55,10 +55,8 @@ class Initializer:
             conv = nn.Conv2d(*sizes, bias=False)
             draw_filters(conv.weight, self.filters)
             return conv
-        alpha, beta = (
-            self._shared(self.alpha, WORKER_ALPHA, channels_out),
-            self._shared(self.beta, WORKER_BETA, channels_out),
-        )
+        alpha = self._by_channel(self.alpha, WORKER_ALPHA, channels_out)
+        beta = self._by_channel(self.beta, WORKER_BETA, channels_out)
         conv = DiracConv2d(*sizes, bias=False, alpha=alpha, beta=beta, init=self.filters)
         return conv if self.dirac else undiracify(conv, inplace=True)  # type: ignore[return-value]
 
@@ -89,10 +87,10 @@ class Initializer:
             nn.init.constant_(norm.weight, self.scale)
         nn.init.constant_(norm.bias, self.bias if shifted else 0.0)
         if self.workers and shifted:
-            nn.init.constant_(norm.bias[1::2], WORKER_BIAS)
+            nn.init.constant_(norm.bias.detach()[1::2], WORKER_BIAS)
         return norm
 
-    def _shared(self, value: float, of_workers: float, channels: int) -> float | list[float]:
+    def _by_channel(self, value: float, of_workers: float, channels: int) -> float | list[float]:
         """A scale of all channels, or of every other one with that of workers between."""
         return [of_workers if place % 2 else value for place in range(channels)] if self.workers else value
 

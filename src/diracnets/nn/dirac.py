@@ -51,13 +51,15 @@ def draw_filters(weight: Tensor, init: Init) -> None:
 @torch.no_grad()
 def _start(scales: nn.Parameter, values: float | Sequence[float]) -> None:
     """Set scales, [out], to one number, or to one for each filter."""
-    if isinstance(values, int | float):
-        nn.init.constant_(scales, values)
-    elif len(values) == len(scales):
-        scales.copy_(torch.as_tensor(values, dtype=scales.dtype))
+    given = torch.as_tensor(values, dtype=scales.dtype, device="cpu")  # also where torch makes tensors elsewhere
+    if given.ndim == 0:
+        nn.init.constant_(scales, given.item())
+    elif given.shape == scales.shape:
+        scales.copy_(given)
     else:
         raise UsageError(
-            f"{len(values)} initial scales are given for {len(scales)} filters: give one number, or as many"
+            f"initial scales of shape {tuple(given.shape)} are given for {len(scales)} filters: give one number, or "
+            "one for each"
         )
 
 
