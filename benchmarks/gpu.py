@@ -11,7 +11,7 @@
 | 3b | Wide ResNet-28-10 on CIFAR-100, with the recipe and the epochs of stage 3 | |
 | 4  | time to 94% and 96% on CIFAR-10: the sprint family, and programs of cifar10-airbench, run unchanged | theirs |
 | 5  | DiracNet-18 on Imagenette | |
-| 6  | DiracNet-28-1 and its residual twin on CIFAR-10, each with and without a teacher | 0.2 points apart |
+| 6  | DiracNet-28-1, two initializations, and its residual twin on CIFAR-10, with and without a teacher | 0.2 apart |
 
 It needs what the package needs for training, and installs nothing: PYTHONPATH=src is enough. `--data-dir` holds the
 files of CIFAR as published (`cifar-10-batches-py`, `cifar-100-python`) and `imagenette/{train,val}/<class>/*`.
@@ -69,7 +69,7 @@ if find_spec("tomli_w") is None:  # machines with a GPU have torch, but may lack
 import airbench  # noqa: E402
 from timing import Work, interleaved  # noqa: E402
 
-from diracnets import Recipe, evaluate, load, load_data, save, train  # noqa: E402
+from diracnets import Init, Recipe, evaluate, load, load_data, save, train  # noqa: E402
 from diracnets.data.augmentation import Augmentation  # noqa: E402
 from diracnets.data.folder import FolderSource, find_images  # noqa: E402
 from diracnets.data.images import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, ImageData  # noqa: E402
@@ -339,21 +339,24 @@ def photographs(stage: Stage) -> bool:
 
 
 def twins(stage: Stage) -> bool:
-    """A chain and a residual network of as many weights, by one recipe, alone and with the same teacher."""
+    """A chain, of two initializations, and a residual network of as many weights, alone and with the same teacher."""
     images, scale = images_of(stage, "cifar10"), stage.scale
 
-    def recipe(model: str, epochs: int, seed: int = 0) -> Recipe:
-        return with_muon(stage, epochs, len(images.train), model=model, batch_size=scale.twin_batch, lr=0.3, seed=seed)
+    def recipe(model: str, seed: int = 0, **settings: Any) -> Recipe:  # noqa: ANN401
+        common = {"batch_size": scale.twin_batch, "lr": 0.3}
+        return with_muon(stage, scale.twin_epochs, len(images.train), model=model, seed=seed, **common, **settings)
 
-    epochs = scale.twin_epochs
+    chain, twin = scale.twins
+    shapes = {chain: partial(recipe, chain), twin: partial(recipe, twin)}
+    shapes[f"{chain}-carriers"] = partial(recipe, chain, init=Init("carriers"))
     if not stage.has(run="teacher"):
-        trained_to_end(stage, "teacher", images, lambda: recipe(scale.teacher, epochs))
+        trained_to_end(stage, "teacher", images, partial(recipe, scale.teacher))
     for seed in range(TWIN_SEEDS):
-        for model in scale.twins:
+        for network, shape in shapes.items():
             for teacher in (None, run_folder(stage, "teacher")):
-                name = f"{model}-seed-{seed}{'' if teacher is None else '-taught'}"
+                name = f"{network}-seed-{seed}{'' if teacher is None else '-taught'}"
                 if not stage.has(run=name):
-                    trained_to_end(stage, name, images, partial(recipe, model, epochs, seed), teacher)
+                    trained_to_end(stage, name, images, partial(shape, seed=seed), teacher, keep=seed == 0)
     return True
 
 
@@ -371,9 +374,14 @@ def trained_in_time(stage: Stage, name: str, data: ImageData, shape: Callable[[i
 
 
 def trained_to_end(
-    stage: Stage, name: str, data: ImageData, shape: Callable[[], Recipe], teacher: Path | None = None
+    stage: Stage,
+    name: str,
+    data: ImageData,
+    shape: Callable[[], Recipe],
+    teacher: Path | None = None,
+    keep: bool = True,
 ) -> None:
-    """Train by the recipe that `shape` makes, and add a row.
+    """Train by the recipe that `shape` makes, and add a row; `keep` the weights.
 
     A run that was stopped goes on in its folder, by the recipe that it began with.
     """
@@ -404,7 +412,7 @@ def trained_to_end(
         images_per_second=round(statistics.median(row["images_per_second"] for row in trained.history)),
         parameters=parameters(trained),
         memory_gb=round(torch.cuda.max_memory_allocated() / 1e9, 2) if stage.device.type == "cuda" else None,
-        weights=kept_weights(stage, trained, f"{stage.key.split()[0]}-{name}"),
+        weights=kept_weights(stage, trained, f"{stage.key.split()[0]}-{name}") if keep else None,
         recipe=recipe.table(),
         history=trained.history,
     )
