@@ -6,17 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from diracnets.data.augmentation import Augmentation
-from diracnets.data.random import order, order_by_groups
 from diracnets.data.share import WHOLE, Share
 from diracnets.data.split import some_of_each
 from diracnets.errors import UsageError, some_of
 
-TOGETHER = 8  # files of many images that are shuffled together, and so read from at the same time
 Batch = tuple[Tensor, Tensor, Tensor]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR_MEAN, CIFAR_STD = (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)
@@ -158,47 +155,3 @@ class ImageData:
         if count > len(self.train):
             raise UsageError(f"{count} images are asked for, but {self.name} has {len(self.train)} to train on")
         return replace(self, train=self.train.select(some_of_each(self.train.labels.tolist(), count)))
-
-
-def schedule(
-    length: int,
-    batch_size: int,
-    *,
-    epoch: int | None,
-    augment: Augmentation | None,
-    seed: int,
-    first: int,
-    share: Share = WHOLE,
-    device: torch.device | str = "cpu",
-    groups: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    """The samples of each batch of an epoch, int64 on `device`, for every implementation of `Images.batches`.
-
-    Args:
-        length: images in the set.
-        batch_size: see `Images.batches`, as for the others.
-        epoch: None for the set's own order.
-        augment: only to be refused where it makes no sense.
-        seed: of the run.
-        first: number of the first batch.
-        share: the part of every batch that is given; it may be empty.
-        device: of the result.
-        groups: int64 [length], the file that each image lies in, where only so many at a time should be read from.
-    """
-    if batch_size < 1:
-        raise UsageError(f"the batch size must be at least 1, not {batch_size}")
-    count = -(-length // batch_size)
-    if not 0 <= first <= count:
-        raise UsageError(
-            f"cannot start at batch {first}: an epoch of {length} images has {count} batches of {batch_size}"
-        )
-    if epoch is None and augment is not None:
-        raise UsageError("augmentation needs the number of the epoch: give epoch, or no augment")
-    if epoch is None:
-        samples = torch.arange(length, device=device)
-    elif groups is None:
-        samples = order(seed, epoch, length, device)
-    else:
-        samples = order_by_groups(seed, epoch, groups, TOGETHER).to(device)
-    batches = torch.split(samples[first * batch_size :], batch_size) if first < count else ()
-    return batches if share.ranks == 1 and not share.before else tuple(map(share.of, batches))

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import copy
+from typing import Self
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from diracnets.data.augment import Normalizer, augmented, check
+from diracnets.data.augment import augmented
 from diracnets.data.augmentation import Augmentation
-from diracnets.data.images import Batch, schedule
+from diracnets.data.batched import BatchedImages
+from diracnets.data.images import Batch
 from diracnets.data.parts import random_parts
-from diracnets.data.share import WHOLE, Share
+from diracnets.data.share import Share
 from diracnets.errors import DataError
 
 _AT_ONCE = 1 << 22  # bytes of pixels, four times as many when normalised: what a processor's cache holds
 _AT_ONCE_CUDA = 1 << 26  # a graphics card's time goes into how many operations it is given
 
 
-class MemoryImages:
+class MemoryImages(BatchedImages):
     """Labelled images of one size, held in memory; implements `diracnets.data.images.Images`.
 
     Args:
@@ -51,22 +53,11 @@ class MemoryImages:
         device: torch.device | str = "cpu",
         numbers: Sequence[int] | None = None,
     ) -> None:
-        self.labels = labels
-        self.skipped: dict[int, str] = {}  # none is
-        self._device = torch.device(device)
-        # Elsewhere (MPS) overlapping strided views are copied out, which is slower than augmenting on the CPU.
-        self._home = self._device if self._device.type in ("cpu", "cuda") else torch.device("cpu")
+        super().__init__(labels, (pixels.shape[3], pixels.shape[1], pixels.shape[2]), mean, std, device)
         self._pixels = pixels.contiguous().to(self._home)
         self._labels = labels.to(self._home)
         self._name = name
-        self._mean, self._std = mean, std
         self._numbers = numbers
-        channels, height, width = pixels.shape[3], pixels.shape[1], pixels.shape[2]
-        self._size = (channels, height, width)
-        self._normalize = Normalizer(self._size, mean, std, self._home)
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def name(self, index: int) -> str:
         """As "cifar10 test 123"."""
@@ -79,53 +70,17 @@ class MemoryImages:
             raise DataError(f"{self.name(index)} has {pixels.shape[2]} channels: it cannot be shown as an image")
         return Image.fromarray(pixels.squeeze(2).numpy())
 
-    def select(self, numbers: Sequence[int]) -> MemoryImages:
+    def select(self, numbers: Sequence[int]) -> Self:
         """See `Images.select`; the images keep their names."""
         chosen = torch.as_tensor(numbers, dtype=torch.int64)
-        return MemoryImages(
-            self._pixels[chosen.to(self._home)],
-            self.labels[chosen],
-            name=self._name,
-            mean=self._mean,
-            std=self._std,
-            device=self._device,
-            numbers=numbers if self._numbers is None else [self._numbers[number] for number in numbers],
-        )
-
-    def normalized(self, mean: Sequence[float], std: Sequence[float]) -> MemoryImages:
-        """See `Images.normalized`; the pixels are shared."""
-        other = copy(self)
-        other._mean, other._std = mean, std
-        other._normalize = Normalizer(self._size, mean, std, self._home)
-        return other
-
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        epoch: int | None = None,
-        augment: Augmentation | None = None,
-        seed: int = 0,
-        first: int = 0,
-        share: Share = WHOLE,
-    ) -> Iterator[Batch]:
-        """See `Images.batches`."""
-        plan = schedule(
-            len(self),
-            batch_size,
-            epoch=epoch,
-            augment=augment,
-            seed=seed,
-            first=first,
-            share=share,
-            device=self._home,
-        )
-        if augment is not None:
-            check(augment, self._size)
-        return self._batches(plan, epoch, augment or Augmentation(), seed)
+        some = copy(self)
+        some.labels, some.skipped = self.labels[chosen], {}
+        some._pixels, some._labels = self._pixels[chosen.to(self._home)], self._labels[chosen.to(self._home)]
+        some._numbers = numbers if self._numbers is None else [self._numbers[number] for number in numbers]
+        return some
 
     def _batches(
-        self, plan: tuple[Tensor, ...], epoch: int | None, augment: Augmentation, seed: int
+        self, plan: tuple[Tensor, ...], epoch: int | None, augment: Augmentation, seed: int, share: Share
     ) -> Iterator[Batch]:
         flat = self._pixels.view(len(self), -1)  # whole images are copied at the speed of memory
         # Several small batches are made at once: each operation has a fixed cost, and so has waiting for all threads.

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from diracnets.data.batched import TOGETHER
 from diracnets.data.encoded import EncodedImages, EncodedSet, key_of, stamp_of
 from diracnets.data.image_file import ADVICE
-from diracnets.data.images import TOGETHER
 from diracnets.data.layout import part_of
 from diracnets.data.progress import Report
 from diracnets.data.shard_where import refuse_twice

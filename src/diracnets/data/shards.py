@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from diracnets.data.batched import TOGETHER
 from diracnets.data.encoded import EncodedImages, EncodedSet, key_of
-from diracnets.data.images import TOGETHER
 from diracnets.data.progress import Report
 from diracnets.data.shard_cache import LIMIT, ShardCache
 from diracnets.data.shard_files import ShardFiles

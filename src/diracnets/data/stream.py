@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
+from typing import Self
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from diracnets.data.ahead import Ahead, Bring
-from diracnets.data.augment import Normalizer, Size, augmented, check
+from diracnets.data.augment import Size, augmented
 from diracnets.data.augmentation import Augmentation
+from diracnets.data.batched import TOGETHER, BatchedImages
 from diracnets.data.decoder import Decoder, Mended, RandomPart, Request, Source
-from diracnets.data.images import TOGETHER, Batch, schedule
-from diracnets.data.share import WHOLE, Share
+from diracnets.data.images import Batch
+from diracnets.data.share import Share
 from diracnets.data.workers import STALL_SECONDS, answered, default_workers
 from diracnets.errors import DataError, DiracNetsError, UsageError, some_of
 
 
-class StreamedImages:
+class StreamedImages(BatchedImages):
     """Labelled images that are decoded when they are needed; implements `diracnets.data.images.Images`.
 
     Worker processes are started for each pass over the images and end with it, also when it is abandoned.
@@ -56,25 +58,17 @@ class StreamedImages:
         bring: Bring | None = None,
         spare: int = 0,
     ) -> None:
-        self.labels = labels
-        self.skipped: dict[int, str] = {}
-        self._spare = spare
+        super().__init__(labels, size, mean, std, device)
+        self._drawn_on = torch.device("cpu")  # where the workers are
         self._groups = groups
-        self._bring = bring
         self._source = source
-        self._size = size
-        self._mean, self._std = mean, std
-        self._device = torch.device(device)
-        self._home = self._device if self._device.type in ("cpu", "cuda") else torch.device("cpu")
-        self._normalize = Normalizer(size, mean, std, self._home)
+        self._bring = bring
+        self._spare = spare
         self.stall_seconds = STALL_SECONDS
         """After which worker processes that give nothing are ended; 0: never."""
         self._workers = default_workers() if workers is None else workers
         if self._workers < 0:
             raise UsageError(f"the number of workers must be 0 or more, not {workers}")
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def name(self, index: int) -> str:
         """The image's file, or its number in its data set."""
@@ -84,69 +78,20 @@ class StreamedImages:
         """The image as it was before any change."""
         return self._source.image(index)
 
-    def select(self, numbers: Sequence[int]) -> StreamedImages:
+    def select(self, numbers: Sequence[int]) -> Self:
         """See `Images.select`."""
         chosen = torch.as_tensor(numbers, dtype=torch.int64)
-        some = StreamedImages(
-            self._source.select(numbers),
-            self.labels[chosen],
-            size=self._size,
-            mean=self._mean,
-            std=self._std,
-            device=self._device,
-            workers=self._workers,
-            groups=None if self._groups is None else self._groups[chosen],
-            bring=self._bring,
-            spare=self._spare,
-        )
-        some.stall_seconds = self.stall_seconds
+        some = copy(self)
+        some.labels, some.skipped = self.labels[chosen], {}
+        some._source = self._source.select(numbers)
+        some._groups = None if self._groups is None else self._groups[chosen]
         return some
 
-    def normalized(self, mean: Sequence[float], std: Sequence[float]) -> StreamedImages:
-        """See `Images.normalized`; what is skipped is shared."""
-        other = copy(self)
-        other._mean, other._std = mean, std
-        other._normalize = Normalizer(self._size, mean, std, self._home)
-        return other
-
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        epoch: int | None = None,
-        augment: Augmentation | None = None,
-        seed: int = 0,
-        first: int = 0,
-        share: Share = WHOLE,
-    ) -> Iterator[Batch]:
-        """See `Images.batches`."""
-        plan = schedule(
-            len(self),
-            batch_size,
-            epoch=epoch,
-            augment=augment,
-            seed=seed,
-            first=first,
-            share=share,
-            groups=self._groups,
-        )
-        augment = augment or Augmentation()
-        check(augment, self._size)
-        part = None
-        if epoch is not None and augment.crop == "resized":
-            part = RandomPart(seed, epoch, augment.min_scale)
-        spare = 0 if epoch is None or not self._spare else max(1, self._spare // share.ranks)
-        return self._batches(plan, part, epoch, augment, seed, spare)
-
     def _batches(
-        self,
-        plan: tuple[Tensor, ...],
-        part: RandomPart | None,
-        epoch: int | None,
-        augment: Augmentation,
-        seed: int,
-        spare: int,
+        self, plan: tuple[Tensor, ...], epoch: int | None, augment: Augmentation, seed: int, share: Share
     ) -> Iterator[Batch]:
+        part = RandomPart(seed, epoch, augment.min_scale) if epoch is not None and augment.crop == "resized" else None
+        spare = 0 if epoch is None or not self._spare else max(1, self._spare // share.ranks)
         # Tensors in requests would travel through shared memory, one file descriptor each; lists do not.
         requests = [Request(samples.tolist(), part, len(self) if spare else 0) for samples in plan]
         decoder = Decoder(self._source, self._size, min(self._workers, len(requests)))
