@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from diracnets.errors import FileError, UsageError, printable
-from diracnets.files import cache_folder
+from diracnets.files import cache_folder, reading
 from diracnets.transfer import Report, Transfer
 
 _PATIENT_ATTEMPTS = 10  # connections
@@ -61,11 +61,8 @@ def hash_of(path: Path, algorithm: Literal["md5", "sha256"]) -> str:
     Raises:
         FileError: it cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+    with reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
 def download(url: str, target: Path, checksum: Checksum, largest: int) -> None:

@@ -23,6 +23,31 @@ except ImportError:  # on Windows, which has no such locks
 
 
 @contextmanager
+def reading(what: str | Path) -> Iterator[None]:
+    """Turn what the system says while something is read into a FileError.
+
+    >>> with reading("list.txt"):
+    ...     Path("/nowhere/list.txt").read_text()
+    Traceback (most recent call last):
+    ...
+    diracnets.errors.FileError: cannot read list.txt: No such file or directory
+    """
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"cannot read {what}: {error.strerror or error}") from error
+
+
+@contextmanager
+def writing(what: str | Path) -> Iterator[None]:
+    """Turn what the system says while something is written into a FileError, as `reading` does."""
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"cannot write {what}: {error.strerror or error}") from error
+
+
+@contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """A temporary path next to `path`, which takes `path`'s place when the block ends well and else vanishes.
 
@@ -45,22 +70,19 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     '{}'
     """
     path = Path(path)
-    try:
+    part = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
         part.touch(exist_ok=False)
         permissions = stat.S_IMODE(part.stat().st_mode)  # those of any new file
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
     try:
-        yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        if stat.S_IMODE(part.stat().st_mode) != permissions:  # safetensors writes files that only their owner can read
-            part.chmod(permissions)
-        part.replace(path)
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+        with writing(path):
+            yield part
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            if stat.S_IMODE(part.stat().st_mode) != permissions:  # safetensors' are of their owner alone
+                part.chmod(permissions)
+            part.replace(path)
     finally:
         with suppress(OSError):  # of a disk that has become read-only
             part.unlink(missing_ok=True)
@@ -134,16 +156,15 @@ def written_together(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     folder = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
-        folder.mkdir(parents=True)
-        yield folder / path.name
-        files = sorted(folder.iterdir(), key=lambda file: file.name == path.name)
-        _flush(folder)
-        for file in files:
-            target = path.with_name(file.name)
-            whole = file.is_dir() and target.is_dir()  # a folder can only take the place of an empty one
-            _put(file, target, folder / f"{file.name}.old" if whole else None)
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+        with writing(path):
+            folder.mkdir(parents=True)
+            yield folder / path.name
+            files = sorted(folder.iterdir(), key=lambda file: file.name == path.name)
+            _flush(folder)
+            for file in files:
+                target = path.with_name(file.name)
+                whole = file.is_dir() and target.is_dir()  # a folder can only take the place of an empty one
+                _put(file, target, folder / f"{file.name}.old" if whole else None)
     except FileError as error:  # of a file in the folder, whose name says nothing to a user
         raise FileError(str(error).replace(str(folder), str(path.parent))) from error
     finally:
@@ -175,12 +196,11 @@ def written_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]
     mark = secrets.token_hex(4)
     made, old = path.with_name(f".{path.name}-{mark}"), path.with_name(f".{path.name}-{mark}.old")
     try:
-        made.mkdir(parents=True)
-        yield made
-        _flush(made)
-        _put(made, path, old if replace and path.exists() else None)
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+        with writing(path):
+            made.mkdir(parents=True)
+            yield made
+            _flush(made)
+            _put(made, path, old if replace and path.exists() else None)
     finally:
         shutil.rmtree(made, ignore_errors=True)
         if path.exists():
@@ -260,6 +280,16 @@ def check_room(out: Path, needed: int, what: str) -> None:
         raise FileError(f"{there} has {free:,} bytes left, and the {what} need {needed:,}: choose another place")
 
 
+def size_of(file: Path) -> int:
+    """A file's size in bytes.
+
+    Raises:
+        FileError: it cannot be looked up.
+    """
+    with reading(file):
+        return file.stat().st_size
+
+
 @contextmanager
 def locked(path: str | Path, *, wait: bool = True) -> Iterator[bool]:
     """Keep other processes out of the same block meanwhile. A process that dies lets go.
@@ -276,10 +306,8 @@ def locked(path: str | Path, *, wait: bool = True) -> Iterator[bool]:
     Raises:
         FileError: it cannot be made.
     """
-    try:
+    with writing(path):
         file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
     try:
         alone = True
         if fcntl is not None:
@@ -336,12 +364,9 @@ def append_json(path: str | Path, row: dict[str, Any]) -> None:
     Raises:
         FileError: the file cannot be written.
     """
-    try:
-        with Path(path).open("ab", buffering=0) as file:
-            file.write(json.dumps(row).encode() + b"\n")
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+    with writing(path), Path(path).open("ab", buffering=0) as file:
+        file.write(json.dumps(row).encode() + b"\n")
+        os.fsync(file.fileno())
 
 
 def short_number(value: Any, digits: int = 5) -> Any:  # noqa: ANN401

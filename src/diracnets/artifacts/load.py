@@ -22,6 +22,7 @@ from diracnets.artifacts.network_file import network_file
 from diracnets.artifacts.pretrained import Weights, find_weights, list_weights
 from diracnets.artifacts.unfold import unfold
 from diracnets.errors import FileError, UsageError, did_you_mean, first_line
+from diracnets.files import reading
 from diracnets.models.init import upgraded
 from diracnets.models.names import is_name
 from diracnets.models.network import Network, config_of
@@ -123,11 +124,10 @@ def load_weights(weights: Weights) -> nn.Module:
 
 def _from_tensors(path: Path, card: ModelCard) -> nn.Module:
     try:
-        tensors = load_file(path)
+        with reading(path):
+            tensors = load_file(path)
         state = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
         return Checkpoint(card, state).network()
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise FileError(f"{path} does not hold a whole network: {first_line(error)}") from error
 
@@ -153,11 +153,8 @@ def is_pickled(path: Path) -> bool:
 
 def _head(path: Path) -> bytes:
     check_is_file(path)
-    try:
-        with path.open("rb") as file:
-            return file.read(9)
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+    with reading(path), path.open("rb") as file:
+        return file.read(9)
 
 
 def _from_pickled(path: Path) -> nn.Module:

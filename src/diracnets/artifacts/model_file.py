@@ -23,7 +23,7 @@ from diracnets.artifacts import integer, layers, probe
 from diracnets.artifacts.card import ModelCard, attach_card, card_of, the_card
 from diracnets.artifacts.model_format import KEY, assemble, contents, hash_of, on_meta
 from diracnets.errors import FileError, UsageError, first_line, shown
-from diracnets.files import written_whole
+from diracnets.files import reading, written_whole
 from diracnets.models.integer import IntegerChain
 from diracnets.nn.module import check_module
 
@@ -229,10 +229,8 @@ def _copied(chain: nn.Module) -> dict[str, Tensor]:
 def _read(path: Path) -> tuple[nn.Sequential | IntegerChain, dict[str, Any]]:
     check_is_file(path)
     try:
-        with safe_open(path, framework="pt") as file:
+        with reading(path), safe_open(path, framework="pt") as file:
             content, card, tensors = contents(path, file)
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:  # UsageError too
         raise FileError(f"{path} is not a valid model file: {error}") from error
     except SafetensorError as error:

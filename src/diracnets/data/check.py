@@ -21,6 +21,7 @@ from diracnets.data.readable import remember_decoded
 from diracnets.data.split import wrong_names
 from diracnets.data.workers import default_workers
 from diracnets.errors import DataError, FileError
+from diracnets.files import reading
 
 
 @dataclass(frozen=True)
@@ -146,13 +147,10 @@ def _facts(source: EncodedImages, index: int) -> Facts:
 
 def _digest(place: str | BinaryIO) -> bytes:
     """Of all bytes; a stream is then at its start again."""
-    try:
-        with Path(place).open("rb") if isinstance(place, str) else nullcontext(place) as file:
-            found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()  # type: ignore[arg-type]
-            file.seek(0)
-            return found
-    except OSError as error:
-        raise FileError(f"cannot read {place}: {error.strerror or error}") from error
+    with reading(str(place)), Path(place).open("rb") if isinstance(place, str) else nullcontext(place) as file:
+        found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()  # type: ignore[arg-type]
+        file.seek(0)
+        return found
 
 
 def _of_classes(classes: Sequence[str]) -> Iterator[Finding]:

@@ -23,8 +23,8 @@ from diracnets.data.pack_images import Packed, ToPack, pack_images
 from diracnets.data.packed import refuse_existing
 from diracnets.data.progress import Report
 from diracnets.data.tar import Member
-from diracnets.errors import FileError, UsageError
-from diracnets.files import check_room, written_whole
+from diracnets.errors import UsageError
+from diracnets.files import check_room, size_of, writing, written_whole
 
 WORDS = "words.txt"  # of each class, beside the images
 _SOURCE = "source.json"
@@ -68,7 +68,7 @@ def unpack_imagenet(
     if check_hashes:  # before it is read: its classes are in a format with code of its own to read it
         check_hash(devkit, "development kit")
     synsets, truth = read_devkit(devkit)
-    facts = {str(file.absolute()): _size(file) for file in (train, val, devkit)}
+    facts = {str(file.absolute()): size_of(file) for file in (train, val, devkit)}
     try:
         goes_on = part.exists() and json.loads((part / _SOURCE).read_text()) == facts
     except (OSError, ValueError):
@@ -78,7 +78,7 @@ def unpack_imagenet(
             check_hash(train, "training images")
             check_hash(val, "validation images")
         check_room(out, sum(facts.values()), "images")
-    try:
+    with writing(out):
         if not goes_on:
             shutil.rmtree(part, ignore_errors=True)
             (part / "train").mkdir(parents=True)
@@ -95,8 +95,6 @@ def unpack_imagenet(
         if hasattr(os, "sync"):
             os.sync()  # of a million files at once
         part.rename(out)
-    except OSError as error:
-        raise FileError(f"cannot write {out}: {error.strerror or error}") from error
     return counts
 
 
@@ -154,13 +152,6 @@ def _to_pack(archive: BinaryIO, part: str, images: list[tuple[Synset, Member]], 
         sizes=[image.size for _, image in images],
         read=lambda number: ("jpeg", content_of(archive, images[number][1])),
     )
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError as error:
-        raise FileError(f"cannot read {file}: {error.strerror or error}") from error
 
 
 def _unpack_train(file: Path, folder: Path, synsets: dict[int, Synset], report: Report | None) -> int:

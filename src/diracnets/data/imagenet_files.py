@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from diracnets.data.tar import Member, files_in, members
 from diracnets.download import Checksum
 from diracnets.errors import DataError, FileError, MissingExtraError, some_of
+from diracnets.files import reading
 
 # As the organizers published them, by what they hold.
 ORIGINALS = {
@@ -172,10 +173,8 @@ def opened_archive(file: Path) -> Iterator[BinaryIO]:
     Raises:
         FileError: it cannot be read.
     """
-    try:
+    with reading(file):
         opened = file.open("rb")
-    except OSError as error:
-        raise FileError(f"cannot read {file}: {error.strerror or error}") from error
     with opened:
         yield opened
 

@@ -10,7 +10,7 @@ from diracnets.data.pack_images import SHARD_BYTES, SHARD_IMAGES, Packed, ToPack
 from diracnets.data.packed import refuse_existing
 from diracnets.data.progress import Report
 from diracnets.data.tree import composed
-from diracnets.errors import FileError
+from diracnets.files import reading, size_of
 
 
 def pack(
@@ -77,15 +77,10 @@ def pack(
 def _to_pack(listing: Listing, folder: Path) -> ToPack:
     def read(number: int) -> tuple[str, bytes]:
         file = listing.files[number]
-        try:
+        with reading(file):
             return _kind(file), file.read_bytes()
-        except OSError as error:
-            raise FileError(f"cannot read {file}: {error.strerror or error}") from error
 
-    try:
-        sizes = [file.stat().st_size for file in listing.files]
-    except OSError as error:
-        raise FileError(f"cannot read {error.filename}: {error.strerror or error}") from error
+    sizes = [size_of(file) for file in listing.files]
     names = [composed(file.relative_to(folder).as_posix()) for file in listing.files]
     return ToPack(listing.labels, names, sizes, read)
 

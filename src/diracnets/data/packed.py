@@ -10,6 +10,7 @@ from diracnets.data.progress import Report
 from diracnets.data.shard_where import LIST
 from diracnets.download import hash_of
 from diracnets.errors import FileError, UsageError, some_of
+from diracnets.files import reading
 
 FORMAT = "diracnets-shards-1"
 
@@ -22,9 +23,8 @@ def read_list(folder: str | Path) -> dict[str, Any]:
     """
     file = Path(folder) / LIST
     try:
-        found = json.loads(file.read_bytes())
-    except OSError as error:
-        raise FileError(f"cannot read {file}: {error.strerror or error}") from error
+        with reading(file):
+            found = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
         raise FileError(f"{file} is no JSON: {error}") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:

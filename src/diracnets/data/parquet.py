@@ -21,7 +21,7 @@ from diracnets.data.layout import part_of
 from diracnets.data.progress import Report
 from diracnets.data.shard_where import refuse_twice
 from diracnets.data.split import numbered
-from diracnets.data.table import Table, labels_of, open_parquet, reading, table_of
+from diracnets.data.table import Table, labels_of, open_parquet, reading_parquet, table_of
 from diracnets.data.usable import Lost, usable
 from diracnets.errors import DataError, FileError, shown, some_of
 from diracnets.files import kind_of
@@ -115,7 +115,7 @@ class ParquetSource(EncodedImages):
             table = self._tables[file]
             if file not in self._opened:
                 self._opened[file] = open_parquet(table.path)
-            with reading(table.path):
+            with reading_parquet(table.path):
                 content = self._opened[file].read_row_group(group, columns=[table.image], use_threads=False)
             self._read[key] = content.column(0)
             while len(self._read) > 1 and sum(column.nbytes for column in self._read.values()) > self._kept:

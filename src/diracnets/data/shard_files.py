@@ -15,7 +15,7 @@ from diracnets.data.shard_index import ShardIndex, index_shard
 from diracnets.data.shard_where import Stated, Where
 from diracnets.data.tar import BLOCK, begins
 from diracnets.errors import DataError, FileError
-from diracnets.files import cache_folder, locked, url_in, written_whole
+from diracnets.files import cache_folder, locked, reading, url_in, written_whole
 from diracnets.web import read_url
 
 _LONGEST = 1 << 28  # bytes of an index
@@ -133,18 +133,13 @@ class ShardFiles:
     @contextmanager
     def _opened(self, location: str) -> Iterator[BinaryIO]:
         file = self._open(location)
-        try:
-            with file:
-                yield file
-        except OSError as error:
-            raise FileError(f"cannot read {location}: {error.strerror or error}") from error
+        with reading(location), file:
+            yield file
 
     def _open(self, location: str, stopped: Callable[[], bool] | None = None) -> BinaryIO:
         if url_in(location) is None:
-            try:
+            with reading(location):
                 return Path(location).open("rb")
-            except OSError as error:
-                raise FileError(f"cannot read {location}: {error.strerror or error}") from error
         if self._cache is None:
             self._cache = ShardCache()
         file = self._cache.open(location, self._stated.get(location, Stated()), stopped)
@@ -167,8 +162,6 @@ def _kept(location: str) -> Path:
 
 
 def _stat(file: Path) -> list[int]:
-    try:
+    with reading(file):
         facts = file.stat()
-    except OSError as error:
-        raise FileError(f"cannot read {file}: {error.strerror or error}") from error
     return [facts.st_size, facts.st_mtime_ns, facts.st_ino]

@@ -16,7 +16,7 @@ from urllib.parse import urljoin, urlsplit
 from diracnets.data.layout import Part, part_of
 from diracnets.data.tree import composed
 from diracnets.errors import DataError, FileError, MissingExtraError, UsageError, printable, shown, some_of
-from diracnets.files import kind_of, url_in
+from diracnets.files import kind_of, reading, url_in
 from diracnets.web import read_url
 
 LIST = "_info.json"  # of timm's sets, and ours
@@ -182,10 +182,8 @@ def _in_folder(folder: Path, found: Where) -> Iterator[tuple[str, Part | None]]:
     if (folder / LIST).is_file():
         yield from _listed(str(folder), found)
         return
-    try:
+    with reading(folder):
         shards = sorted(folder.glob("*.tar")) or sorted(folder.glob("*/*.tar"))
-    except OSError as error:
-        raise FileError(f"cannot read {folder}: {error.strerror or error}") from error
     if not shards and (packed := sorted(folder.glob("*.t*gz"))):
         raise DataError(
             f"{some_of(packed, limit=2)} are compressed, which cannot be read in any order: unpack them to .tar"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def table_of(path: Path) -> Table:
         DataError: which columns are the images and the labels cannot be seen.
         MissingExtraError: pyarrow is not installed.
     """
-    with reading(path):
+    with reading_parquet(path):
         file = open_parquet(path)
         schema, facts = file.schema_arrow, file.metadata
         features = _features(schema.metadata or {}, path)
@@ -116,7 +117,7 @@ def labels_of(table: Table) -> list[int | str | None]:
     Raises:
         FileError: the file cannot be read.
     """
-    with reading(table.path):
+    with reading_parquet(table.path):
         column = open_parquet(table.path).read(columns=[table.label], use_threads=False).column(0)
         values: list[Any] = column.to_pylist()
     return [
@@ -136,19 +137,16 @@ def open_parquet(path: Path) -> Any:  # noqa: ANN401
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise MissingExtraError('Parquet files need pyarrow: pip install "diracnets[parquet]"') from error
-    with reading(path):
+    with reading_parquet(path):
         return ParquetFile(path, pre_buffer=False)
 
 
-class reading:
-    """Turns what pyarrow raises while a file is read into a FileError."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, DiracNetsError):  # it raises almost anything
-            raise FileError(f"{self._path} cannot be read as Parquet: {' '.join(str(error).split())[:200]}") from error
+@contextmanager
+def reading_parquet(path: Path) -> Iterator[None]:
+    """Turn what pyarrow raises while a file is read into a FileError."""
+    try:
+        yield
+    except DiracNetsError:
+        raise
+    except Exception as error:  # it raises almost anything
+        raise FileError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:200]}") from error

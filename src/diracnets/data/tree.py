@@ -12,6 +12,7 @@ from pathlib import Path
 
 from diracnets.data.image_file import SUFFIXES, opened
 from diracnets.errors import DataError, FileError, printable, some_of
+from diracnets.files import reading
 
 _SYSTEM_FOLDERS = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information"}
 _SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
@@ -178,18 +179,13 @@ def _prune(tree: Tree, account: Account) -> None:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise FileError(f"cannot read the image folder {folder}: {error.strerror}") from error
+    with reading(f"the image folder {folder}"), os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    try:
+    with reading(f"the image folder {folder}"):
         facts = folder.stat()
-    except OSError as error:
-        raise FileError(f"cannot read the image folder {folder}: {error.strerror}") from error
     return facts.st_dev, facts.st_ino
 
 

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from diracnets.data.decoder import Decoder, Mended, Request
 from diracnets.data.processes import unguarded
 from diracnets.errors import DataError, DiracNetsError, some_of
+from diracnets.runtime.processor import usable_processors
 
 STALL_SECONDS = 600.0  # a cold network disk takes some, and nobody wants to wait for one that is gone
 _LOOK_SECONDS = 5.0  # from one look to the next at whether workers are alive, as torch has it
@@ -35,8 +36,7 @@ def default_workers(processes: int = 1) -> int:
     Args:
         processes: how many share the processors, each with as many workers.
     """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(4, allowed // processes))
+    return max(1, min(4, usable_processors() // processes))
 
 
 @contextmanager

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +11,7 @@ import torch
 from torch import nn
 
 from diracnets.artifacts.card import ModelCard
-from diracnets.deploy.backend import KEY, Backend, Options, Run, description, precision_of
+from diracnets.deploy.backend import KEY, Backend, Options, Run, description, precision_of, quiet
 from diracnets.deploy.graph import Layer, Pool, layers_of
 from diracnets.deploy.onnx_graph import Graph
 from diracnets.deploy.onnx_integer import integer_proto
@@ -80,7 +76,7 @@ def _traced(model: nn.Module, card: ModelCard, options: Options) -> Any:  # noqa
     axes: dict[int, str] = {} if options.batch else {0: "batch"}
     if options.any_size:
         axes |= {2: "height", 3: "width"}
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             module,
             (images,),
@@ -98,20 +94,6 @@ def _traced(model: nn.Module, card: ModelCard, options: Options) -> Any:  # noqa
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
     return proto
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's words on torchvision and on what it will change one day."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)
 
 
 def _load(path: Path, card: ModelCard) -> Run:

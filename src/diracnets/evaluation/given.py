@@ -19,7 +19,7 @@ from diracnets.data.arrays import Array, pictures_in
 from diracnets.data.image_file import SUFFIXES
 from diracnets.data.tree import Account, search
 from diracnets.errors import DataError, FileError, UsageError, shown
-from diracnets.files import url_in
+from diracnets.files import reading, url_in
 
 _KINDS = "a path, a PIL image, the bytes of a file, a tensor or an array"
 
@@ -79,10 +79,8 @@ def _piped() -> BinaryIO:
 
 def _files(given: str | Path, on_note: Callable[[str], None]) -> Iterator[Path]:
     path = Path(given)
-    try:
+    with reading(str(given)[:200]):  # a name that is too long, a folder that may not be entered
         there = path.exists()
-    except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise FileError(f"cannot read {str(given)[:200]}: {error.strerror}") from error
     if there and path.is_dir():
         yield from _images_in(path, on_note)
     elif there:

@@ -23,6 +23,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from diracnets.errors import DiracNetsError, TrainingError, UsageError
 from diracnets.runtime.device import choose_device
 from diracnets.runtime.job import LAUNCHED, STOP, program
+from diracnets.runtime.processor import usable_processors
 from diracnets.runtime.ranks import TORCHRUN
 
 SAVING = 120  # seconds that a process has to save its state after a signal
@@ -65,7 +66,7 @@ def crowded(processes: int, device: str) -> str:
     >>> crowded(10**6, "cpu").partition(":")[0], crowded(1, "cpu")
     ('--devices 1000000', '')
     """
-    cores = _processors()
+    cores = usable_processors()
     if processes <= cores or choose_device(device).type != "cpu":
         return ""
     return f"--devices {processes}: more processes than the {cores} cores of this machine only wait for each other"
@@ -86,7 +87,7 @@ def launch(words: Sequence[str], processes: int, *, restarts: int = 0, devices: 
     """
     stopping = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     heard = [name for name in stopping if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]  # under nohup
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, _processors() // processes)))
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, usable_processors() // processes)))
     asked = f"--devices {devices}" + (f" --restarts {restarts}" if restarts else "")
     python, *module = program()
     debug = ["--debug"] if "--debug" in sys.argv else []
@@ -130,10 +131,6 @@ def report(failures: Mapping[int, ProcessFailure]) -> None:
     ended = 128 + signal.SIGTERM  # before it trained
     lost = TrainingError.exit_code  # also that of a process which another one has left alone
     raise SystemExit(min(codes, key=lambda code: (code == ended, code == lost, code == 1), default=1))
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _signals() -> dict[str, Any]:

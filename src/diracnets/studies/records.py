@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diracnets.errors import FileError
-from diracnets.files import append_json
+from diracnets.files import append_json, writing
 from diracnets.studies.grid import Row
 from diracnets.training.recipe import Recipe
 
@@ -87,10 +87,8 @@ def add_record(path: Path, record: Record) -> None:
     Raises:
         FileError: the file cannot be written.
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
     append_json(path, dataclasses.asdict(record))
 
 

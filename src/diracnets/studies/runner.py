@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from diracnets.runtime.job import program
+from diracnets.runtime.processor import usable_processors
 from diracnets.studies.grid import Row
 
 _POLL_SECONDS = 0.1
@@ -71,7 +72,7 @@ def processors() -> int:
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdigit() and int(given) > 0:
         return int(given)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_processors()
 
 
 def launch(words: Sequence[str], log: Path, environment: Mapping[str, str]) -> Process:

@@ -15,7 +15,7 @@ from typing import Any
 from diracnets.artifacts import run_record
 from diracnets.artifacts.checkpoint import Checkpoint
 from diracnets.errors import FileError, MissingExtraError, UsageError
-from diracnets.files import append_json, remove_parts, written_whole
+from diracnets.files import append_json, remove_parts, writing, written_whole
 from diracnets.training.checkpoints import Checkpoints
 from diracnets.training.plots import draw_curve
 from diracnets.training.recipe import Recipe
@@ -84,10 +84,8 @@ class RunFolder:
             raise UsageError(f"{self.path} is a file, not a folder for a run")
         new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
-            try:
+            with writing(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise FileError(f"cannot write {self.path}: {error.strerror or error}") from error
             if fcntl is None:
                 yield
                 return

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diracnets.errors import FileError
-from diracnets.files import append_json, short_number
+from diracnets.files import append_json, reading, short_number
 from diracnets.nn.dirac import DiracConv1d, DiracConv2d, DiracConv3d
 from diracnets.nn.effective_weight import EPS, identity_diagonal
 
@@ -110,13 +110,12 @@ def read_scales(path: str | Path) -> dict[int, list[LayerScales]]:
     """
     names = [field.name for field in fields(LayerScales)]
     try:
-        rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        with reading(path):
+            rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
         by_epoch = {
             row["epoch"]: [LayerScales(*layer) for layer in zip(*(row[name] for name in names), strict=True)]
             for row in rows
         }
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FileError(f"{path} is damaged: it does not hold the scales of a run's layers") from error
     return dict(sorted(by_epoch.items()))
