@@ -13,20 +13,19 @@ from torch import nn
 
 from diracnets.artifacts.card import card_of
 from diracnets.artifacts.load import load_as_stored
-from diracnets.artifacts.network_file import network_file
 from diracnets.artifacts.run_record import RunRecord
-from diracnets.data.dataset import DATASET
 from diracnets.data.images import ImageData
 from diracnets.data.items import MapStyle
 from diracnets.data.load import load_data
 from diracnets.data.stream import StreamedImages
 from diracnets.data.workers import default_workers
 from diracnets.errors import UsageError
-from diracnets.nn.module import check_module
+from diracnets.models.network import Network
 from diracnets.runtime.device import memory_format, repeatable
 from diracnets.runtime.job import job
-from diracnets.runtime.precision import choose_precision, usual_precision
-from diracnets.runtime.ranks import joined
+from diracnets.runtime.precision import Precision, choose_precision, usual_precision
+from diracnets.runtime.ranks import Ranks, joined
+from diracnets.training.asked import Data, asked
 from diracnets.training.begin import begin, introduction, steps_per_epoch
 from diracnets.training.epoch import finish_epoch, train_epoch
 from diracnets.training.finish import Trained, finish
@@ -42,7 +41,6 @@ from diracnets.training.safeguards import Safeguards
 from diracnets.training.same_images import check_same_images
 from diracnets.training.start import (
     followed,
-    following,
     network_to_resume,
     start_name,
     starting_network,
@@ -96,8 +94,8 @@ def train(
         resume: go on from the run's last checkpoint: of the last epoch, unless writing it takes so long that some are
             left out. One that is damaged is passed over, and the one before it taken.
         start: trained weights to begin with, see `starting_network`; images are normalized as those that they were
-            trained on. With `resume`, the checkpoint of the run to go
-            back to; when the run is saved next, those after it go.
+            trained on. With `resume`, the checkpoint of the run to go back to; when the run is saved next, those after
+            it go.
         teacher: a trained network to learn from besides the labels, see `load_teacher`; when resuming, by default the
             one of before, unless that was a module.
         trust_teacher: the teacher may be a TorchScript file or exported program, which can run code of its author.
@@ -122,38 +120,9 @@ def train(
     >>> sorted(path.name for path in trained.run.iterdir() if path.suffix in (".toml", ".jsonl", ".safetensors"))
     ['metrics.jsonl', 'model.safetensors', 'recipe.toml', 'scales.jsonl']
     """
-    named = isinstance(recipe, str | Path)
-    if isinstance(recipe, str | Path):
-        recipe = Recipe.load(recipe)
-    if not isinstance(recipe, Recipe):
-        own = "; a module of your own goes to net=" if isinstance(recipe, nn.Module) else ""
-        raise UsageError(f"train takes a Recipe or the name of one first, not a {type(recipe).__name__}{own}")
-    if net is not None:
-        check_module(net, "train")
-        if (start is not None and not resume) or inherit:
-            raise UsageError("a module of your own starts from the weights that it has: leave start and inherit out")
-        recipe = recipe.replaced(model=type(net).__name__)
-    if data is None:
-        data = recipe.data.name
-    recipe = recipe.replaced(data=_name(data))
-    if resume and run is None:
-        raise UsageError("to resume a run, give its folder")
+    recipe, start = asked(recipe, net, data, run, start, resume=resume, inherit=inherit, shard=shard)
+    data = recipe.data.name if data is None else data
     optimization = recipe.optimization
-    if resume and isinstance(start, nn.Module):
-        raise UsageError("a resumed run goes on from its own weights: give one of its checkpoints, or none")
-    if not resume and isinstance(start, str | Path):
-        start = network_file(start)
-    if not resume and start is not None and named:
-        recipe = following(recipe, start)
-    if shard and net is not None:
-        raise UsageError("shard divides networks of diracnets, block by block: for a module of your own, leave it out")
-    if shard and recipe.runtime.compile:
-        raise UsageError(
-            "compile and shard do not go together: a divided network gathers its parameters between the operations "
-            "that torch.compile would compile as one; leave one out"
-        )
-    if inherit and start is not None:
-        raise UsageError("a run begins with the teacher's filters (inherit) or other weights (start), not both")
 
     repeated = repeatable(recipe.runtime.seed, deterministic=recipe.runtime.deterministic)
     with joined(device) as ranks, ExitStack() as held, repeated:
@@ -179,22 +148,7 @@ def train(
             data_dir = record.data_dir
         if resume and teacher is None:
             teacher = record.teacher
-
-        if not isinstance(data, ImageData):
-            load = partial(
-                load_data,
-                data,
-                data_dir=data_dir,
-                image_size=recipe.data.image_size,
-                device=ranks.device,
-                workers=default_workers(ranks.local_count) if workers is None and not ranks.alone else workers,
-                skip_unreadable=recipe.data.skip_unreadable,
-            )
-            data = ranks.one_first(load)
-        if recipe.data.select_on is not None:
-            data = data.selecting_on(recipe.data.select_on)
-        if recipe.data.num_train is not None:
-            data = data.with_fewer(recipe.data.num_train)
+        data = _images(recipe, data, data_dir, workers, ranks)
         trained = load_as_stored(start) if isinstance(start, str | Path) and saved is None else start
         weights = trained if isinstance(trained, nn.Module) else None
         known = net if net is not None and saved is None and card_of(net) is not None else weights
@@ -208,9 +162,8 @@ def train(
         guide = None if teacher is None else load_teacher(teacher, data, trusted=trust_teacher).to(ranks.device)
         check_teacher(guide, optimization, record if resume else None, inherit=inherit)
         steps = steps_per_epoch(optimization.batch_size, data)
-        data.train.batches(
-            optimization.batch_size, epoch=1, augment=recipe.data.augment
-        )  # refuses what does not suit the images
+        # This refuses what does not suit the images.
+        data.train.batches(optimization.batch_size, epoch=1, augment=recipe.data.augment)
         own = None if net is None else own_network(net, recipe, data)
         net = own or (
             starting_network(recipe, data, weights) if saved is None else network_to_resume(saved.card, recipe, data)
@@ -232,13 +185,8 @@ def train(
             reporter.say(followed(data, known))
         if saved is not None:
             precision = precision_of(resumed)
-        elif shard and recipe.runtime.precision == "auto":
-            precision = usual_precision(ranks.device)
         else:
-            at_once = -(-min(optimization.batch_size, len(data.train)) // (ranks.count * optimization.accumulate))
-            size = data.input_size
-            measure = partial(choose_precision, recipe.runtime.precision, net, max(2, at_once), size, say=reporter.say)
-            precision = ranks.from_first(measure)
+            precision = _precision(recipe, net, data, ranks, shard=shard, say=reporter.say)
         if shard:
             from diracnets.training.sharding import sharded  # takes seconds
 
@@ -254,9 +202,8 @@ def train(
             command = f"train(recipe, net=..., run={str(folder.path)!r}, resume=True), in Python"
         with (
             told_to_go_on(folder.checkpoints, command),
-            Interruption(
-                say=ranks.first and not quiet, several=not ranks.alone
-            ) as interruption,  # before, there is nothing to save: a signal ends the program at once
+            # Before, there is nothing to save: a signal ends the program at once.
+            Interruption(say=ranks.first and not quiet, several=not ranks.alone) as interruption,
             reporter,
             closing(Events(folder.events, state.epoch - 1)) as events,
         ):
@@ -288,8 +235,32 @@ def train(
             return finish(running)
 
 
-def _name(data: ImageData | str | MapStyle | tuple[MapStyle, MapStyle]) -> str:
-    """What a run calls its data."""
-    if isinstance(data, ImageData):
-        return data.name
-    return data if isinstance(data, str) else DATASET
+def _images(recipe: Recipe, data: Data, data_dir: str | Path | None, workers: int | None, ranks: Ranks) -> ImageData:
+    """The images of a run, loaded where they are not yet, as many as the recipe trains and validates on."""
+    if not isinstance(data, ImageData):
+        load = partial(
+            load_data,
+            data,
+            data_dir=data_dir,
+            image_size=recipe.data.image_size,
+            device=ranks.device,
+            workers=default_workers(ranks.local_count) if workers is None and not ranks.alone else workers,
+            skip_unreadable=recipe.data.skip_unreadable,
+        )
+        data = ranks.one_first(load)
+    if recipe.data.select_on is not None:
+        data = data.selecting_on(recipe.data.select_on)
+    return data if recipe.data.num_train is None else data.with_fewer(recipe.data.num_train)
+
+
+def _precision(
+    recipe: Recipe, net: Network, data: ImageData, ranks: Ranks, *, shard: bool, say: Callable[[str], None]
+) -> Precision:
+    """The arithmetic of a new run, the same in all processes."""
+    if shard and recipe.runtime.precision == "auto":
+        return usual_precision(ranks.device)
+    optimization = recipe.optimization
+    at_once = -(-min(optimization.batch_size, len(data.train)) // (ranks.count * optimization.accumulate))
+    size = data.input_size
+    measure = partial(choose_precision, recipe.runtime.precision, net, max(2, at_once), size, say=say)
+    return ranks.from_first(measure)
