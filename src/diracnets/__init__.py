@@ -20,7 +20,7 @@ _HOME = {
     "undiracify": "nn.diracify",
     "parameter_groups": "nn.dirac",
     "fold": "folding.fold",
-    "FoldReport": "folding.fold",
+    "FoldReport": "folding.report",
     "unbranch": "folding.unbranch",
     "UnbranchReport": "folding.unbranch",
     "unfold": "artifacts.unfold",
@@ -77,8 +77,8 @@ if TYPE_CHECKING:
     from diracnets.evaluation.metrics import evaluate as evaluate
     from diracnets.evaluation.predict import Prediction as Prediction
     from diracnets.evaluation.predict import predict as predict
-    from diracnets.folding.fold import FoldReport as FoldReport
     from diracnets.folding.fold import fold as fold
+    from diracnets.folding.report import FoldReport as FoldReport
     from diracnets.folding.unbranch import UnbranchReport as UnbranchReport
     from diracnets.folding.unbranch import unbranch as unbranch
     from diracnets.models.build import list_models as list_models

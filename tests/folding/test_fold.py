@@ -14,8 +14,9 @@ from diracnets.artifacts.create import create_model
 from diracnets.errors import FoldError, UsageError
 from diracnets.folding import fuse
 from diracnets.folding import rules as plan_module
-from diracnets.folding.fold import FoldReport, fold
+from diracnets.folding.fold import fold
 from diracnets.folding.probe import probe_inputs
+from diracnets.folding.report import FoldReport
 from diracnets.nn.dirac import DiracConv1d, DiracConv2d, DiracConv3d
 from diracnets.nn.diracify import diracify
 

@@ -12,7 +12,8 @@ from torch import nn
 from diracnets.artifacts.card import ModelCard, attach_card, card_of
 from diracnets.artifacts.model_file import save
 from diracnets.errors import FoldError, UsageError
-from diracnets.folding.fold import FoldReport, fold
+from diracnets.folding.fold import fold
+from diracnets.folding.report import FoldReport
 from diracnets.folding.unbranch import UnbranchReport, unbranch
 from diracnets.models.network import Network
 

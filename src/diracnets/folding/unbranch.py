@@ -15,9 +15,10 @@ from diracnets.folding.branches import refuse_untraced, straightened
 from diracnets.folding.chain import CARRIED, flatten
 from diracnets.folding.difference import ROUNDING, Difference, compare, run
 from diracnets.folding.flow import follow, has_forward_hooks, inside
-from diracnets.folding.fold import check_foldable, quietly_undiracified, shapes_of, sizes
+from diracnets.folding.fold import check_foldable, quietly_undiracified
 from diracnets.folding.probe import in_float64, lowest_dtype, probe_inputs, smaller_than_usual
 from diracnets.folding.proof import TOLERANCE, Witness, perturbed
+from diracnets.folding.report import shapes_of, sizes
 from diracnets.folding.rules import make_plan
 from diracnets.folding.surgery import copied, is_finite, rebuilt, tensors_of
 from diracnets.nn.kernels import warn_of_unsafe
