@@ -16,7 +16,7 @@ from diracnets.data.check import check
 from diracnets.data.load import load_data
 from diracnets.data.pack import pack
 from diracnets.data.shard_cache import ShardCache, cache_limit
-from diracnets.data.shard_where import Stated
+from diracnets.data.shard_list import Stated
 from diracnets.download import Checksum, fetch
 from diracnets.errors import FileError, UsageError
 from diracnets.files import locked

@@ -10,7 +10,8 @@ from diracnets.data.layout import part_of
 from diracnets.data.parquet import classes_of, key_of_row, parts_of
 from diracnets.data.parquet import source_of as source_of_tables
 from diracnets.data.shard_files import ShardFiles
-from diracnets.data.shard_where import LIST, find_shards
+from diracnets.data.shard_list import LIST
+from diracnets.data.shard_where import find_shards
 from diracnets.data.shards import key_of_sample, source_of
 from diracnets.data.split import HELD_OUT
 from diracnets.data.table import labels_of, table_of

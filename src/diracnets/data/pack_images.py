@@ -13,7 +13,7 @@ from diracnets.data.packed import FORMAT
 from diracnets.data.progress import Report
 from diracnets.data.random import order
 from diracnets.data.shard_index import index_shard
-from diracnets.data.shard_where import LIST
+from diracnets.data.shard_list import LIST
 from diracnets.errors import FileError, MissingExtraError, UsageError
 from diracnets.files import check_room, written_folder
 

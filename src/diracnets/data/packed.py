@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diracnets.data.progress import Report
-from diracnets.data.shard_where import LIST
+from diracnets.data.shard_list import LIST
 from diracnets.download import hash_of
 from diracnets.errors import FileError, UsageError, some_of
 from diracnets.files import reading

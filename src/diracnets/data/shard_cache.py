@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
-from diracnets.data.shard_where import Stated
+from diracnets.data.shard_list import Stated
 from diracnets.download import Checksum, fetch
 from diracnets.errors import FileError, UsageError
 from diracnets.files import cache_folder, locked, written_whole

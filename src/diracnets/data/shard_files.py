@@ -12,7 +12,7 @@ from typing import BinaryIO
 from diracnets.data.encoded import stamp_of
 from diracnets.data.shard_cache import ShardCache
 from diracnets.data.shard_index import ShardIndex, index_shard
-from diracnets.data.shard_where import Stated, Where
+from diracnets.data.shard_list import Stated, Where
 from diracnets.data.tar import BLOCK, begins
 from diracnets.errors import DataError, FileError
 from diracnets.files import cache_folder, locked, reading, url_in, written_whole

@@ -16,7 +16,8 @@ from diracnets.data.progress import Report
 from diracnets.data.shard_cache import LIMIT, ShardCache
 from diracnets.data.shard_files import ShardFiles
 from diracnets.data.shard_index import Label, ShardIndex
-from diracnets.data.shard_where import Where, find_shards
+from diracnets.data.shard_list import Where
+from diracnets.data.shard_where import find_shards
 from diracnets.data.split import numbered
 from diracnets.data.usable import Lost, usable
 from diracnets.errors import DataError, some_of
