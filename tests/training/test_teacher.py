@@ -18,6 +18,7 @@ from diracnets.training.distill import distill
 from diracnets.training.interruption import Interrupted
 from diracnets.training.loop import train
 from diracnets.training.recipe import Recipe
+from diracnets.training.safeguards import Safeguards
 from diracnets.training.teacher import Teacher, distillation, load_teacher
 
 pytestmark = pytest.mark.usefixtures("bare_runs")
@@ -52,6 +53,15 @@ class Bars(nn.Module):
         return torch.arange(3.0).expand(len(images), 3)[:, list(self.places)]
 
 
+class Linear(nn.Module):
+    def __init__(self, after=None):
+        super().__init__()
+        self.fc, self.after = nn.Linear(64, 3), after or nn.Identity()
+
+    def forward(self, images):
+        return self.after(self.fc(images.flatten(1)))
+
+
 def card(**changes):
     return replace(ModelCard((1, 8, 8), (0.3,), (0.2,), ("low", "middle", "high")), **changes)
 
@@ -64,6 +74,27 @@ def with_card(net, **changes):
 def test_answers_come_in_the_order_of_the_runs_classes(stripes):
     teacher = Teacher(with_card(Bars(), classes=("high", "low", "middle")), stripes, "bars")
     assert teacher(torch.zeros(1, 1, 8, 8)).tolist() == [[1.0, 2.0, 0.0]]
+
+
+def test_a_teacher_of_more_classes_is_asked_for_those_of_the_run(stripes):
+    bars = with_card(Bars(), classes=("high", "odd", "low", "middle"))
+    bars.places = (0, 1, 2, 0)
+    teacher = Teacher(bars, stripes, "bars")
+    assert teacher(torch.zeros(1, 1, 8, 8)).tolist() == [[2.0, 0.0, 0.0]]
+    assert "of its 4 classes it is asked for the 3 of the run" in str(teacher.summary(Bars(), stripes))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_images_get_the_teachers_dtype_and_answers_that_of_the_images(stripes, dtype):
+    assert load_teacher(Linear().to(dtype), stripes)(torch.zeros(2, 1, 8, 8)).dtype == torch.float32
+
+
+def test_what_a_teacher_costs_and_assumes_is_said_before(stripes):
+    net = build_model("plain-10-0.25", **SIZES)
+    lines = load_teacher(build_model("plain-10-0.25", **SIZES).eval(), stripes).summary(net, stripes)
+    assert "its order" not in lines[0]
+    assert "mean 0.3, std 0.2" in " ".join(lines)
+    assert "a step computes 1.3 times as much" in lines[-1]
 
 
 def test_images_get_the_teachers_normalization_and_size(stripes):
@@ -91,6 +122,14 @@ def test_images_get_the_teachers_normalization_and_size(stripes):
             ),
             "NaN",
         ),
+        (Linear(after=nn.Softmax(1)), "gives probabilities"),
+        (Linear(after=lambda y: y / (y == 0)), "infinities or NaN"),  # of zeros alone it gives finite numbers
+        (Linear(after=lambda y: (y,)), "gives a tuple, .* wrap it"),
+        (Linear(after=lambda y: y.long()), "gives torch.int64"),
+        (Linear(after=nn.functional.dropout), "other logits for the same images"),
+        (Linear(after=nn.BatchNorm1d(3, track_running_stats=False)), "other logits for the same images"),
+        (Linear().to("meta"), "no weights yet"),
+        (Linear().state_dict(), "not a OrderedDict; load a state dict into its module"),
     ],
 )
 def test_a_teacher_that_does_not_suit_is_refused(stripes, net, words):
@@ -279,6 +318,21 @@ def test_distill_puts_teacher_and_chains_in_a_row(stripes, tmp_path):
     assert distill(RECIPE, tmp_path / "teacher", **options, resume=True) == lines
     with pytest.raises(UsageError, match="already holds a run"):
         distill(RECIPE, tmp_path / "teacher", **options)
+
+
+def test_distill_judges_the_teacher_first_and_passes_every_option_on(stripes, tmp_path):
+    folder, said = tmp_path / "distilled", []
+    options = {"run": folder, "data": stripes, "device": "cpu", "quiet": True, "say": said.append}
+    start = build_model(RECIPE.model.name, **SIZES)
+    attach_card(start, card(architecture=start.config))
+    net = build_model("plain-10-0.25", **SIZES).eval()
+    with torch.no_grad():
+        net.fc.bias.copy_(torch.tensor([1e4, 0.0, 0.0]))
+    distill(RECIPE.replaced(epochs=3), net, **options, start=start, safeguards=Safeguards(keep=2))
+    assert "hardly more than guessing (33%)" in said[1]
+    for name in ("with-teacher", "without-teacher"):
+        assert json.loads((folder / name / "run.json").read_text())["start"] == "DiracNet"
+        assert len(list((folder / name / "earlier").iterdir())) == 2
 
 
 def test_distill_makes_chains_alone(stripes, tmp_path):

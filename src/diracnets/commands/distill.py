@@ -18,7 +18,7 @@ class Distill(Train):
 
     The chain is trained twice by the same recipe, with the teacher and without it; teacher and chains are printed side
     by side, and written to distill.json. All options but --teacher and --compare are those of `diracnets train`, which
-    also trains on several devices (--devices, --teacher)."""
+    also trains on several devices (--devices, --teacher). The teacher is evaluated first."""
 
     teacher: Annotated[str, arg(metavar="NAME|FILE")] = tyro.MISSING
     """The network to learn from: the name of a trained network, a run folder, checkpoint, model file, TorchScript file
@@ -30,6 +30,7 @@ class Distill(Train):
     shard: Annotated[bool, Fixed, SuppressFixed] = False
     inherit: FlagCreatePairsOff[bool] = False
     """Begin with the teacher's filters where the shapes allow."""
+    inner = "with-teacher"
     examples = (
         "--teacher runs/wrn --model diracnet-28-1 --data cifar10",
         "--teacher runs/wrn --run-dir runs/distilled --resume",
@@ -43,6 +44,8 @@ class Distill(Train):
         from diracnets.training.interruption import Interrupted
 
         recipe = self.kept_settings()
+        if why := self.picked(recipe):
+            note(why)
         if choose_device(self.device).type == "cpu":
             keep_memory()
         try:
@@ -55,15 +58,19 @@ class Distill(Train):
                 workers=self.workers,
                 trust_teacher=self.trust_teacher,
                 inherit=self.inherit,
+                start=self.start,
+                safeguards=self.safeguards,
                 compare=self.compare,
                 resume=self.resume,
                 quiet=self.quiet,
-                say=note,
+                say=(lambda text: None) if self.quiet else note,
             )
         except Interrupted as error:
             raise Interrupted(
                 f"{error} (or, for all of distill, the same command with --resume)", error.signal
             ) from error
+        if self.quiet:
+            return
         tested = any(each.test_accuracy is not None for each in students)
         columns = ["network", "accuracy", *(["on test images"] if tested else []), "parameters", "fold", "model file"]
         stdout().print(

@@ -96,6 +96,8 @@ class Train:
         "--data folder --data-dir photos --from diracnet-28-1-cifar10",
         "--resume --run-dir runs/diracnet-28-1-cifar10",
     )
+    inner: ClassVar[str] = "."
+    """The run folder, seen from --run-dir."""
     groups: ClassVar[Mapping[str, str]] = GROUPS_OF_FLAGS
     """The settings and options by the titles under which --help shows them."""
 
@@ -117,7 +119,7 @@ class Train:
             UsageError: a number that makes no sense.
             FileError: the record of the run to resume is damaged.
         """
-        begun = RunRecord.read(self.run).safeguards if self.resume and self.run is not None else {}
+        begun = RunRecord.read(self.run / self.inner).safeguards if self.resume and self.run is not None else {}
         given = {item.name: getattr(self, item.name) for item in fields(Safeguards)}
         return replace(Safeguards.of(begun), **{name: value for name, value in given.items() if value is not None})
 

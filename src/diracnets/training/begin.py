@@ -13,6 +13,7 @@ from diracnets.data.images import ImageData
 from diracnets.data.share import LEAST, cut
 from diracnets.errors import DataError, FileError
 from diracnets.files import absolute_place
+from diracnets.models.network import Network
 from diracnets.runtime.environment import device_name, record_environment
 from diracnets.runtime.job import restarts
 from diracnets.runtime.ranks import Ranks
@@ -27,14 +28,14 @@ from diracnets.training.teacher import Teacher
 
 
 def introduction(
-    recipe: Recipe, data: ImageData, folder: Path, teacher: Teacher | None, ranks: Ranks, *, shard: bool
+    recipe: Recipe, data: ImageData, folder: Path, net: Network, teacher: Teacher | None, ranks: Ranks, *, shard: bool
 ) -> list[str]:
     """The first lines of a run: which network, which images, and where everything goes."""
     images = f"{len(data.train):,} images to train on, {validated_on(data)} to validate on"
     first = f"{recipe.model.name} on {data.name}: {images}; everything goes to {folder}"
     unequal = unequal_classes(data.train.labels, data.classes) if recipe.optimization.class_weights == "none" else None
     told = [unequal] if unequal else []
-    lines = [first, *data.summary(), *told, *([] if teacher is None else teacher.summary())]
+    lines = [first, *data.summary(), *told, *([] if teacher is None else teacher.summary(net, data))]
     return lines if ranks.alone else [*lines, _processes(recipe, len(data.train), ranks, shard=shard)]
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from torch import nn
 
 from diracnets.artifacts.card import card_of
+from diracnets.artifacts.run_record import RunRecord
 from diracnets.data.images import ImageData
 from diracnets.data.items import MapStyle
 from diracnets.data.load import load_data
-from diracnets.errors import UsageError
+from diracnets.errors import UsageError, some_of
 from diracnets.evaluation.metrics import evaluate
 from diracnets.files import written_whole
 from diracnets.models.build import on_meta
@@ -22,11 +23,13 @@ from diracnets.training.finish import Trained
 from diracnets.training.folder import RunFolder
 from diracnets.training.loop import train
 from diracnets.training.recipe import Recipe
+from diracnets.training.safeguards import Safeguards
 from diracnets.training.settings import OptimizationSettings
-from diracnets.training.teacher import TEACHER_SETTINGS, Teacher, load_teacher
+from diracnets.training.teacher import INHERITED, TEACHER_SETTINGS, Teacher, load_teacher
 
 WITH, WITHOUT = "with-teacher", "without-teacher"  # the run folders
 RESULT = "distill.json"
+_GUESSING = 1.5  # up to how many times the accuracy of guessing a teacher is taken for untrained
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ def distill(
     workers: int | None = None,
     trust_teacher: bool = False,
     inherit: bool = False,
+    start: nn.Module | str | Path | None = None,
+    safeguards: Safeguards | None = None,
     compare: bool = True,
     resume: bool = False,
     quiet: bool = False,
@@ -78,6 +83,7 @@ def distill(
         data_dir: where the recipe's images are.
         device, workers, trust_teacher, quiet: see `train`.
         inherit: begin with the teacher's filters where the shapes allow.
+        start, safeguards: of both training runs, see `train`.
         compare: train the chain without the teacher too, by the same recipe, which takes about as long again.
         resume: go on with the training runs that the folder holds; those that are finished are not repeated.
         say: told what begins.
@@ -89,10 +95,22 @@ def distill(
         UsageError: the recipe's network has branches; a teacher that does not suit the images; and what `train` raises.
     """
     place = choose_device(device)
+    begun = [resume and RunFolder(Path(run) / name).checkpoints.exist() for name in (WITH, WITHOUT)]
+    if begun[0]:
+        record = RunRecord.read(Path(run) / WITH)
+        data_dir = record.data_dir if data_dir is None else data_dir
+        started = None if record.start is None or INHERITED in record.start else record.start
+        if compare and not begun[1] and start is None and started is not None:
+            raise UsageError(f"the chain with teacher began from {started}: give it again (--from) for the one without")
     if not isinstance(data, ImageData):
-        size = recipe.data.image_size
-        named = recipe.data.name if data is None else data
-        data = load_data(named, data_dir=data_dir, image_size=size, device=place, workers=workers)
+        data = load_data(
+            recipe.data.name if data is None else data,
+            data_dir=data_dir,
+            image_size=recipe.data.image_size,
+            device=place,
+            workers=workers,
+            skip_unreadable=recipe.data.skip_unreadable,
+        )
     if not on_meta({"name": recipe.model.name, "width": recipe.model.width}).is_chain:
         raise UsageError(f"{recipe.model.name} has branches: distill makes a chain, such as diracnet-28-1")
     guide = load_teacher(teacher, data, trusted=trust_teacher).to(place)
@@ -100,11 +118,20 @@ def distill(
     if not resume:
         for name in names:
             RunFolder(Path(run) / name).check_unused()
+    first = _answers_of(guide, recipe, data)
+    say(f"{first.what}: {first.accuracy:.2%} of the images to validate on")
+    if first.accuracy <= _GUESSING / len(data.classes):
+        say(
+            f"  that is hardly more than guessing ({1 / len(data.classes):.0%}): is it trained, are its classes in the "
+            f"order {some_of(data.classes)}, and are its images normalized as here?"
+        )
+    say(f"{recipe.model.name} is trained {'twice, with it and without' if compare else 'with it'}")
+    if not resume:
         recipe.save(Path(run) / "recipe.toml")
 
     def trained(name: str, settings: Recipe, teacher: nn.Module | str | Path | None, inherit: bool) -> Trained:
         folder = Path(run) / name
-        begun = resume and (folder / "recipe.toml").is_file()
+        begun = resume and RunFolder(folder).checkpoints.exist()
         say(f"{name.replace('-', ' ')}: {folder}")
         return train(
             settings,
@@ -117,6 +144,8 @@ def distill(
             teacher=teacher,
             trust_teacher=trust_teacher,
             inherit=inherit and not begun,
+            start=None if begun else start,
+            safeguards=safeguards,
             quiet=quiet,
         )
 
@@ -125,7 +154,7 @@ def distill(
         usual = {name: getattr(OptimizationSettings, name) for name in TEACHER_SETTINGS}
         alone = trained(WITHOUT, recipe.replaced(**usual), None, False)
         students.append(_student("chain without teacher", alone))
-    lines = [_answers_of(guide, recipe, data), *students]
+    lines = [first, *students]
     with written_whole(Path(run) / RESULT) as part:
         rows = [{**asdict(line), "model_file": line.model_file and str(line.model_file)} for line in lines]
         part.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

@@ -47,7 +47,7 @@ from diracnets.training.start import (
     with_normalization,
 )
 from diracnets.training.state import State, precision_of
-from diracnets.training.teacher import check_teacher, load_teacher
+from diracnets.training.teacher import INHERITED, check_teacher, load_teacher
 from diracnets.training.watchdog import LossWatch
 
 
@@ -173,13 +173,13 @@ def train(
             count = guide.pass_on(net)
             if count == 0:
                 raise UsageError(f"no filter of {guide.name} has the shape of one of the network's: leave out inherit")
-            record = replace(record, start=f"{count} filters of {guide.name}")
+            record = replace(record, start=f"{count}{INHERITED}{guide.name}")
         check_progressive_size(recipe.data, data.input_size, net.min_image_size)
         if not shard:
             net.to(ranks.device, memory_format=memory_format(recipe.runtime.channels_last))  # type: ignore[call-overload]
         balanced = optimization.class_weights == "balanced"
         reporter = Reporter(optimization.epochs, steps, quiet=quiet or not ranks.first, balanced=balanced)
-        for line in introduction(recipe, data, folder.path, guide, ranks, shard=shard):
+        for line in introduction(recipe, data, folder.path, net, guide, ranks, shard=shard):
             reporter.say(line)
         if known is not None:
             reporter.say(followed(data, known))

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from diracnets.data.images import ImageData
 from diracnets.errors import UsageError, first_line
 from diracnets.models.network import Network
+from diracnets.training.logits import are_probabilities
 from diracnets.training.recipe import Recipe
 
 OWN = "own"  # the key that says so in the architecture of a checkpoint's card
@@ -84,7 +85,7 @@ def _check_logits(net: nn.Module, images: Tensor, data: ImageData, training: boo
             f"{name} gives {list(logits.shape)}{mode} for {len(images)} images of {data.name}, and should give logits "
             f"{wanted}"
         )
-    if len(data.classes) > 1 and (logits >= 0).all() and torch.allclose(logits.sum(1), logits.new_ones(len(images))):
+    if are_probabilities(logits):
         raise UsageError(f"{name} gives probabilities, and should give logits: leave its softmax out")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from diracnets.artifacts.run_record import RunRecord
 from diracnets.data.images import ImageData
 from diracnets.errors import UsageError, first_line, some_of
 from diracnets.models.network import Network
+from diracnets.training.logits import check_answers, multiply_adds
 from diracnets.training.settings import OptimizationSettings
 
+INHERITED = " filters of "  # in the record of a run that began with its teacher's
 TEACHER_SETTINGS = ("teacher_weight", "temperature")  # of a recipe: they mean nothing without a teacher
-_PROBES = 2  # images that a teacher answers once, before a run that may take days
 
 
 class Teacher(nn.Module):
@@ -36,12 +38,12 @@ class Teacher(nn.Module):
         where: the name or absolute path that it can be loaded from again, if there is one.
 
     A network that has a model card says what it was trained on: images get its normalization and its size, and its
-    classes are brought into the order of the run's. Of any other module it is assumed that it takes the run's images as
-    they are and has the run's classes in their order.
+    classes are brought into the order of the run's; it may know more of them. Of any other module it is assumed that it
+    takes the run's images as they are and has the run's classes in their order. Images get its dtype.
 
     Raises:
         UsageError: it has other classes or channels than the run's images, does not take them, or does not give one
-            finite number for each class.
+            finite number for each class, always the same ones for an image, as a softmax or training mode prevent.
 
     >>> from diracnets import load_data
     >>> data = load_data("digits")
@@ -66,9 +68,14 @@ class Teacher(nn.Module):
         self._size = None if card is None or card.input_size == data.input_size else card.input_size[1:]
         scale, shift = _renormalization(card, data)
         order = None if card is None else _order(card, data, name)
+        tensors = [each for each in (*net.parameters(), *net.buffers()) if each.is_floating_point()]
+        dtypes = {each.dtype for each in tensors}
+        self._dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+        place = tensors[0].device if tensors else torch.device("cpu")
         for key, value in (("scale", scale), ("shift", shift), ("order", order)):
-            self.register_buffer(key, value, persistent=False)
-        self._check(data)
+            self.register_buffer(key, None if value is None else value.to(place), persistent=False)
+        known = len(data.classes) if card is None or not card.classes else len(card.classes)
+        check_answers(self._answers, data, known, f"the teacher {name}", place)
 
     def train(self, mode: bool = True) -> Teacher:
         """A teacher stays in evaluation mode."""
@@ -84,22 +91,43 @@ class Teacher(nn.Module):
         Returns:
             [batch, classes], in the order of the run's classes.
         """
+        logits = self._answers(images)
+        return logits if self.order is None else logits.index_select(1, self.order)
+
+    @torch.no_grad()
+    def _answers(self, images: Tensor) -> Tensor:
+        """What the module itself gives for images of the run."""
         if self.scale is not None and self.shift is not None:
             images = images * self.scale + self.shift
         if self._size is not None:
             images = F.interpolate(images, self._size, mode="bilinear", antialias=True)
-        logits: Tensor = self.net(images)
-        return logits if self.order is None else logits.index_select(1, self.order)
+        answers = self.net(images if images.dtype == self._dtype else images.to(self._dtype))
+        half = isinstance(answers, Tensor) and answers.is_floating_point() and answers.dtype != images.dtype
+        return answers.to(images.dtype) if half else answers  # type: ignore[no-any-return]
 
-    def summary(self) -> list[str]:
-        """What to say of it before a run begins."""
+    def summary(self, net: nn.Module, data: ImageData) -> list[str]:
+        """What to say of it before a run begins, and what it costs.
+
+        Args:
+            net: the network that learns from it.
+            data: the images of the run.
+        """
         count = sum(parameter.numel() for parameter in self.net.parameters())
         lines = [f"teacher: {self.name}{f', {count:,} parameters' if count else ''}"]
         if self.card is None:
-            lines.append("  it has no model card: its classes and normalization are taken to be those of the images")
+            lines.append(
+                "  it has no model card: its classes, their order and its normalization are taken to be those of the "
+                f"images (mean {_numbers(data.mean)}, std {_numbers(data.std)})"
+            )
+        elif self.order is not None and len(self.order) < len(self.card.classes):
+            lines.append(
+                f"  of its {len(self.card.classes):,} classes it is asked for the {len(self.order)} of the run"
+            )
         if self._size is not None:
             lines.append(f"  images are scaled to {self._size[0]}x{self._size[1]} for it")
-        return lines
+        asked, own = multiply_adds(self, data.input_size), multiply_adds(net, data.input_size)
+        more = f": a step computes {1 + asked / (3 * own):.1f} times as much" if asked and own else ""
+        return [*lines, f"  it answers every image of every step{more}, and evaluations cost nothing more"]
 
     def fingerprint(self) -> str:
         """A hash of its weights: two teachers of one fingerprint give the same answers, if they are of one kind."""
@@ -145,33 +173,18 @@ class Teacher(nn.Module):
             theirs = theirs[place + 1 :]
             count += 1
         last = [module for module in self.net.modules() if isinstance(module, nn.Linear)]
-        if last and isinstance(net.fc, nn.Linear) and last[-1].weight.shape == net.fc.weight.shape:
-            order = torch.arange(net.num_classes) if self.order is None else self.order.cpu()
+        order = torch.arange(net.num_classes) if self.order is None else self.order.cpu()
+        if (
+            last
+            and isinstance(net.fc, nn.Linear)
+            and last[-1].in_features == net.fc.in_features
+            and last[-1].out_features > int(order.max())
+        ):
             net.fc.weight.copy_(last[-1].weight[order])
             if last[-1].bias is not None:
                 net.fc.bias.copy_(last[-1].bias[order])
             count += 1
         return count
-
-    def _check(self, data: ImageData) -> None:
-        channels, height, width = data.input_size
-        probe = torch.zeros(_PROBES, channels, height, width)
-        try:
-            logits = self(probe)
-        except Exception as error:  # whatever a module of the user's raises
-            raise UsageError(
-                f"the teacher {self.name} does not take a batch of {_PROBES} images of "
-                f"{channels}x{height}x{width}: {first_line(error)} (an exported program needs a dynamic batch)"
-            ) from error
-        classes = len(data.classes)
-        if not isinstance(logits, Tensor) or logits.shape != (_PROBES, classes):
-            found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise UsageError(
-                f"the teacher {self.name} gives {found} for {_PROBES} images, but {data.name} has {classes} classes: "
-                f"it must give [{_PROBES}, {classes}] logits"
-            )
-        if not logits.isfinite().all():
-            raise UsageError(f"the teacher {self.name} gives infinities or NaN")
 
 
 def load_teacher(teacher: nn.Module | str | Path, data: ImageData, *, trusted: bool = False) -> Teacher:
@@ -193,6 +206,11 @@ def load_teacher(teacher: nn.Module | str | Path, data: ImageData, *, trusted: b
         except Exception as error:  # whatever a part of it raises
             raise UsageError(f"the teacher cannot be copied: {first_line(error)}") from error
         return Teacher(copied, data, teacher_name(teacher))
+    if not isinstance(teacher, str | Path):
+        raise UsageError(
+            f"a teacher is a module, or the name or path of one, not a {type(teacher).__name__}"
+            + ("; load a state dict into its module" if isinstance(teacher, dict) else "")
+        )
     path = network_file(teacher)
     if is_weights(path):
         return Teacher(load_as_stored(path), data, str(path), str(path))
@@ -276,10 +294,10 @@ def _order(card: ModelCard, data: ImageData, name: str) -> Tensor | None:
         )
     if not card.classes or card.classes == data.classes:
         return None
-    if sorted(card.classes) != sorted(data.classes):
+    if unknown := [each for each in data.classes if each not in card.classes]:
         raise UsageError(
-            f"the teacher {name} knows other classes ({some_of(card.classes)}) than {data.name} has "
-            f"({some_of(data.classes)}): train it on these images first"
+            f"the teacher {name} knows other classes ({some_of(card.classes)}) than {data.name} has, and not "
+            f"{some_of(unknown)}: train it on these images first"
         )
     return torch.tensor([card.classes.index(each) for each in data.classes])
 
@@ -291,3 +309,7 @@ def _renormalization(card: ModelCard | None, data: ImageData) -> tuple[Tensor | 
     mean, std, own_mean, own_std = (torch.tensor(each).double() for each in (data.mean, data.std, card.mean, card.std))
     scale, shift = std / own_std, (mean - own_mean) / own_std
     return scale.float().view(1, -1, 1, 1), shift.float().view(1, -1, 1, 1)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
