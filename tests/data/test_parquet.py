@@ -59,6 +59,14 @@ def test_each_image_with_its_label_and_place(hub, pictures):
     assert encoded(chosen.image(0)) == pictures[17]
 
 
+def test_another_image_in_a_row_is_seen(hub, pictures, picture):
+    before = find_rows(hub)[0].source.content(range(20))
+    assert find_rows(hub)[0].source.content(range(20)) == before
+    others = [*pictures[:7], encoded(picture(seed=99)), *pictures[8:10]]
+    write(hub / "data" / "train-00000-of-00002.parquet", others, [n % 3 for n in range(10)])
+    assert find_rows(hub)[0].source.content(range(20)) != before
+
+
 def test_row_groups_are_read_again_where_few_are_kept(hub, monkeypatch):
     monkeypatch.setattr("diracnets.data.parquet.KEPT", 1)  # of which 8 row groups are more: they are kept
     data = load_data("parquet", data_dir=hub, image_size=16, workers=0)

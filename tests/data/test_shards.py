@@ -67,6 +67,15 @@ def test_what_was_packed_is_what_the_folder_gives(split_folder, tmp_path):
     assert shards.train.name(0).endswith("train-000000.tar/000000000.png") or "000000000." in shards.train.name(0)
 
 
+def test_another_image_of_the_same_name_is_seen(twelve):
+    before = load(twelve).train.content(range(120))
+    samples = numbered(30, 10)
+    samples[4]["png"] = png(7, size=9)
+    assert load(twelve).train.content(range(120)) == before
+    shard(twelve / "train-0003.tar", *samples)
+    assert load(twelve).train.content(range(120)) != before
+
+
 def test_a_pattern_has_the_classes_of_the_list_beside_it(split_folder, tmp_path):
     pack(split_folder, tmp_path / "shards", shard_images=5)
     data = load(f"train={tmp_path}/shards/train-*.tar::val={tmp_path}/shards/val-{{000000..000000}}.tar")

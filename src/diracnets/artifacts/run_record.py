@@ -25,6 +25,7 @@ class RunRecord:
             came from no file.
         teacher_fingerprint: of that network's weights, so that a run goes on with the same.
         images: a hash of which images of a folder it has, see `diracnets.training.same_images`.
+        contents: a hash of what is in its images; None for a run of an earlier version.
         safeguards: how it is guarded, see `diracnets.training.safeguards`; empty for a run of an earlier version.
     """
 
@@ -33,6 +34,7 @@ class RunRecord:
     teacher: str | None = None
     teacher_fingerprint: str | None = None
     images: str | None = None
+    contents: str | None = None
     safeguards: Mapping[str, int] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
@@ -51,8 +53,8 @@ class RunRecord:
         Raises:
             FileError: the file is damaged.
 
-        >>> RunRecord.read(Path("no such folder"))
-        RunRecord(data_dir=None, start=None, teacher=None, teacher_fingerprint=None, images=None, safeguards={})
+        >>> RunRecord.read(Path("no such folder")) == RunRecord()
+        True
         """
         earlier = not (folder / NAME).exists()
         path = folder / (_EARLIER if earlier else NAME)

@@ -57,6 +57,10 @@ class BatchedImages(ABC):
         """See `Images.image`."""
 
     @abstractmethod
+    def content(self, numbers: Sequence[int]) -> bytes:
+        """See `Images.content`."""
+
+    @abstractmethod
     def select(self, numbers: Sequence[int]) -> Self:
         """See `Images.select`."""
 

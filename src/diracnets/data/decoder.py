@@ -38,6 +38,9 @@ class Source(Protocol):
     def random_part(self, index: int, size: Size, min_scale: float, draws: Sequence[float]) -> Pixels:
         """A random part of the image for training, uint8 [H, W, C]."""
 
+    def content(self, indices: Sequence[int]) -> bytes:
+        """A hash of what is in these images, in this order: as much of it as takes little time."""
+
     def select(self, indices: Sequence[int]) -> Source:
         """Some of these images."""
 

@@ -7,8 +7,9 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Generic, Self, TypeVar
+from typing import Any, BinaryIO, Generic, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ from PIL import Image
 from diracnets.data.augment import Size
 from diracnets.data.decode import Pixels, fitted, random_part
 from diracnets.data.image_file import opened
+
+_PIECE = 1 << 14  # bytes
 
 
 class EncodedImages(ABC):
@@ -34,6 +37,10 @@ class EncodedImages(ABC):
     def keys(self) -> npt.NDArray[np.uint64]:
         """[N], a hash of where each image lies and of when that was changed, so that what was seen of it can be
         remembered; 0 where that is not known."""
+
+    @abstractmethod
+    def content(self, indices: Sequence[int]) -> bytes:
+        """See `diracnets.data.decoder.Source.content`."""
 
     @abstractmethod
     def select(self, indices: Sequence[int]) -> Self:
@@ -67,6 +74,28 @@ def stamp_of(file: str | Path) -> bytes:
     except OSError:
         return b""
     return b"\0".join([os.fsencode(path.absolute()), b"%d" % facts.st_size, b"%d" % facts.st_mtime_ns])
+
+
+def pieces_of(file: str) -> bytes:
+    """A file's size and some of its bytes; nothing of one that cannot be read, which is named when it is decoded."""
+    try:
+        with FileIO(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            pieces = [b"%d" % size]
+            for place in (0, (size - _PIECE) // 2, size - _PIECE):
+                stream.seek(max(0, place))
+                pieces.append(stream.read(_PIECE))
+    except OSError:
+        return b""
+    return b"\0".join(pieces)
+
+
+def hash_of(*columns: npt.NDArray[Any]) -> bytes:
+    """A hash of what is listed of images. Their sizes are most of it: a changed one hardly has as many bytes again."""
+    whole = hashlib.blake2b(digest_size=16)
+    for column in columns:
+        whole.update(column.tobytes())
+    return whole.digest()
 
 
 def key_of(stamp: bytes, *place: int) -> int:

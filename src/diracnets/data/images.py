@@ -42,6 +42,9 @@ class Images(Protocol):
             DataError: it cannot be decoded, or has neither 1 nor 3 channels.
         """
 
+    def content(self, numbers: Sequence[int]) -> bytes:
+        """A hash of what is in the images of these numbers, in this order: as much of it as takes little time."""
+
     def select(self, numbers: Sequence[int]) -> Images:
         """The images of these numbers, as a set of its own."""
 

@@ -62,6 +62,10 @@ class Items:
         """Of the items, within the Dataset."""
         return self._numbers
 
+    def content(self, indices: Sequence[int]) -> bytes:
+        """Nothing: reading items may take long, and what they are may be drawn at random."""
+        return b""
+
     def select(self, indices: Sequence[int]) -> Items:
         """Some of these items."""
         numbers = [self._numbers[index] for index in indices]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diracnets.data.batched import TOGETHER
-from diracnets.data.encoded import EncodedImages, EncodedSet, key_of
+from diracnets.data.encoded import EncodedImages, EncodedSet, hash_of, key_of
 from diracnets.data.progress import Report
 from diracnets.data.shard_cache import LIMIT, ShardCache
 from diracnets.data.shard_files import ShardFiles
@@ -62,6 +62,11 @@ class ShardSource(EncodedImages):
         stamps = [self._files.stamp(location) for location in self._locations]
         places = zip(self.shards, self._offsets, strict=True)
         return np.fromiter((key_of(stamps[shard], int(offset)) for shard, offset in places), np.uint64, len(self))
+
+    def content(self, indices: Sequence[int]) -> bytes:
+        """By name and size: to read shards may mean to download them."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return hash_of(self._names[chosen], self._sizes[chosen])
 
     def select(self, indices: Sequence[int]) -> ShardSource:
         """Some of these images."""

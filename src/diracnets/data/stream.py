@@ -78,6 +78,10 @@ class StreamedImages(BatchedImages):
         """The image as it was before any change."""
         return self._source.image(index)
 
+    def content(self, numbers: Sequence[int]) -> bytes:
+        """See `Images.content`."""
+        return self._source.content(numbers)
+
     def select(self, numbers: Sequence[int]) -> Self:
         """See `Images.select`."""
         chosen = torch.as_tensor(numbers, dtype=torch.int64)

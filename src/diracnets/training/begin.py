@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 from diracnets.artifacts.checkpoint import read_checkpoint
-from diracnets.artifacts.run_record import RunRecord
 from diracnets.data.images import ImageData
 from diracnets.data.share import LEAST, cut
 from diracnets.errors import DataError, FileError
@@ -22,7 +21,6 @@ from diracnets.training.evaluating import recalibrates
 from diracnets.training.patience import schedule_cut_short
 from diracnets.training.recipe import Recipe
 from diracnets.training.run import Run, validated_on
-from diracnets.training.same_images import fingerprint as fingerprint_of_images
 from diracnets.training.settings import FEW_STEPS
 from diracnets.training.teacher import Teacher
 
@@ -106,13 +104,16 @@ def _write_record(run: Run, *, resumed: bool) -> None:
     data_dir = None if run.data_dir is None else absolute_place(run.data_dir)
     teacher = None if run.teacher is None else run.teacher.where
     fingerprint = None if run.teacher is None else run.teacher.fingerprint()
-    images, safeguards = fingerprint_of_images(run.data), asdict(run.safeguards)
-    RunRecord(data_dir, run.start, teacher, fingerprint, images, safeguards).save(run.folder.path)
+    safeguards = asdict(run.safeguards)
+    record = replace(
+        run.record, data_dir=data_dir, teacher=teacher, teacher_fingerprint=fingerprint, safeguards=safeguards
+    )
+    record.save(run.folder.path)
     if not resumed:
         run.recipe.save(run.folder.recipe)
     run.folder.rewrite_metrics(run.state.history)
     precision = run.state.precision
-    record_environment(run.folder.environment, run.state.device, run.data_dir, precision, run.start)
+    record_environment(run.folder.environment, run.state.device, run.data_dir, precision, record.start)
 
 
 def _check_best(run: Run) -> None:

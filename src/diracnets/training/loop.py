@@ -168,7 +168,7 @@ def train(
         net = own or (
             starting_network(recipe, data, weights) if saved is None else network_to_resume(saved.card, recipe, data)
         )
-        check_same_images(data, record)
+        record = ranks.from_first(partial(check_same_images, data, record))
         if guide is not None and inherit and saved is None:
             count = guide.pass_on(net)
             if count == 0:
@@ -214,7 +214,7 @@ def train(
                 data_dir,
                 folder,
                 state,
-                record.start,
+                record,
                 guide,
                 steps,
                 reporter,

@@ -9,6 +9,7 @@ from typing import Any
 
 from diracnets.artifacts.card import ModelCard, TrainedOn
 from diracnets.artifacts.checkpoint import Checkpoint
+from diracnets.artifacts.run_record import RunRecord
 from diracnets.data.image_file import ADVICE
 from diracnets.data.images import ImageData
 from diracnets.errors import DiracNetsError, TrainingError
@@ -41,8 +42,8 @@ class Run:
     """Where the images were asked for, if anywhere."""
     folder: RunFolder
     state: State
-    start: str | None
-    """What the weights came from, where they were not fresh."""
+    record: RunRecord
+    """How it was begun."""
     teacher: Teacher | None
     """The network to learn from besides the labels."""
     steps: int
@@ -90,7 +91,7 @@ class Run:
                 "versions": versions(),
                 "device": device_name(state.device),
                 "precision": state.precision.name,
-                "start": self.start,
+                "start": self.record.start,
             },
         )
 
