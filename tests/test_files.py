@@ -8,7 +8,8 @@ import pytest
 from safetensors.torch import save_file
 
 from diracnets.errors import FileError
-from diracnets.files import url_in, written_together, written_whole
+from diracnets.files import written_together, written_whole
+from diracnets.places import url_in
 
 
 def test_a_file_has_the_permissions_of_any_new_one_and_the_process_keeps_its_own(tmp_path):

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from diracnets.errors import FileError, UsageError, printable
-from diracnets.files import cache_folder, reading
+from diracnets.files import reading
+from diracnets.places import cache_folder
 from diracnets.transfer import Report, Transfer
 
 _PATIENT_ATTEMPTS = 10  # connections

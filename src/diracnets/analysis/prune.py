@@ -17,8 +17,9 @@ from diracnets.artifacts.model_file import save
 from diracnets.data.images import ImageData
 from diracnets.errors import UsageError
 from diracnets.evaluation.metrics import evaluate
-from diracnets.files import check_model_name, short_number
+from diracnets.files import short_number
 from diracnets.folding.fold import fold
+from diracnets.places import check_model_name
 from diracnets.runtime.environment import circumstances
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from diracnets.errors import UsageError, some_of
-from diracnets.files import url_in
+from diracnets.places import url_in
 
 BEST = "best.pt"  # of a run: the checkpoint with the highest accuracy on the held-out images
 LAST = "last.pt"  # of a run: the checkpoint that it is resumed from

@@ -12,7 +12,7 @@ from typing import Any
 from diracnets.artifacts.card import ModelCard
 from diracnets.download import Checksum, download
 from diracnets.errors import FileError, UsageError, did_you_mean
-from diracnets.files import cache_folder
+from diracnets.places import cache_folder
 
 FOLDER = Path(__file__).with_name("weights")  # NAME.json for each, and NAME.safetensors for those without a url
 _LARGEST = 1 << 28  # bytes of a file whose size is not known; that of a DiracNet-34 has 87 million

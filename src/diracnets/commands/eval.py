@@ -14,7 +14,8 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from diracnets.artifacts.network_file import network_file
 from diracnets.commands.output import note, stdout, table
 from diracnets.errors import MissingExtraError, UsageError
-from diracnets.files import check_folder, written_whole
+from diracnets.files import written_whole
+from diracnets.places import check_folder
 
 if TYPE_CHECKING:
     from diracnets.data.images import ImageData

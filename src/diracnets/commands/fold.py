@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 from diracnets.artifacts.network_file import network_file
 from diracnets.commands.output import say
 from diracnets.errors import UsageError
-from diracnets.files import check_model_name
+from diracnets.places import check_model_name
 
 
 @dataclass(frozen=True)

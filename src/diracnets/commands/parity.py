@@ -11,7 +11,8 @@ from tyro.conf import Positional, arg
 from diracnets.artifacts.network_file import network_file
 from diracnets.commands.output import note, stdout, table
 from diracnets.errors import UsageError
-from diracnets.files import check_folder, written_whole
+from diracnets.files import written_whole
+from diracnets.places import check_folder
 
 if TYPE_CHECKING:
     from diracnets.deploy.parity import Table

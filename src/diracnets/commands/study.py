@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg, subcommand
 
-from diracnets.files import check_folder
+from diracnets.places import check_folder
 from diracnets.studies.options import Options
 
 Say = Callable[[str], None]

@@ -24,7 +24,8 @@ from diracnets.data.packed import refuse_existing
 from diracnets.data.progress import Report
 from diracnets.data.tar import Member
 from diracnets.errors import UsageError
-from diracnets.files import check_room, size_of, writing, written_whole
+from diracnets.files import size_of, writing, written_whole
+from diracnets.places import check_room
 
 WORDS = "words.txt"  # of each class, beside the images
 _SOURCE = "source.json"

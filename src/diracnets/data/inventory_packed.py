@@ -16,7 +16,7 @@ from diracnets.data.shards import key_of_sample, source_of
 from diracnets.data.split import HELD_OUT
 from diracnets.data.table import labels_of, table_of
 from diracnets.errors import DataError, FileError
-from diracnets.files import kind_of, url_in
+from diracnets.places import kind_of, url_in
 
 _PARQUET = ("*.parquet", "*/*.parquet", "*/*/*.parquet")
 

@@ -24,7 +24,7 @@ from diracnets.data.shards import ShardSet, ShardSource, find_samples
 from diracnets.data.stream import StreamedImages
 from diracnets.data.workers import default_workers
 from diracnets.errors import UsageError, did_you_mean
-from diracnets.files import kind_of, url_in
+from diracnets.places import kind_of, url_in
 
 _FOLDER_SIZE = 224
 DESCRIPTIONS = {

@@ -15,7 +15,8 @@ from diracnets.data.random import order
 from diracnets.data.shard_index import index_shard
 from diracnets.data.shard_list import LIST
 from diracnets.errors import FileError, MissingExtraError, UsageError
-from diracnets.files import check_room, written_folder
+from diracnets.files import written_folder
+from diracnets.places import check_room
 
 SHARD_IMAGES, SHARD_BYTES = 10_000, 256 * 10**6  # of a shard, at most
 _BLOCK = 512  # of a tar file: each member has one for its header, and fills whole ones

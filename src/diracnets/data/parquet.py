@@ -24,7 +24,7 @@ from diracnets.data.split import numbered
 from diracnets.data.table import Table, labels_of, open_parquet, reading_parquet, table_of
 from diracnets.data.usable import Lost, usable
 from diracnets.errors import DataError, FileError, shown, some_of
-from diracnets.files import kind_of
+from diracnets.places import kind_of
 
 KEPT = 256 << 20  # bytes of row groups that a process keeps, if as many as are shuffled together are no more
 

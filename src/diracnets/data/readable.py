@@ -20,7 +20,7 @@ from diracnets.data.image_file import check_whole, opened
 from diracnets.data.processes import spread
 from diracnets.data.progress import Report
 from diracnets.errors import DataError, FileError
-from diracnets.files import absolute_place, cache_folder
+from diracnets.places import absolute_place, cache_folder
 
 Depth = Literal["whole", "decoded"]
 _VERSION = 1  # of what is remembered: to be raised where the checks find more

@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 from diracnets.data.shard_list import Stated
 from diracnets.download import Checksum, fetch
 from diracnets.errors import FileError, UsageError
-from diracnets.files import cache_folder, locked, written_whole
+from diracnets.files import locked, written_whole
+from diracnets.places import cache_folder
 
 LIMIT = "DIRACNETS_CACHE_GB"
 _USUAL_GB = 100

@@ -15,7 +15,8 @@ from diracnets.data.shard_index import ShardIndex, index_shard
 from diracnets.data.shard_list import Stated, Where
 from diracnets.data.tar import BLOCK, begins
 from diracnets.errors import DataError, FileError
-from diracnets.files import cache_folder, locked, reading, url_in, written_whole
+from diracnets.files import locked, reading, written_whole
+from diracnets.places import cache_folder, url_in
 from diracnets.web import read_url
 
 _LONGEST = 1 << 28  # bytes of an index

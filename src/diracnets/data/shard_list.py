@@ -12,7 +12,7 @@ from urllib.parse import urljoin, urlsplit
 from diracnets.data.layout import Part, part_of
 from diracnets.data.tree import composed
 from diracnets.errors import DataError, FileError, shown
-from diracnets.files import url_in
+from diracnets.places import url_in
 from diracnets.web import read_url
 
 LIST = "_info.json"  # of timm's sets, and ours

@@ -14,7 +14,8 @@ from urllib.parse import urljoin, urlsplit
 from diracnets.data.layout import Part, part_of
 from diracnets.data.shard_list import LIST, Where, class_names, classes_beside, listed, place_beside, read_small
 from diracnets.errors import DataError, FileError, MissingExtraError, UsageError, printable, some_of
-from diracnets.files import kind_of, reading, url_in
+from diracnets.files import reading
+from diracnets.places import kind_of, url_in
 
 _MOST = 1_000_000  # shards
 _PREFIX = re.compile(r"(train|val|classes)=(.*)", re.DOTALL)

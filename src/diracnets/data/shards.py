@@ -21,7 +21,7 @@ from diracnets.data.shard_where import find_shards
 from diracnets.data.split import numbered
 from diracnets.data.usable import Lost, usable
 from diracnets.errors import DataError, some_of
-from diracnets.files import url_in
+from diracnets.places import url_in
 
 
 class ShardSource(EncodedImages):

@@ -19,7 +19,8 @@ from diracnets.data.arrays import Array, pictures_in
 from diracnets.data.image_file import SUFFIXES
 from diracnets.data.tree import Account, search
 from diracnets.errors import DataError, FileError, UsageError, shown
-from diracnets.files import reading, url_in
+from diracnets.files import reading
+from diracnets.places import url_in
 
 _KINDS = "a path, a PIL image, the bytes of a file, a tensor or an array"
 

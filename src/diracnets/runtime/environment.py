@@ -17,7 +17,8 @@ import torch
 
 from diracnets._version import __version__
 from diracnets.errors import FileError
-from diracnets.files import absolute_place, written_whole
+from diracnets.files import written_whole
+from diracnets.places import absolute_place
 from diracnets.runtime.precision import Precision
 from diracnets.runtime.processor import cpuinfo, instructions
 

@@ -11,8 +11,8 @@ from diracnets.artifacts.checkpoint import read_checkpoint
 from diracnets.data.images import ImageData
 from diracnets.data.share import LEAST, cut
 from diracnets.errors import DataError, FileError
-from diracnets.files import absolute_place
 from diracnets.models.network import Network
+from diracnets.places import absolute_place
 from diracnets.runtime.environment import device_name, record_environment
 from diracnets.runtime.job import restarts
 from diracnets.runtime.ranks import Ranks
