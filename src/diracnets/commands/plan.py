@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from diracnets.commands.output import note, say, stdout, table
+from diracnets.commands.plan_words import (
+    COLUMNS,
+    counted,
+    ending_of,
+    in_bytes,
+    in_time,
+    per_second,
+    row_of,
+    worth_a_line,
+)
 from diracnets.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -92,7 +102,7 @@ class Plan:
         size = job.step.input_size[1]
         rate = DECODED[128 if size <= 128 else 224] if self.decoded is None else self.decoded
         cores = 0 if self._in_memory else math.ceil(chosen.images_per_second / rate)
-        ending = _ending(useful, stop)
+        ending = ending_of(useful, stop)
         if self.json:
             data = {
                 "model": self.model,
@@ -117,13 +127,13 @@ class Plan:
         for name, value in self._facts(job, multiply_adds, chosen, cores, rate):
             say(f"{name:<16} {value}")
         console.print()
-        parts = [[name, _size(count)] for name, count in chosen.memory.items() if count]
-        console.print(table(["memory of a device", ""], [*parts, ["sum", _size(sum(chosen.memory.values()))]]))
+        parts = [[name, in_bytes(count)] for name, count in chosen.memory.items() if count]
+        console.print(table(["memory of a device", ""], [*parts, ["sum", in_bytes(sum(chosen.memory.values()))]]))
         if any("memory" in limit for limit in chosen.limits):
             help_ = f"; what would help: {', or '.join(helps)}" if helps else "; no option of this command would help"
-            say(f"This is more than the {_size(job.device.memory)} of the device{help_}.")
+            say(f"This is more than the {in_bytes(job.device.memory)} of the device{help_}.")
         console.print()
-        console.print(table(_COLUMNS, map(_row, _worth_a_line(rows, self.devices))))
+        console.print(table(COLUMNS, map(row_of, worth_a_line(rows, self.devices))))
         console.print()
         for text in (ending, *notes):
             say(text)
@@ -212,18 +222,18 @@ class Plan:
     def _facts(self, job: Job, multiply_adds: int, chosen: Planned, cores: int, rate: float) -> list[tuple[str, str]]:
         device, ways = job.device, "FSDP2" if job.shard else "DDP"
         peak = device.flops[job.precision]
-        gradient = f"{ways}, gradient of {_size(job.step.gradient_bytes)}, {_time(chosen.communication)} a step"
+        gradient = f"{ways}, gradient of {in_bytes(job.step.gradient_bytes)}, {in_time(chosen.communication)} a step"
         hidden = 1 - chosen.exposed / chosen.communication if chosen.communication else 1.0
         feeding = (
             "images lie in the device's memory"
             if self._in_memory
-            else f"{_counted(cores, 'core')} at {rate:,.0f} a second"
+            else f"{counted(cores, 'core')} at {rate:,.0f} a second"
         )
         return [
             ("network", f"{self.model}, {job.step.parameters:,} parameters, {multiply_adds:,} MACs per image"),
             (
                 "run",
-                f"{job.images:,.0f} images of {job.step.input_size[1]} pixels, {_counted(job.epochs, 'epoch')}, "
+                f"{job.images:,.0f} images of {job.step.input_size[1]} pixels, {counted(job.epochs, 'epoch')}, "
                 f"{job.precision}",
             ),
             (
@@ -231,78 +241,13 @@ class Plan:
                 f"{device.name}: {peak / 1e12:,.2f} TFLOP/s, {device.bandwidth / 1e9:,.1f} GB/s ({device.source})",
             ),
             ("efficiency", f"{device.computing:.0%} of FLOP/s, {device.moving:.0%} of GB/s ({device.efficiency})"),
-            ("step", f"{chosen.batch:,} images on {_counted(chosen.devices, 'device')} in {_time(chosen.step)}"),
+            ("step", f"{chosen.batch:,} images on {counted(chosen.devices, 'device')} in {in_time(chosen.step)}"),
             ("communication", "none" if chosen.devices == 1 else f"{gradient}, {hidden:.0%} of it hidden"),
-            ("time", f"{_time(chosen.epoch)} per epoch, {_time(chosen.run)} per run"),
-            ("decoding", f"{_rate(chosen.images_per_second)} images per second: {feeding}"),
+            ("time", f"{in_time(chosen.epoch)} per epoch, {in_time(chosen.run)} per run"),
+            ("decoding", f"{per_second(chosen.images_per_second)} images per second: {feeding}"),
         ]
 
 
-_COLUMNS = ["devices", "batch", "a device", "step", "images/s", "efficiency", "memory", "epoch", "run", "limits"]
-
-
-def _worth_a_line(rows: list[Planned], chosen: int) -> list[Planned]:
-    """All numbers of devices up to the first that leaves some without images, and the chosen one."""
-    idle = [row.devices for row in rows if row.batch_per_device < 1]
-    return [row for row in rows if row.devices == chosen or not idle or row.devices <= idle[0]]
-
-
-def _row(found: Planned) -> list[object]:
-    return [
-        found.devices,
-        found.batch,
-        f"{found.batch_per_device:g}" if found.batch_per_device >= 1 else f"{found.batch_per_device:.2g}",
-        _time(found.step),
-        round(found.images_per_second) if found.images_per_second >= 10 else _rate(found.images_per_second),
-        f"{found.efficiency:.0%}",
-        _size(sum(found.memory.values())),
-        _time(found.epoch),
-        _time(found.run),
-        ", ".join(found.limits),
-    ]
-
-
-def _ending(useful: int, stop: Planned | None) -> str:
-    if stop is None:
-        return f"Scaling does not stop up to {_counted(useful, 'device')}."
-    reason = " and ".join(limit for limit in stop.limits if "memory" not in limit)
-    return f"Scaling stops at {_counted(useful, 'device')}: with {stop.devices:,}, {reason}."
-
-
 def _device_data(device: Device) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    finite = replace(device, memory=device.memory if math.isfinite(device.memory) else -1.0)
-    return {name: None if name == "memory" and value < 0 else value for name, value in asdict(finite).items()}
-
-
-def _counted(count: int, thing: str) -> str:
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"
-
-
-def _rate(images: float) -> str:
-    return f"{images:,.0f}" if images >= 10 else f"{images:.2g}"
-
-
-def _size(count: float) -> str:
-    """Bytes as kB, MB, GB or TB.
-
-    >>> _size(20_472), _size(1_474_920), _size(3.2e10), _size(8e14)
-    ('20.5 kB', '1.5 MB', '32.0 GB', '800.0 TB')
-    """
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count / 1e3:,.1f} kB"
-
-
-def _time(seconds: float) -> str:
-    """A time in the unit that suits it.
-
-    >>> _time(0.0123), _time(90), _time(7200), _time(864000), _time(1e9)
-    ('12.3 ms', '1.5 min', '2.0 h', '10.0 days', '31.7 years')
-    """
-    for unit, size in (("years", 365.25 * 86400), ("days", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
-        if seconds >= size * (2 if unit in ("days", "years") else 1):
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{1000 * seconds:.1f} ms"
+    """Plain JSON values; None for a memory that is not known."""
+    return {name: None if value == math.inf else value for name, value in asdict(device).items()}
