@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 
 import numpy as np
 import pytest
@@ -87,9 +86,13 @@ class Dying:
         return np.zeros((8, 8, 3), np.uint8)
 
 
-@pytest.mark.parametrize(("platform", "advice"), [("linux", "0 workers$"), ("darwin", "if __name__")])
-def test_a_worker_that_dies_is_reported(platform, advice, monkeypatch):
-    monkeypatch.setattr(processes, "sys", types.SimpleNamespace(platform=platform))
+@pytest.mark.parametrize(
+    ("start", "usual", "advice"),
+    [("fork", "spawn", "0 workers$"), (None, "fork", "0 workers$"), (None, "spawn", "if __name__")],
+)
+def test_a_worker_that_dies_is_reported(start, usual, advice, monkeypatch):
+    monkeypatch.setattr(processes, "START", start)
+    monkeypatch.setattr(processes, "get_start_method", lambda: usual)
     data = StreamedImages(Dying(), torch.zeros(9).long(), size=(3, 8, 8), mean=[0.5] * 3, std=[0.5] * 3, workers=1)
     with pytest.raises(DataError, match=r"a process that decodes images died.*use fewer workers") as caught:
         list(data.batches(1))

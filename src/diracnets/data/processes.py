@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, get_start_method
 from typing import Any, TypeVar
 
 from diracnets.errors import DataError
@@ -16,6 +16,7 @@ from diracnets.errors import DataError
 S = TypeVar("S")
 T = TypeVar("T")
 R = TypeVar("R")
+START = "fork" if sys.platform == "linux" else None  # how processes that decode are started; None: as the system does
 _AT_ONCE = 16  # items that a process is handed
 
 
@@ -37,7 +38,7 @@ def spread(function: Callable[[S, T], R], shared: S, items: Sequence[T], workers
     if workers <= 1 or len(items) <= _AT_ONCE:
         yield from map(partial(function, shared), items)
         return
-    context = get_context("fork" if sys.platform == "linux" else None)  # as the workers of `StreamedImages`
+    context = get_context(START)
     pool = ProcessPoolExecutor(min(workers, -(-len(items) // _AT_ONCE)), context, _begin, (function, shared))
     try:
         yield from pool.map(_answer, items, chunksize=_AT_ONCE)
@@ -52,7 +53,7 @@ def spread(function: Callable[[S, T], R], shared: S, items: Sequence[T], workers
 
 def unguarded() -> str:
     """What else ends a process where it begins by importing the program, which would then train in the process too."""
-    if sys.platform == "linux":
+    if (START or get_start_method()) == "fork":
         return ""
     return '. Or a program of your own trains as it is imported: put what it does under if __name__ == "__main__":'
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from diracnets.data.decoder import Decoder, Mended, Request
-from diracnets.data.processes import unguarded
+from diracnets.data.processes import START, unguarded
 from diracnets.errors import DataError, DiracNetsError, some_of
 from diracnets.runtime.processor import usable_processors
 
@@ -64,7 +64,7 @@ def answered(
         worker_init_fn=partial(_belong_to, os.getpid()),
         generator=torch.Generator(),  # or each pass would draw from the global one
         pin_memory=device.type == "cuda",
-        multiprocessing_context="fork" if decoder.workers and sys.platform == "linux" else None,
+        multiprocessing_context=START if decoder.workers else None,
     )
     iterator = None
     try:
