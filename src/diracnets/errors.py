@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import reprlib
 import textwrap
 import unicodedata
 from collections.abc import Iterable
+from itertools import product
 
 _LONGEST = 2_500  # characters of a message; what a file holds may have any number
 _UNBROKEN = "\N{NO-BREAK SPACE}"
+_AROUND = 8  # words before and after one with a slash that may belong to the same path
 
 
 class DiracNetsError(Exception):
@@ -117,19 +120,32 @@ def some_of(names: Iterable[object], limit: int = 5) -> str:
 def lines_of(text: str, width: int, indent: int = 0) -> list[str]:
     """Text in lines of a width, 20 at least, that end between words; what one copies stays whole, even if it is longer.
 
-    That is a word, such as a path, a command in `backticks`, what pip is to install, and words joined by no-break
-    spaces. Lines after the first are indented.
+    That is a word, a path that is there, a command in `backticks` or 'quotes', what pip is to install, and words joined
+    by no-break spaces. Lines after the first are indented.
 
     >>> lines_of("it is in runs/photos/model.safetensors; `diracnets models` lists it", 20)
     ['it is in', 'runs/photos/model.safetensors;', '`diracnets models`', 'lists it']
     """
     joined = re.sub(
-        r"`[^`]*`|(pip install|tensorboard --logdir) \S+", lambda found: found[0].replace(" ", _UNBROKEN), text
+        r"`[^`]*`|(?<!\w)'[^']*'|(pip install|tensorboard --logdir) \S+",
+        lambda found: found[0].replace(" ", _UNBROKEN),
+        _with_whole_paths(text),
     )
     lines = textwrap.wrap(
         joined, max(width, 20), break_long_words=False, break_on_hyphens=False, subsequent_indent=" " * indent
     )
     return [line.replace(_UNBROKEN, " ") for line in lines]
+
+
+def _with_whole_paths(text: str) -> str:
+    """Text with no-break spaces in the paths of files and folders that are there."""
+    words = text.split(" ")
+    for at in [number for number, word in enumerate(words) if os.sep in word]:
+        for first, last in product(range(max(0, at - _AROUND), at + 1), range(at + _AROUND, at - 1, -1)):
+            path = " ".join(words[first : last + 1])
+            if " " in path and os.path.lexists(path.lstrip("(").rstrip(".,;:)")):
+                return _with_whole_paths(text.replace(path, path.replace(" ", _UNBROKEN)))
+    return text
 
 
 def printable(text: str, keep: str = "") -> str:
