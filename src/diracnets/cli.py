@@ -19,6 +19,7 @@ from typing import Protocol, TextIO
 
 from diracnets._version import __version__
 from diracnets.errors import DiracNetsError, FileError, UsageError, did_you_mean, lines_of, printable
+from diracnets.runtime.job import variables
 
 COMMANDS = {  # in the order in which a user meets them
     "demo": ("Demo", "train, fold and classify handwritten digits, in about a minute"),
@@ -173,7 +174,8 @@ def parse(words: Sequence[str]) -> Command:
         raise SystemExit(0)
     refuse_foreign(name, kind, options)
     style = (tyro.conf.PositionalMetavarFromFieldName,)
-    with _plain_where_asked(), wrapped():
+    plain = os.environ.get("NO_COLOR") or not sys.stderr.isatty()  # for which the parser itself looks at TERM only
+    with variables({"TERM": "dumb"} if plain else {}), wrapped():
         command: Command = tyro.cli(kind, prog=f"diracnets {name}", description=description, args=options, config=style)
     return command
 
@@ -194,21 +196,6 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT
     return error.exit_code if isinstance(error, DiracNetsError) else 1
-
-
-@contextmanager
-def _plain_where_asked() -> Iterator[None]:
-    """Turn colours off for NO_COLOR and a piped stderr too; the parser itself looks at TERM only."""
-    before = os.environ.get("TERM")
-    if os.environ.get("NO_COLOR") or not sys.stderr.isatty():
-        os.environ["TERM"] = "dumb"
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop("TERM", None)
-        else:
-            os.environ["TERM"] = before
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import nn
 from torch._inductor import aoti_compile_and_package, aoti_load_package
 
 from diracnets.artifacts.card import ModelCard
-from diracnets.deploy.backend import KEY, Backend, Options, Run, description
+from diracnets.deploy.backend import KEY, Backend, Options, Run, description, quiet
 from diracnets.deploy.pt2 import exported_program
 from diracnets.errors import UsageError
 
@@ -26,8 +25,7 @@ def _write(model: nn.Module, card: ModelCard, path: Path, options: Options) -> N
     metadata = {KEY: description(card, options, "float32")}
     program = exported_program(model, card, options)
     content = io.BytesIO()  # writing to a disk that is full, torch ends the process
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on what torch itself will change
+    with quiet():
         aoti_compile_and_package(program, package_path=content, inductor_configs={"aot_inductor.metadata": metadata})
     path.write_bytes(content.getvalue())
 

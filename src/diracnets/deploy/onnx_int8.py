@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from torch import nn
 
 from diracnets.artifacts.card import ModelCard
+from diracnets.deploy.backend import quiet
 from diracnets.deploy.export import export
 
 QUANTIZED = ("onnx", "openvino")  # the backends that take such a file
@@ -37,9 +37,7 @@ def int8_writer(
 
         plain, path = folder / "float32.onnx", folder / f"int8-{batch or 'any'}.onnx"
         export(model, "onnx", plain, batch=batch, card=card)
-        root = logging.getLogger()
-        before, root.disabled = root.disabled, True  # it advises to optimize first, which the export has done
-        try:
+        with quiet():  # it advises to optimize first, which the export has done
             quantization.quantize_static(
                 plain,
                 path,
@@ -49,8 +47,6 @@ def int8_writer(
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
             )
-        finally:
-            root.disabled = before
         plain.unlink()
         return path if backend == "onnx" else _to_openvino(path)
 

@@ -17,6 +17,7 @@ from diracnets.models.build import build_model
 from diracnets.models.integer import IntegerChain
 from diracnets.models.names import is_name
 from diracnets.models.repvgg import RepVGG, merged
+from diracnets.runtime.device import seeded
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +77,7 @@ def subject_of(given: Given, name: str | None = None, input_size: tuple[int, ...
     if isinstance(given, nn.Module):
         model, name = given.eval(), name or type(given).__name__
     elif not is_weights(given) and not Path(given).exists() and is_name(str(given)):
-        with torch.random.fork_rng([]):
-            torch.manual_seed(0)
+        with seeded(0):
             model = build_model(str(given)).eval()
         trained = False
     else:

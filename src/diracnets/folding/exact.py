@@ -7,13 +7,13 @@ from typing import cast
 
 from torch import Tensor, fx, nn
 
-from diracnets.folding import fuse
 from diracnets.folding.flow import has_forward_hooks
 from diracnets.folding.steps import is_nothing
+from diracnets.nn.dirac import CONVOLUTIONS, TRANSPOSED
 
 RANKS: dict[type[nn.Module], int] = {  # dimensions of outputs whose channels are where a batch norm expects them
     nn.Linear: 2,
-    **{kind: 3 + axes for kinds in (fuse.CONVOLUTIONS, fuse.TRANSPOSED) for axes, kind in enumerate(kinds)},
+    **{kind: 3 + axes for kinds in (CONVOLUTIONS, TRANSPOSED) for axes, kind in enumerate(kinds)},
 }
 POOLS: dict[type[nn.Module], int] = {  # dimensions of their inputs, with those of batch and channels
     getattr(nn, f"{kind}Pool{axes}d"): axes + 2
@@ -60,9 +60,9 @@ def takes_shifts(layer: nn.Module) -> bool:
     >>> takes_shifts(nn.Conv2d(1, 1, 3)), takes_shifts(nn.Conv2d(1, 1, 3, padding="same"))
     (True, False)
     """
-    if isinstance(layer, fuse.CONVOLUTIONS):
+    if isinstance(layer, CONVOLUTIONS):
         return layer.padding_mode != "zeros" or not _pads(layer)
-    return not isinstance(layer, fuse.TRANSPOSED)
+    return not isinstance(layer, TRANSPOSED)
 
 
 def _pads(layer: nn.Module) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -21,12 +21,12 @@ from diracnets.folding.proof import TOLERANCE, Witness
 from diracnets.folding.report import FoldReport, shapes_of
 from diracnets.folding.rules import Folded, Plan, make_plan
 from diracnets.folding.surgery import as_in, copied, is_finite, rebuilt, replace_inside, tensors_of
-from diracnets.nn.dirac import DiracConv1d, DiracConv2d, DiracConv3d
+from diracnets.nn.dirac import DiracConv
 from diracnets.nn.diracify import undiracify
 from diracnets.nn.kernels import warn_of_unsafe
 from diracnets.nn.module import check_module
 
-DIRAC = (DiracConv1d, DiracConv2d, DiracConv3d)
+DIRAC = get_args(DiracConv)
 
 
 def fold(model: nn.Module, example_input: object = None, *, inplace: bool = False) -> nn.Module:

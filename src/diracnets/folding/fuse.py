@@ -8,12 +8,12 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from diracnets.nn.dirac import TRANSPOSED
+
 Layer = TypeVar("Layer", bound=nn.Module)
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def scale_and_shift(norm: BatchNorm) -> tuple[Tensor, Tensor]:

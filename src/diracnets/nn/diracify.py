@@ -25,7 +25,6 @@ _DIRAC_OF: dict[type[nn.Module], type[DiracConv]] = {
 }
 _ORDINARY_OF: dict[type[nn.Module], type[nn.Module]] = {dirac: ordinary for ordinary, dirac in _DIRAC_OF.items()}
 _Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
-_DIRAC = (DiracConv1d, DiracConv2d, DiracConv3d)
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def undiracify(model: nn.Module, *, example_input: object | None = None, inplace
     check_module(model, "undiracify")
     if not inplace:
         model = _copied(model)
-    found = {name: each for name, each in model.named_modules() if isinstance(each, _DIRAC)}
+    found = {name: each for name, each in model.named_modules() if isinstance(each, DiracConv)}
     left = {name: reason for name, module in found.items() if (reason := _not_as_made(module, _ORDINARY_OF))}
     layers = {name: module for name, module in found.items() if name not in left}
     first_with: dict[int, str] = {}

@@ -6,6 +6,8 @@ import hashlib
 import os
 import socket
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 LAUNCHED = "DIRACNETS_LAUNCHED"  # --devices and --restarts as they were given, for the command that resumes
@@ -32,6 +34,18 @@ def program() -> list[str]:
     """
     here = not {"", str(Path.cwd())}.isdisjoint(sys.path)
     return [sys.executable, *([] if here else ["-P"]), "-m", "diracnets"]
+
+
+@contextmanager
+def variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, which processes inherit that are started in the block; after it, all are as before."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def restarts() -> tuple[int, int]:

@@ -22,7 +22,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from diracnets.errors import DiracNetsError, TrainingError, UsageError
 from diracnets.runtime.device import choose_device
-from diracnets.runtime.job import LAUNCHED, STOP, program
+from diracnets.runtime.job import LAUNCHED, STOP, program, variables
 from diracnets.runtime.processor import usable_processors
 from diracnets.runtime.ranks import TORCHRUN
 
@@ -93,7 +93,7 @@ def launch(words: Sequence[str], processes: int, *, restarts: int = 0, devices: 
     debug = ["--debug"] if "--debug" in sys.argv else []
     with (
         tempfile.TemporaryDirectory(prefix="diracnets-") as place,
-        _environment({"OMP_NUM_THREADS": threads, LAUNCHED: asked, STOP: str(Path(place, "stop"))}),
+        variables({"OMP_NUM_THREADS": threads, LAUNCHED: asked, STOP: str(Path(place, "stop"))}),
         _quiet(),
         _first_signal_alone(heard),
     ):
@@ -138,18 +138,6 @@ def _signals() -> dict[str, Any]:
     known = {item.name for item in fields(LaunchConfig)}
     wanted = {"signals_to_handle": "SIGQUIT", "shutdown_timeout": SAVING}
     return {name: value for name, value in wanted.items() if name in known}
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables, which the processes inherit."""
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @contextmanager
