@@ -4,8 +4,9 @@ import threading
 
 import pytest
 
-from diracnets.errors import UsageError
+from diracnets.errors import FileError, UsageError
 from diracnets.training import folder
+from diracnets.training.checkpoints import Checkpoints
 from diracnets.training.folder import RunFolder
 from diracnets.training.loop import train
 from diracnets.training.recipe import Recipe
@@ -39,3 +40,17 @@ def test_a_folder_that_gets_no_run_is_not_left_behind(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="is a file, not a folder"), RunFolder(tmp_path / "file").held():
         pass
+
+
+def test_a_start_that_fails_on_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    def write(self, *_, **__):
+        raise FileError(f"cannot write {self.last}: No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "write", write)
+    recipe = Recipe.load("demo").replaced(model="diracnet-10-0.25", num_train=64, epochs=1, precision="float32")
+    (tmp_path / "there").mkdir()
+    recipe.save(tmp_path / "there" / "recipe.toml")
+    for run in (tmp_path / "new" / "run", tmp_path / "there"):
+        with pytest.raises(FileError, match=r"No space left on device$"):
+            train(recipe, run=run, device="cpu", quiet=True)
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "there", tmp_path / "there" / "recipe.toml"]

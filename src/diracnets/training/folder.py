@@ -54,6 +54,7 @@ class RunFolder:
         self.curve = self.path / "curve.png"
         self.events = self.path / "tensorboard"
         self.model = self.path / "model.safetensors"
+        self._first_files = self.path / run_record.NAME, self.recipe, self.metrics, self.environment, self.scales
         self.damaged: list[str] = []
         """What is wrong with the checkpoints that were too damaged to be resumed from."""
 
@@ -76,6 +77,8 @@ class RunFolder:
     def held(self) -> Iterator[None]:
         """Keep other processes from training in the folder meanwhile, on systems and file systems that have locks.
 
+        Of a start that failed before the first checkpoint, as on a full disk, nothing is left behind.
+
         Raises:
             UsageError: another process trains in it, or it is a file.
             FileError: the folder cannot be made.
@@ -83,6 +86,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file, not a folder for a run")
         new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        first = [file for file in self._first_files if not file.exists()]
         try:
             with writing(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -97,6 +101,9 @@ class RunFolder:
             finally:
                 os.close(folder)  # and the lock with it
         finally:
+            with suppress(OSError):
+                for file in () if self.checkpoints.exist() else first:
+                    file.unlink(missing_ok=True)
             with suppress(OSError):  # it holds a run
                 for made in new:
                     made.rmdir()
@@ -120,9 +127,8 @@ class RunFolder:
     def _remove_parts(self) -> None:
         """Remove what processes left behind that were killed while they wrote to the folder, which is locked."""
         self.checkpoints.remove_parts()
-        for file in (self.recipe, self.environment, self.metrics, self.scales, self.curve, self.model):
+        for file in (*self._first_files, self.curve, self.model):
             remove_parts(file)
-        remove_parts(self.path / run_record.NAME)
 
     def read_last(self, recipe: Recipe, chosen: str | Path | None = None) -> Checkpoint:
         """The newest whole checkpoint, if it is of a run by this recipe.
