@@ -2,14 +2,12 @@ import errno
 import os
 import re
 import stat
-from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
 
 from diracnets.errors import FileError
 from diracnets.files import written_together, written_whole
-from diracnets.places import url_in
 
 
 def test_a_file_has_the_permissions_of_any_new_one_and_the_process_keeps_its_own(tmp_path):
@@ -44,22 +42,6 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FileError, match=r"cannot write .*file/a\.json"), written_whole(tmp_path / "file" / "a.json"):
         pass
-
-
-@pytest.mark.parametrize(
-    ("given", "url"),
-    [
-        ("https://example.com//a.png", "https://example.com//a.png"),
-        (Path("https://example.com/a.png"), "https://example.com/a.png"),
-        ("s3://bucket/a", "s3://bucket/a"),
-        (Path("file:///home/a.png"), "file:///home/a.png"),
-        ("C:/images", None),
-        ("images/a:/b", None),
-        ("photo.png", None),
-    ],
-)
-def test_a_url_is_known_by_its_scheme(given, url):
-    assert url_in(given) == url
 
 
 def test_a_folder_takes_the_place_of_another_as_a_whole(tmp_path):

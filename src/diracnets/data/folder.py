@@ -17,12 +17,11 @@ from diracnets.data.encoded import EncodedImages, key_of, pieces_of, stamp_of
 from diracnets.data.image_file import ADVICE, SUFFIXES
 from diracnets.data.layout import expected, recognize, refuse_inverted
 from diracnets.data.progress import Report
-from diracnets.data.readable import Depth, unreadable
+from diracnets.data.readable import CHECKED, Depth, unreadable
 from diracnets.data.split import HELD_OUT, hold_out, wrong_names
 from diracnets.data.tree import NOT_READ, Account, Tree, composed, search
 from diracnets.errors import DataError, some_of
 
-_CHECKED = 20_000  # of larger sets, files are only listed before training: reading each would take minutes
 _NAMED = 50  # bad files, of all that there are
 
 
@@ -72,7 +71,7 @@ class FolderSource(EncodedImages):
     def content(self, indices: Sequence[int]) -> bytes:
         """By size, and what is at the begin, in the middle and at the end; of larger sets, of 20,000 from all over."""
         whole = hashlib.blake2b(digest_size=16)
-        for index in indices[:: -(-len(indices) // _CHECKED) or 1]:
+        for index in indices[:: -(-len(indices) // CHECKED) or 1]:
             whole.update(pieces_of(self.name(index)))
         return whole.digest()
 
@@ -129,12 +128,12 @@ def find_images(
         if wrong:
             account.say(f"left out as unreadable, {len(wrong):,} of {len(files):,} images: {_told(wrong)}")
         train, val = _without(train, wrong), _without(val, wrong)
-    elif len(files) <= _CHECKED:
+    elif len(files) <= CHECKED:
         wrong = _unreadable(files, root, "whole", workers, report)
         _refuse_unreadable(wrong, len(files))
     else:
         account.say(
-            f"as there are more than {_CHECKED:,} images, it was not checked whether each can be read: "
+            f"as there are more than {CHECKED:,} images, it was not checked whether each can be read: "
             "`diracnets data check` does, and --skip-unreadable leaves out what cannot"
         )
     notes = account.notes()

@@ -102,10 +102,8 @@ def load_data(
         raise UsageError(f"skip_unreadable must be a part of the images, 0 to less than 1, not {skip_unreadable}")
     if skip_unreadable and data not in STREAMED:
         raise UsageError(f"skip_unreadable is for {', '.join(STREAMED)}: of other data no image is left out")
-    side = image_size or _FOLDER_SIZE
-    if data == "shards":
-        return _photographs(data, data_dir, (3, side, side), device, workers, skip_unreadable)
-    if data_dir is not None and (url := url_in(data_dir)) and kind_of(data_dir) is None:
+    url = None if data_dir is None or data == "shards" else url_in(data_dir)
+    if url and kind_of(str(data_dir)) is None:
         raise UsageError(f"{url} is a URL, which is not fetched: download it first, and give the folder")
     if not isinstance(data, str):
         return load_dataset(data, image_size=image_size, device=device, workers=workers)
@@ -115,6 +113,7 @@ def load_data(
             hint = f"for the images in that folder, --data folder --data-dir {shlex.quote(data)}"
         raise UsageError(f"there is no data named {data!r}, only {', '.join(data_names())}{hint and '; ' + hint}")
     if data in STREAMED:
+        side = image_size or _FOLDER_SIZE
         return _photographs(data, data_dir, (3, side, side), device, workers, skip_unreadable)
     side = 8 if data == "digits" else 32
     if image_size not in (None, side):

@@ -23,6 +23,7 @@ from diracnets.errors import DataError, FileError
 from diracnets.places import absolute_place, cache_folder
 
 Depth = Literal["whole", "decoded"]
+CHECKED = 20_000  # images: of larger sets, none is looked at before training, which would take minutes
 _VERSION = 1  # of what is remembered: to be raised where the checks find more
 _KEPT = 50  # lists of files, of as many folders
 

@@ -9,13 +9,12 @@ from typing import TypeVar
 from diracnets.data.encoded import EncodedImages, EncodedSet
 from diracnets.data.image_file import ADVICE
 from diracnets.data.progress import Report
-from diracnets.data.readable import unreadable
+from diracnets.data.readable import CHECKED, unreadable
 from diracnets.data.split import HELD_OUT, hold_out, wrong_names
 from diracnets.errors import DataError, some_of
 
 S = TypeVar("S", bound=EncodedImages)
 _NAMED = 10  # of the samples that cannot be used
-_CHECKED = 20_000  # images on a local disk: of larger sets, none is looked at before training
 
 
 @dataclass
@@ -79,7 +78,7 @@ def usable(
     found = []
     for number, each in enumerate(sets):
         bad: dict[int, str] = {}
-        if local and count <= _CHECKED:
+        if local and count <= CHECKED:
             bad |= unreadable(each.source, where, "whole", workers=workers, report=report)
         if number == 1 and skip:
             bad |= unreadable(each.source, where, "decoded", workers=workers, report=report)
