@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -147,19 +148,21 @@ def added(sums: Sequence[Affine]) -> Affine:
     return Affine(tuple(term for each in sums for term in each.terms), torch.stack([each.bias for each in sums]).sum(0))
 
 
-def layer_of(sums: Sequence[Affine], atoms: Sequence[Atom], flat: bool) -> nn.Module | None:
+def layer_of(sums: Sequence[Affine], atoms: Sequence[Atom], flat: bool, size: Pair | None = None) -> nn.Module | None:
     """One layer that computes the sums one below the other from the atoms; None where it would do nothing.
 
     Args:
         sums: all of the same stride.
         atoms: the input's channels, in order.
         flat: whether the input has no height and width: the layer is then a linear one.
+        size: the input's height and width, where sums that are as large as each other at this size alone may be
+            computed; None where they must be so at any.
 
     Raises:
         FoldError: the sums have other sizes than each other.
     """
     windows = {term.window for each in sums for term in each.terms}
-    window = _around(windows, [term for each in sums for term in each.terms])
+    window = _around(windows, [term for each in sums for term in each.terms], size)
     first = dict(zip(map(id, atoms), _starts([atom.channels for atom in atoms]), strict=True))
     width = sum(atom.channels for atom in atoms)
     bias = torch.cat([each.bias for each in sums])
@@ -192,25 +195,33 @@ def layer_of(sums: Sequence[Affine], atoms: Sequence[Atom], flat: bool) -> nn.Mo
     return layer.eval()
 
 
-def _around(windows: set[Window], terms: Sequence[Term]) -> Window:
+def _around(windows: set[Window], terms: Sequence[Term], size: Pair | None) -> Window:
     """The smallest window that holds all, which must give outputs of one size."""
     if len(windows) == 1:
         return next(iter(windows))
-    one, *others = sorted({(term.window.excess, term.window.stride, term.name) for term in terms})
-    for other in others:
-        if other[:2] != one[:2]:
-            raise FoldError(
-                f"{one[2]} and {other[2]} give maps of different sizes ({_pixels(one[0])} and {_pixels(other[0])}), so "
-                "that one convolution cannot compute both"
-            )
+    padding = both(max, *(window.padding for window in windows))
+    after = both(max, *(both(lambda p, e: p - e, window.padding, window.excess) for window in windows))
     wide = {window.dilation for window in windows if not window.is_point}
     dilation = wide.pop() if len(wide) == 1 else ONE
-    padding = both(max, *(window.padding for window in windows))
-    excess, stride, _ = one
     if any((p - q) % d for w in windows for p, q, d in zip(padding, w.padding, dilation, strict=True)):
         dilation = ONE
-    kernel = both(lambda p, e, d: (2 * p - e) // d + 1, padding, excess, dilation)
+    kernel = both(lambda before, after, d: (before + after) // d + 1, padding, after, dilation)
+    found = sorted({(term.window.stride, term.window.excess, term.name) for term in terms})
+    stride = found[0][0]
+    whole = (stride, both(operator.sub, padding, after), found[0][2])
+    for other in (*found[1:], whole):
+        if other[0] != stride or _output(size, other) != _output(size, found[0]):
+            raise FoldError(
+                f"{found[0][2]} and {other[2]} give maps of different sizes ({_pixels(found[0][1])} and "
+                f"{_pixels(other[1])}), so that one convolution cannot compute both"
+            )
     return Window(kernel, stride, padding, dilation)
+
+
+def _output(size: Pair | None, window: tuple[Pair, Pair, str]) -> Pair:
+    """The size of what a window of this stride and excess gives; the excess itself where the input's is not known."""
+    stride, excess, _ = window
+    return excess if size is None else both(lambda n, e, s: (n - 1 + e) // s, size, excess, stride)
 
 
 def _add_to(part: Tensor, term: Term, window: Window) -> None:

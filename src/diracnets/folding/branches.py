@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 import copy
-import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from diracnets.errors import FoldError
-from diracnets.folding.affine import ONE, Pair, Window, both
-from diracnets.folding.carry import STEEPEST, Carrier, Value
+from diracnets.folding import pieces
+from diracnets.folding.affine import Window
+from diracnets.folding.carry import Carrier, Value
 from diracnets.folding.chain import steps_of
 from diracnets.folding.exact import changes_input
 from diracnets.folding.flow import Flow, has_forward_hooks
-from diracnets.folding.fuse import BatchNorm, scale_and_shift
+from diracnets.folding.fuse import BatchNorm
+from diracnets.folding.part import Part
 from diracnets.folding.steps import is_nothing
 
-_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
-_PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
+_ARITHMETIC = (*pieces.SUMS, *pieces.DIFFERENCES, *pieces.PRODUCTS, *pieces.QUOTIENTS, *pieces.NEGATIVES)
 _KEEP_SIGN = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten)
-_RANGE = (1e-4, 1e4)  # of the scales of a batch norm whose input is computed back
 
 
-def straightened(model: nn.Module, flow: Flow, x: Tensor) -> tuple[list[nn.Module], int]:
-    """The layers of a chain that computes what a model does, and how many sums of the model there are in it.
+@dataclass
+class Straight:
+    """The layers of a chain.
+
+    Attributes:
+        layers: in order.
+        sums: how many sums and concatenations of the model there are in them.
+        uneven: whether it was made for maps of a size at which layers of different windows give equally large ones, so
+            that it has to be checked at others.
+    """
+
+    layers: list[nn.Module]
+    sums: int = 0
+    uneven: bool = False
+
+
+def straightened(model: nn.Module, flow: Flow, x: Tensor, original: nn.Module) -> Straight:
+    """The layers of a chain that computes what a model does.
 
     The graph is cut wherever all paths meet. A layer at such a place stays as it is, whatever it is; what lies between
     two of them is computed by a `Carrier`.
@@ -36,12 +53,14 @@ def straightened(model: nn.Module, flow: Flow, x: Tensor) -> tuple[list[nn.Modul
         model: in evaluation mode, in the dtype to compute with, without Dirac convolutions.
         flow: its data flow.
         x: a batch that it takes.
+        original: the same before its batch norms were folded, for errors.
 
     Raises:
         FoldError: the model has something beside a skip-connection that no chain can compute exactly.
     """
-    reader = _Reader(model, flow, x)
-    return reader.read(), reader.sums
+    reader = _Reader(model, flow, x, original)
+    reader.read()
+    return reader.made
 
 
 def refuse_untraced(model: nn.Module, flow: Flow) -> None:
@@ -52,7 +71,16 @@ def refuse_untraced(model: nn.Module, flow: Flow) -> None:
     """
     hooked = next((name for name, module in model.named_modules() if has_forward_hooks(module)), None)
     if hooked is not None:
-        raise FoldError(f"a forward hook is on {repr(hooked) if hooked else 'the model'}, which a chain would lose")
+        raise FoldError(
+            f"a forward hook is on {repr(hooked) if hooked else 'the model'}, which a chain would lose: remove it "
+            "(those of pruning by torch.nn.utils.prune.remove, those of weight_norm by remove_weight_norm)"
+        )
+    for name, module in model.named_modules():
+        if is_parametrized(module):
+            raise FoldError(
+                f"{name!r} is parametrized: make its parameters ordinary ones first, by torch.nn.utils.parametrize."
+                f"remove_parametrizations(module, {next(iter(cast(nn.ModuleDict, module.parametrizations)))!r})"
+            )
     for name, reason in flow.opaque.items():
         raise FoldError(f"{repr(name) if name else 'the model'} cannot be traced: {reason}")
     if flow.forward is None:
@@ -64,8 +92,9 @@ def refuse_untraced(model: nn.Module, flow: Flow) -> None:
 class _Reader:
     """Reads a graph from input to output, and writes the chain's layers at each place that all paths pass."""
 
-    def __init__(self, model: nn.Module, flow: Flow, x: Tensor) -> None:
+    def __init__(self, model: nn.Module, flow: Flow, x: Tensor, original: nn.Module) -> None:
         self.modules, self.flow, self.x = dict(model.named_modules()), flow, x
+        self.kinds = {name: type(module).__name__ for name, module in original.named_modules()}
         graph = cast(fx.Graph, flow.forward)
         needed = set(graph.find_nodes(op="output"))
         for node in reversed(graph.nodes):
@@ -74,43 +103,53 @@ class _Reader:
             needed.update(node.all_input_nodes if node in needed else ())
         self.steps = {node: steps_of(node, self.modules, flow) for node in needed if node.op.startswith("call")}
         aside = {each for found in self.steps.values() if found for each in found[2]}
-        self.nodes = [node for node in graph.nodes if node in needed and node not in aside]
-        self.shapes = _Shapes(model, graph).of(x)
-        self.layers: list[nn.Module] = []
-        self.sums = 0
+        for node in graph.find_nodes(op="get_attr"):
+            if node in needed and str(node.target).startswith("_tensor_constant"):
+                where = self._label(next(iter(node.users))).partition(" in the forward of ")[2]
+                raise FoldError(
+                    f"{where} makes a tensor of its own in its forward: register it as a buffer, or use a number"
+                )
+        ran = _Run(model, graph, self.modules)
+        ran.run(x.clone())
+        self.shapes, self.constants = ran.shapes, ran.constants
+        self.nodes = [n for n in graph.nodes if n in needed and n not in aside and n not in self.constants]
+        self.made = Straight([])
         self.content: dict[fx.Node, Value] = {}  # by the node that made the tensor that a node gives
         self.maker: dict[fx.Node, fx.Node] = {}
         self._begin("the input", False)
 
-    def read(self) -> list[nn.Module]:
-        """The layers of the chain."""
+    def read(self) -> None:
+        """Write the layers of the chain."""
         inputs = [node for node in self.nodes if node.op == "placeholder"]
         if len(inputs) != 1:
             raise FoldError(f"the model has {len(inputs)} inputs; a chain has one")
         for node in self.nodes:
             if node.op == "placeholder":
-                self._put(node, self.values[0])
+                self._put(node, self.part.values[0])
             elif node.op == "output":
                 given = node.args[0]
                 if not isinstance(given, fx.Node) or given not in self.maker:
-                    raise FoldError("the model returns several values or none of its layers'; a chain returns one")
+                    raise FoldError(
+                        "the model returns several values or none of its layers', and a chain returns one: wrap the "
+                        "model in a module that returns one of its tensors alone"
+                    )
                 self._end(self._value(given))
             else:
                 self._read(node)
-        return self.layers
 
     def _begin(self, name: str, positive: bool) -> None:
         channels = self.x.shape[1] if self.x.ndim > 1 else 1
-        self.values, self.positive = [Value("start", name, (), channels)], positive
+        self.part = Part(name, channels, positive, self.x.new_ones(()))
 
     def _end(self, target: Value) -> bool:
         """Write the layers up to a value, which all paths pass; gives whether it cannot be negative."""
-        like = self.x.new_ones(())
-        carrier = Carrier(self.values[0], self.positive, self.values, like, flat=self.x.ndim == 2)
+        size = None if self.x.ndim != 4 else (self.x.shape[2], self.x.shape[3])
+        carrier = Carrier(self.part.values[0], self.part.positive, self.part.values, self.part.like, size)
         positive = carrier.compute(target)
         for layer in carrier.layers:
             self.x = layer(self.x)
-        self.layers += carrier.layers
+        self.made.layers += carrier.layers
+        self.made.uneven |= carrier.uneven
         return positive
 
     def _put(self, node: fx.Node, value: Value, changed: fx.Node | None = None) -> None:
@@ -120,56 +159,90 @@ class _Reader:
 
     def _value(self, node: object) -> Value:
         if not isinstance(node, fx.Node) or node not in self.maker:
-            raise FoldError(f"{node} is used in the model's forward, and is not computed by its layers")
+            name = self._label(node) if isinstance(node, fx.Node) else str(node)
+            raise FoldError(f"{name} is used in the model's forward, and is not computed by its layers")
         return self.content[self.maker[node]]
 
     def _read(self, node: fx.Node) -> None:
-        if node.op == "get_attr":
-            raise FoldError(f"the model's forward uses {node.target} itself, not by a layer")
-        found = self.steps.get(node)
-        if node.target in _SUMS or node.target in _PRODUCTS:
-            self._put(
-                node, self._arithmetic(node), cast(fx.Node, node.args[0]) if changes_input(node, self.modules) else None
-            )
+        source = next((each for each in node.args if isinstance(each, fx.Node)), node)
+        changed = source if changes_input(node, self.modules) else None
+        made = self._made(node)
+        if made is not None:
+            self._put(node, made, changed)
             return
-        if found is None:
-            found = self._global_average(node)
+        if used := [each for each in node.all_input_nodes if each in self.constants]:
+            raise FoldError(f"{self._label(node)} uses {self._label(used[0])} itself, not by a layer of torch's")
+        found = self.steps.get(node) or self._global_average(node)
         source, modules, _ = found
-        value, changed = self._value(source), source if changes_input(node, self.modules) else None
+        value, changed = self._value(source), source if changed is not None else None
         for module in modules:
             if is_nothing(module):
                 changed = source
                 continue
-            value = self._after(module, value, node, source)
+            value = self._after(module, value, node)
         self._put(node, value, changed)
 
-    def _after(self, module: nn.Module, value: Value, node: fx.Node, source: fx.Node) -> Value:
+    def _made(self, node: fx.Node) -> Value | None:
+        """What a function or method makes of values, if it is one of those that are carried as sums."""
+        target, name, axes = node.target, self._label(node), self.x.ndim
+        source = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("tensors"))
+        if node.op not in ("call_function", "call_method") or axes not in (2, 4):
+            if target in _ARITHMETIC:
+                raise FoldError(f"{name} computes with {axes} dimensions; only images and vectors are carried")
+            return None
+        if target in _ARITHMETIC:
+            return self._arithmetic(node, name)
+        if target in pieces.CONCATENATIONS:
+            return self._concatenated(node, name)
+        if not isinstance(source, fx.Node) or source not in self.maker:
+            return None
+        value, rest, more = self._value(source), node.args[1:], {k: v for k, v in node.kwargs.items() if k != "input"}
+        ones, like = self.x.new_ones(value.channels), self.x
+        if target is torch.zeros_like and not rest and not more:
+            return self.part.scaled(name, value, 0 * ones, 0 * ones)
+        if target in pieces.CLAMPS and (bends := pieces.clamped(target, rest, more)):
+            return self.part.bent(name, value, *bends)
+        if target is operator.getitem and (taken := pieces.picked(rest[0], value.channels, axes)):
+            rows, step = taken
+            some = rows != list(range(value.channels))
+            weight = pieces.selection(rows, value.channels, like) if some else None
+            return self.part.convolved(name, value, weight, None, Window(stride=step))
+        if target in pieces.PADDINGS and (zeros := pieces.padded_channels(rest, more, axes)):
+            whole: list[int | None] = [*[None] * zeros[0], *range(value.channels), *[None] * zeros[1]]
+            return self.part.convolved(name, value, pieces.selection(whole, value.channels, like), None)
+        return None
+
+    def _after(self, module: nn.Module, value: Value, node: fx.Node) -> Value:
         """What a module makes of a value."""
         name, maps = self._label(node), self.x.ndim == 4
         if type(module) is nn.ReLU and (maps or self.x.ndim == 2):
-            return self._new("relu", name, value)
+            return self.part.new("relu", name, value)
         norms = (nn.BatchNorm2d if maps else nn.BatchNorm1d, nn.SyncBatchNorm)
         if type(module) in norms and (maps or self.x.ndim == 2):
-            return self._normalized(cast(BatchNorm, module), name, value)
+            return self.part.normalized(cast(BatchNorm, module), name, value)
         if type(module) is nn.Linear and self.x.ndim == 2:
-            return self._convolved(name, value, module.weight[..., None, None], module.bias, Window())
-        if type(module) is nn.Conv2d and maps and (window := _window(module)) is not None:
-            return self._convolved(name, value, module.weight, module.bias, window)
-        if isinstance(module, nn.AvgPool2d | nn.MaxPool2d) and maps and _subsamples(module):
-            return self._convolved(name, value, None, None, Window(stride=_pair(module.stride)))
+            return self.part.convolved(name, value, module.weight[..., None, None], module.bias, Window())
+        if isinstance(module, nn.AvgPool2d | nn.MaxPool2d) and maps and pieces.subsamples(module):
+            return self.part.convolved(name, value, None, None, Window(stride=pieces.pair(module.stride)))
+        conv = module if type(module) is nn.Conv2d and maps else None
+        window = None if conv is None else pieces.window_of(conv)
+        if conv is not None and window is not None and conv.groups == 1:
+            return self.part.convolved(name, value, conv.weight, conv.bias, window)
         beside = self._beside(node)
         if beside is None:
             kept = self._end(value) and type(module) in _KEEP_SIGN
-            self.layers.append(copy.deepcopy(module))
+            self.made.layers.append(copy.deepcopy(module))
             self.x = module(self.x.clone())
             self._begin(name, kept)
-            return self.values[0]
-        if type(module) is nn.AvgPool2d and maps and _averages_alike(module):
-            kernel = _pair(module.kernel_size)
-            weight = torch.eye(value.channels).to(self.x)[..., None, None].repeat(1, 1, *kernel) / math.prod(kernel)
-            window = Window(kernel, _pair(module.stride), _pair(module.padding))
-            return self._convolved(name, value, weight, None, window)
-        raise _refusal(name, module, self._label(beside))
+            return self.part.values[0]
+        if conv is not None and window is not None:
+            return self.part.convolved(name, value, pieces.dense(conv), conv.bias, window)
+        if type(module) is nn.AvgPool2d and maps and pieces.averages_alike(module):
+            weight, window = pieces.average(module, value.channels, self.x)
+            return self.part.convolved(name, value, weight, None, window)
+        if (bends := pieces.bends_of(module)) and self.x.ndim in (2, 4):
+            return self.part.bent(name, value, *bends)
+        raise pieces.refusal(name, module, self._label(beside), self.x.ndim)
 
     def _beside(self, node: fx.Node) -> fx.Node | None:
         """A node before this one that something after it reads; None if all paths pass this node."""
@@ -177,28 +250,73 @@ class _Reader:
         later = set(self.nodes[place + 1 :])
         return next((each for each in self.nodes[:place] if any(user in later for user in each.users)), None)
 
-    def _arithmetic(self, node: fx.Node) -> Value:
-        """A sum, or a sum or product with a number."""
-        name = self._label(node)
-        if len(node.args) != 2 or node.kwargs:
+    def _arithmetic(self, node: fx.Node, name: str) -> Value:
+        """A sum, difference, product or quotient of two values, or of a value and numbers of each channel."""
+        given = dict(zip(("input", "other"), node.args, strict=False)) | dict(node.kwargs)
+        factor = given.pop("alpha", 1)
+        if node.target in pieces.NEGATIVES:
+            given["other"] = -1
+        if given.keys() != {"input", "other"} or len(node.args) > 2 or not isinstance(factor, int | float):
             raise FoldError(f"{name} has other arguments than two values")
-        number = next((each for each in node.args if isinstance(each, int | float)), None)
-        if number is not None:
-            value = self._value(next(each for each in node.args if each is not number))
-            ones, by = self.x.new_ones(value.channels), float(number)
-            scale, shift = (ones, by * ones) if node.target in _SUMS else (by * ones, 0 * ones)
-            return self._new("scale", name, value, norm=(scale, shift, ones.bool() & (by != 0)))
-        values = [self._value(each) for each in node.args]
-        if node.target in _PRODUCTS:
-            raise FoldError(f"{name} multiplies two values that depend on the image, which no convolution does")
-        if self.x.ndim not in (2, 4):
-            raise FoldError(f"{name} adds values of {self.x.ndim} dimensions; only images and vectors are carried")
-        shapes = [tuple(self.shapes[cast(fx.Node, each)]) for each in node.args]
-        if shapes[0] != shapes[1] or values[0].step != values[1].step:
+        factor *= -1 if node.target in pieces.DIFFERENCES else 1
+        multiplies = node.target in (*pieces.PRODUCTS, *pieces.QUOTIENTS, *pieces.NEGATIVES)
+        inverts = node.target in pieces.QUOTIENTS
+        one, other = given["input"], given["other"]
+        constants = [self._constant(each) for each in (one, other)]
+        if constants[0] is None and constants[1] is None:
+            if multiplies:
+                raise FoldError(
+                    f"{name} multiplies or divides two values that depend on the image; no convolution does"
+                )
+            return self._joined(name, [one, other], factor)
+        place = 0 if constants[0] is None else 1
+        value, shape = self._value(given["input" if place == 0 else "other"]), self.shapes[node]
+        numbers = pieces.of_channels(cast("float | Tensor", constants[1 - place]), shape, self.x)
+        if numbers is None or shape != self.shapes[cast(fx.Node, (one, other)[place])] or (inverts and place == 1):
+            raise FoldError(f"{name} uses numbers that are not one for each channel, or divides by the image")
+        ones = torch.ones_like(numbers)
+        if multiplies:
+            return self.part.scaled(name, value, 1 / numbers if inverts else numbers, 0 * ones)
+        return self.part.scaled(name, value, *((ones, factor * numbers) if place == 0 else (factor * ones, numbers)))
+
+    def _constant(self, argument: object) -> float | Tensor | None:
+        """A number, or a tensor that depends on no image; else None."""
+        if isinstance(argument, fx.Node):
+            return self.constants.get(argument)
+        return argument if isinstance(argument, int | float) else None
+
+    def _joined(self, name: str, nodes: Sequence[object], factor: float = 1) -> Value:
+        """The sum of values of one size, the last one times a factor."""
+        values = [self._value(each) for each in nodes]
+        shapes = [tuple(self.shapes[cast(fx.Node, each)]) for each in nodes]
+        if len(set(shapes)) > 1 or len({value.step for value in values}) > 1:
             sizes = " and ".join("x".join(map(str, shape)) for shape in shapes)
             raise FoldError(f"{name} adds values of different sizes ({sizes}), which no chain can")
-        self.sums += 1
-        return self._new("sum", name, *values)
+        if factor != 1:
+            ones = self.x.new_ones(values[-1].channels)
+            values[-1] = self.part.scaled(name, values[-1], factor * ones, 0 * ones)
+        self.made.sums += 1
+        return self.part.summed(name, values)
+
+    def _concatenated(self, node: fx.Node, name: str) -> Value:
+        """Values side by side, as the sum of values with channels of zeros around them."""
+        given = dict(zip(("tensors", "dim"), node.args, strict=False)) | dict(node.kwargs)
+        nodes, dim = given.pop("tensors", None), given.pop("dim", given.pop("axis", 0))
+        if given or not isinstance(nodes, list | tuple) or dim not in (1, 1 - self.x.ndim):
+            raise FoldError(f"{name} puts values side by side along another axis than that of the channels")
+        values = [self._value(each) for each in nodes]
+        sizes = {tuple(self.shapes[cast(fx.Node, each)][2:]) for each in nodes} | {value.step for value in values}
+        if len(sizes) > 1 + (self.x.ndim == 4):
+            raise FoldError(f"{name} puts values of different sizes side by side, which no chain can")
+        total, before, parts = sum(value.channels for value in values), 0, []
+        for value in values:
+            rows = [None] * before + list(range(value.channels)) + [None] * (total - before - value.channels)
+            parts.append(
+                self.part.convolved(name, value, pieces.selection(rows, value.channels, self.x), None, Window())
+            )
+            before += value.channels
+        self.made.sums += 1
+        return self.part.summed(name, parts)
 
     def _global_average(self, node: fx.Node) -> tuple[fx.Node, list[nn.Module], list[fx.Node]]:
         """`x.mean((2, 3))`."""
@@ -210,102 +328,36 @@ class _Reader:
             return cast(fx.Node, source), pool if rest.get("keepdim") else [*pool, nn.Flatten().eval()], []
         raise FoldError(
             f"{self._label(node)} is none of the layers and functions that a chain is made of, such as convolution, "
-            "batch norm, ReLU, sum, pooling and Linear"
+            "batch norm, ReLU, sum, concatenation, pooling and Linear"
         )
 
-    def _normalized(self, norm: BatchNorm, name: str, value: Value) -> Value:
-        scale, shift = scale_and_shift(norm)
-        steady = (scale.abs() >= _RANGE[0]) & (scale.abs() <= _RANGE[1])
-        if norm.affine:
-            steady &= norm.bias.abs() <= STEEPEST * norm.weight.abs()
-        return self._new("scale", name, value, norm=(scale, shift, steady))
-
-    def _convolved(self, name: str, value: Value, weight: Tensor | None, bias: Tensor | None, window: Window) -> Value:
-        made = self._new("conv", name, value, weight=weight, bias=bias, window=window)
-        made.channels = value.channels if weight is None else len(weight)
-        made.step = both(operator.mul, value.step, window.stride)
-        return made
-
-    def _new(self, kind: str, name: str, *sources: Value, **more: object) -> Value:
-        value = Value(kind, name, sources, sources[0].channels, sources[0].step, **more)  # type: ignore[arg-type]
-        self.values.append(value)
-        return value
-
     def _label(self, node: fx.Node) -> str:
+        """A step by the name of its module, or of the one in whose forward it stands."""
+        if node.op in ("placeholder", "get_attr"):
+            return "the model's input" if node.op == "placeholder" else f"the tensor {node.target}"
         if node.op == "call_module":
-            return f"{type(self.modules[str(node.target)]).__name__} {node.target!r}"
-        return {"placeholder": "the model's input"}.get(node.op, repr(node.name))
+            return f"{self.kinds[str(node.target)]} {node.target!r}"
+        names = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+        inner = f"{self.kinds.get(names[-1], 'the module')} {names[-1]!r}" if names and names[-1] else "the model"
+        return f"{node.name!r} in the forward of {inner}"
 
 
-class _Shapes(fx.Interpreter):
-    """Runs a graph, and keeps the shape of each tensor."""
+class _Run(fx.Interpreter):
+    """Runs a graph, and keeps the shape of each tensor, and those that depend on no input."""
 
-    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+    def __init__(self, model: nn.Module, graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
         super().__init__(model, graph=graph)
+        self.modules = modules
         self.shapes: dict[fx.Node, Sequence[int]] = {}
-
-    def of(self, x: Tensor) -> dict[fx.Node, Sequence[int]]:
-        """The shapes for a batch."""
-        self.run(x.clone())
-        return self.shapes
+        self.constants: dict[fx.Node, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> object:
         """Run one step."""
         result = super().run_node(n)
         if isinstance(result, Tensor):
             self.shapes[n] = tuple(result.shape)
+            inputs = n.all_input_nodes
+            computed = n.op in ("call_function", "call_method") and inputs and not changes_input(n, self.modules)
+            if n.op == "get_attr" or (computed and all(each in self.constants for each in inputs)):
+                self.constants[n] = result
         return result
-
-
-def _refusal(name: str, module: nn.Module, beside: str) -> FoldError:
-    """Why what passes a layer by cannot be carried past it."""
-    if isinstance(module, nn.Conv2d) and module.groups != 1:
-        why = f"has {module.groups} groups"
-    elif isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
-        why = f"pads with {module.padding_mode} values"
-    elif isinstance(module, nn.Conv2d) and type(module) is nn.Conv2d:
-        why = "pads one side more than the other"
-    elif isinstance(module, nn.AvgPool2d):
-        why = "divides by fewer pixels at the borders"
-    elif "MaxPool" in type(module).__name__:
-        why = "takes the largest of several pixels, through which nothing else can be carried"
-    else:
-        why = "is none of convolution, batch norm, ReLU, sum and average pooling"
-    return FoldError(
-        f"{name} {why}, and {beside} is used after it too, past it: there is no chain that computes exactly the same"
-    )
-
-
-def _window(conv: nn.Conv2d) -> Window | None:
-    """Where a convolution looks; None where it has groups, pads with other values than zeros, or more on one side."""
-    if conv.groups != 1 or conv.padding_mode != "zeros":
-        return None
-    kernel, stride, dilation = (cast(Pair, each) for each in (conv.kernel_size, conv.stride, conv.dilation))
-    if conv.padding == "valid":
-        return Window(kernel, stride, (0, 0), dilation)
-    if conv.padding == "same":
-        total = both(lambda k, d: d * (k - 1), kernel, dilation)
-        return None if total[0] % 2 or total[1] % 2 else Window(kernel, stride, both(lambda t: t // 2, total), dilation)
-    return Window(kernel, stride, cast(Pair, conv.padding), dilation)
-
-
-def _subsamples(pool: nn.AvgPool2d | nn.MaxPool2d) -> bool:
-    """Whether it takes single pixels as they are."""
-    return _pair(pool.kernel_size) == ONE and not pool.ceil_mode and not _pads(pool) and _gives_one(pool)
-
-
-def _gives_one(pool: nn.AvgPool2d | nn.MaxPool2d) -> bool:
-    return not getattr(pool, "divisor_override", None) and not getattr(pool, "return_indices", False)
-
-
-def _averages_alike(pool: nn.AvgPool2d) -> bool:
-    """Whether it divides by the same number everywhere, so that it is a convolution."""
-    return not pool.ceil_mode and not pool.divisor_override and (pool.count_include_pad or not _pads(pool))
-
-
-def _pads(pool: nn.AvgPool2d | nn.MaxPool2d) -> bool:
-    return _pair(pool.padding) != (0, 0)
-
-
-def _pair(number: int | tuple[int, ...]) -> Pair:
-    return (number, number) if isinstance(number, int) else cast(Pair, number)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -60,11 +60,14 @@ class Carrier:
         positive: whether the input cannot be negative.
         values: the steps, each after its sources.
         like: a tensor of the dtype and device to compute with.
-        flat: whether values have no height and width.
+        size: height and width of the input; None where values have none.
     """
 
-    def __init__(self, start: Value, positive: bool, values: Sequence[Value], like: Tensor, flat: bool) -> None:
-        self.values, self.like, self.flat = values, like, flat
+    def __init__(
+        self, start: Value, positive: bool, values: Sequence[Value], like: Tensor, size: tuple[int, int] | None
+    ) -> None:
+        self.values, self.like, self.size = values, like, size
+        self.uneven = False  # whether a layer computes values that are as large as each other at this size alone
         atom = Atom(start.channels, positive)
         self.state = [atom]
         self.held: dict[Value, Affine] = {start: of_atom(atom, like)}
@@ -274,8 +277,14 @@ class _Layer:
         carrier = self.carrier
         kept = [(of_atom(atom, carrier.like).subsampled(self.stride), atom) for atom in self.kept]
         rows, atoms = zip(*self.made, *kept, strict=True)
-        layer = layer_of(rows, carrier.state, carrier.flat)
+        layer = layer_of(rows, carrier.state, carrier.size is None, carrier.size)
         carrier.layers += [] if layer is None else [layer]
+        if carrier.size is not None and isinstance(layer, nn.Conv2d):
+            carrier.uneven |= len({term.window.excess for each in rows for term in each.terms}) > 1
+            window = Window(
+                *(cast(Pair, getattr(layer, each)) for each in ("kernel_size", "stride", "padding", "dilation"))
+            )
+            carrier.size = both(lambda n, e, s: (n - 1 + e) // s + 1, carrier.size, window.excess, window.stride)
         carrier.layers += [nn.ReLU().eval()] if self.relus else []
         held = {v: a for v, a in carrier.held.items() if all(term.atom in self.kept for term in a.terms)}
         carrier.held, carrier.state = {**held, **self.new}, list(atoms)

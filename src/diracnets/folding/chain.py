@@ -97,10 +97,13 @@ def _flattening(node: fx.Node) -> tuple[fx.Node, list[nn.Module], list[fx.Node]]
         if not isinstance(whole, fx.Node):
             return None
         aside.append(whole)
-        right = whole.args == ((source, "shape") if whole.target is getattr else (source,))
+        of, *rest = whole.args
+        right = rest == (["shape"] if whole.target is getattr else [])
         right = right and (whole.target is getattr or (whole.op == "call_method" and whole.target == "size"))
     else:
-        right = size.op == "call_method" and size.target == "size" and size.args == (source, 0)
+        of = size.args[0] if size.args else None
+        right = size.op == "call_method" and size.target == "size" and size.args == (of, 0)
+    right = right and (of is source or (isinstance(of, fx.Node) and of.op == "placeholder"))
     return (source, [nn.Flatten()], aside) if right else None
 
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from diracnets.errors import FoldError
-from diracnets.folding.branches import refuse_untraced, straightened
+from diracnets.folding.branches import Straight, refuse_untraced, straightened
 from diracnets.folding.chain import CARRIED, flatten
 from diracnets.folding.difference import ROUNDING, Difference, compare, run
 from diracnets.folding.flow import follow, has_forward_hooks, inside
 from diracnets.folding.fold import check_foldable, quietly_undiracified
+from diracnets.folding.pieces import pair
 from diracnets.folding.probe import in_float64, lowest_dtype, probe_inputs, smaller_than_usual
 from diracnets.folding.proof import TOLERANCE, Witness, perturbed
 from diracnets.folding.report import shapes_of, sizes
@@ -30,7 +31,7 @@ class UnbranchReport:
     """What a chain without skip-connections costs more, and how exact it is.
 
     Attributes:
-        sums: how many sums of the network are gone.
+        sums: how many sums and concatenations of the network are gone.
         widest: the most channels that a convolution of the network has, and one of the chain.
         dtype: the dtype that the network computes in, such as "float32".
         probe: the shapes of the tensors that both were run on.
@@ -88,9 +89,10 @@ def unbranch(model: nn.Module, example_input: Tensor | None = None) -> nn.Sequen
     convolution on a skip-connection becomes a part of the one that it is added to. A ResNet-18 gets about 1.7 times
     the work, a Wide ResNet about five times.
 
-    The data flow (`torch.fx`) decides. Beside a skip-connection there may be convolutions without groups, padded with
-    zeros, batch norms, ReLUs, sums, average pooling, and products with numbers. Where all paths meet there may be any
-    layer of torch's.
+    The data flow (`torch.fx`) decides. Beside a skip-connection there may be convolutions padded with zeros (those
+    with groups become full ones), batch norms, ReLUs and other piecewise linear functions (LeakyReLU, PReLU, ReLU6,
+    Hardtanh, clamp), sums and differences, concatenations and slices of channels, average pooling, and products with
+    numbers of each channel. Where all paths meet there may be any layer of torch's.
 
     The chain is computed in float64 and checked as by `fold`: its outputs may differ by 1e-9 of the largest one in
     float64, on two batches of different size and range, and by 16 times the network's own rounding error in its dtype.
@@ -146,7 +148,7 @@ def _unbranch(model: nn.Module, example_input: Tensor | None) -> nn.Sequential:
         raise FoldError(f"its layers compute in {dtype} and {others.pop()}: convert the model to one dtype first")
     own = Witness(copied(model), inputs, "the model")
     wide = Witness(in_float64(copied(model)), in_float64(inputs), "the model in float64")
-    exact, sums = _straight(quietly_undiracified(copied(wide.model), wide.inputs), wide)
+    exact, how = _straight(quietly_undiracified(copied(wide.model), wide.inputs), wide)
     for name in CARRIED:
         if hasattr(model, name):
             exact.__dict__[name] = getattr(model, name)
@@ -155,6 +157,8 @@ def _unbranch(model: nn.Module, example_input: Tensor | None) -> nn.Sequential:
     other = wide.elsewhere()
     if other is not None:
         _agree(other, exact, notes)
+    if how.uneven:
+        _agree_at_every_size(wide, exact, notes)
     rounded = copied(exact).to(inputs[0].device, dtype)
     for name, parameter in rounded.named_parameters():
         if not is_finite(parameter):
@@ -168,7 +172,7 @@ def _unbranch(model: nn.Module, example_input: Tensor | None) -> nn.Sequential:
     work = [_cost(network, inputs) for network in (model, rounded)]
     rounded.requires_grad_(False)
     rounded.__dict__["unbranch_report"] = UnbranchReport(
-        sums=sums,
+        sums=how.sums,
         widest=(work[0][1], work[1][1]),
         dtype=str(dtype).removeprefix("torch."),
         probe=shapes_of(inputs),
@@ -186,8 +190,8 @@ def _unbranch(model: nn.Module, example_input: Tensor | None) -> nn.Sequential:
     return rounded
 
 
-def _straight(plain: nn.Module, wide: Witness) -> tuple[nn.Sequential, int]:
-    """The chain of a model in float64 without Dirac convolutions, and how many sums there were."""
+def _straight(plain: nn.Module, wide: Witness) -> tuple[nn.Sequential, Straight]:
+    """The chain of a model in float64 without Dirac convolutions, and how it was found."""
     ranks: dict[str, set[int]] = defaultdict(set)
     for record in wide.run.records:
         ranks[record.name].add(record.ndim)
@@ -196,9 +200,32 @@ def _straight(plain: nn.Module, wide: Witness) -> tuple[nn.Sequential, int]:
     plan = make_plan(plain, flow, ranks)
     folded = rebuilt(plain, plan.layers)
     if (chain := flatten(flow, folded)) is not None:
-        return chain, 0
-    layers, sums = straightened(folded, flow, wide.inputs[0])
-    return nn.Sequential(*layers).eval(), sums
+        return chain, Straight([])
+    found = straightened(folded, flow, wide.inputs[0], plain)
+    return nn.Sequential(*found.layers).eval(), found
+
+
+def _agree_at_every_size(wide: Witness, chain: nn.Sequential, notes: list[str]) -> None:
+    """Check a chain at one size of image for each remainder that its strides distinguish.
+
+    Raises:
+        FoldError: it differs from the original at one of them.
+    """
+    strides = [pair(cast("int | tuple[int, ...]", layer.stride)) for layer in chain if hasattr(layer, "stride")]
+    step = math.prod(max(stride) for stride in strides)
+    first = wide.inputs[0]
+    for length in range(2 * step, 3 * step):
+        noise = torch.randn(1, first.shape[1], length, length, generator=torch.Generator().manual_seed(0))
+        try:
+            at = Witness(wide.model, (noise.to(first),), wide.what)
+        except FoldError:  # it takes no images of this size
+            continue
+        try:
+            _agree(at, chain, notes)
+        except FoldError as error:
+            raise FoldError(
+                f"no chain computes the same on images of other sizes, such as {length}x{length}"
+            ) from error
 
 
 def _agree(witness: Witness, chain: nn.Module, notes: list[str], tiny: float = 0.0) -> Difference:
