@@ -335,6 +335,15 @@ def test_distill_judges_the_teacher_first_and_passes_every_option_on(stripes, tm
         assert len(list((folder / name / "earlier").iterdir())) == 2
 
 
+def test_a_bias_of_the_recipe_and_inherited_filters_are_told(stripes, tmp_path, capsys):
+    recipe = RECIPE.replaced(epochs=1, init="carriers", bias=0.5)
+    teacher = build_model("wrn-10-0.25", **SIZES).eval()
+    train(recipe, run=tmp_path / "run", data=stripes, device="cpu", teacher=teacher, inherit=True)
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "--bias None leaves it that of the carriers" in said
+    assert "begins with 8 filters of" in said
+
+
 def test_distill_makes_chains_alone(stripes, tmp_path):
     with pytest.raises(UsageError, match="has branches"):
         distill(RECIPE.replaced(model="wrn-10-0.25"), Bars(), run=tmp_path / "run", data=stripes, device="cpu")

@@ -33,6 +33,11 @@ def introduction(
     first = f"{recipe.model.name} on {data.name}: {images}; everything goes to {folder}"
     unequal = unequal_classes(data.train.labels, data.classes) if recipe.optimization.class_weights == "none" else None
     told = [unequal] if unequal else []
+    init = recipe.model.init
+    if init.scheme == "carriers" and init.bias is not None:
+        told.append(
+            f"init carriers with the bias {init.bias:g} of the recipe: --bias None leaves it that of the carriers"
+        )
     lines = [first, *data.summary(), *told, *([] if teacher is None else teacher.summary(net, data))]
     return lines if ranks.alone else [*lines, _processes(recipe, len(data.train), ranks, shard=shard)]
 

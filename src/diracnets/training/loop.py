@@ -181,6 +181,8 @@ def train(
         reporter = Reporter(optimization.epochs, steps, quiet=quiet or not ranks.first, balanced=balanced)
         for line in introduction(recipe, data, folder.path, net, guide, ranks, shard=shard):
             reporter.say(line)
+        if saved is None and record.start is not None and INHERITED in record.start:
+            reporter.say(f"  the network begins with {record.start}")
         if known is not None:
             reporter.say(followed(data, known))
         if saved is not None:
