@@ -678,6 +678,15 @@ def test_help_of_a_command_has_two_spellings(command, capsys):
     assert f"usage: diracnets {command}" in texts[0]
 
 
+def test_a_page_of_options_has_those_without_a_flag_too(capsys):
+    assert main(["plan", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "usage: diracnets plan MODEL [OPTIONS]"
+    title = lines.index("Network and images")
+    assert lines[title + 1].split() == ["MODEL", "The", "network,", "by", "name."]
+    assert lines[lines.index("Others") + 1 :][0].split()[0] == "--json"  # all others are in a group
+
+
 def test_what_a_user_should_know_of_the_data_is_printed_before_training(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("images").mkdir()

@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
 from rich.text import Text
-from tyro.conf import Fixed, FlagCreatePairsOff
+from tyro.conf import Fixed, FlagCreatePairsOff, Positional
 
 from diracnets.commands.help import line_width
 from diracnets.commands.output import stdout
@@ -31,7 +31,8 @@ def print_page(program: str, description: str, kind: Any) -> None:  # noqa: ANN4
             and `examples`, words to give it. Options in no group come last.
     """
     width, options = line_width(), dict(_options(kind))
-    lines = [Text(f"usage: {program} [OPTIONS]")]
+    words = [heading for heading, _ in options.values() if not heading.startswith("-")]
+    lines = [Text(" ".join(["usage:", program, *words, "[OPTIONS]"]))]
     for part in description.split("\n\n"):
         lines += [Text(), *map(Text, wrap(part, width))]
     lines += [Text(), Text("Examples", "bold"), *(Text(f"  {program} {words}") for words in kind.examples)]
@@ -65,7 +66,9 @@ def _options(kind: Any) -> Iterator[tuple[str, tuple[str, str]]]:  # noqa: ANN40
         flag = getattr(said, "name", None) or item.name.replace("_", "-")
         text = (getattr(said, "help", None) or item.metadata.get("help", "")).strip()
         heading, default = f"--{flag}", f"default: {item.default}"
-        if hint is bool and FlagCreatePairsOff in markers:
+        if Positional in markers:
+            heading, default = item.name.upper(), ""
+        elif hint is bool and FlagCreatePairsOff in markers:
             default = ""
         elif hint is bool:
             heading, default = f"--[no-]{flag}", f"default: {'on' if item.default else 'off'}"

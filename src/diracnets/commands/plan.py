@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
@@ -46,11 +47,12 @@ class Plan:
     model: Positional[str]
     """The network, by name."""
     device: str = "h100"
-    """a100, h100, h200, b200, l40s, rtx3090, rtx4090, or cpu with --measure, or with --teraflops and --bandwidth."""
+    """One of a100, h100, h200, b200, l40s, rtx3090, rtx4090; or cpu with --measure, or with --teraflops and
+    --bandwidth."""
     devices: int = 8
     """How many. The table has powers of two around it."""
     data: str = "imagenet"
-    """cifar10, cifar100, imagenet or imagenet-21k; for other sets of images, see --images and --image-size."""
+    """One of cifar10, cifar100, imagenet or imagenet-21k; for other sets of images, see --images and --image-size."""
     images: float | None = None
     """Training images, such as 5e9. None: as many as the data has."""
     image_size: int | None = None
@@ -66,7 +68,7 @@ class Plan:
     batch_per_device: int | None = None
     """Images per step of each device, so that the batch grows with the devices."""
     precision: str | None = None
-    """float32, bfloat16 or float16. None: the recipe's; for auto, bfloat16, and float32 on a cpu."""
+    """One of float32, bfloat16 or float16. None: the recipe's; for auto, bfloat16, and float32 on a cpu."""
     node_size: int = 8
     """Devices of a node."""
     shard: FlagCreatePairsOff[bool] = False
@@ -88,6 +90,17 @@ class Plan:
     """With --device cpu: its memory bandwidth in GB/s."""
     json: FlagCreatePairsOff[bool] = False
     """Print JSON only."""
+
+    examples: ClassVar[Sequence[str]] = (
+        "diracnet-18 --devices 64",
+        "diracnet-34 --device rtx4090 --data cifar10 --devices 1",
+    )
+    groups: ClassVar[Mapping[str, str]] = {
+        "Network and images": "model data images image_size classes",
+        "Training": "recipe epochs batch_size batch_per_device accumulate precision sync_bn critical_batch",
+        "Devices": "device devices node_size shard decoded measure teraflops bandwidth",
+    }
+    """The options by the titles under which --help shows them."""
 
     def execute(self) -> None:
         """Trace the network, and print the plan."""
