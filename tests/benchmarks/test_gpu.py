@@ -116,7 +116,7 @@ def test_a_stage_that_was_cut_off_goes_on_from_its_checkpoint(options, monkeypat
 
 
 @pytest.mark.slow
-def test_a_chain_and_its_residual_twin_have_one_teacher(options, monkeypatch):
+def test_chains_and_their_residual_twin_have_one_teacher(options, monkeypatch):
     taught = {}
 
     def train(recipe, *, run, teacher=None, **rest):
@@ -129,13 +129,15 @@ def test_a_chain_and_its_residual_twin_have_one_teacher(options, monkeypatch):
     status, found = run("6", options())
     assert status == 0
     names = [row["run"] for row in found["rows"]]
-    chain, twin = "diracnet-10-0.25-seed-0", "wrn-10-0.25-seed-0"
-    assert names == ["teacher", chain, f"{chain}-taught", twin, f"{twin}-taught"]
+    students = ["diracnet-10-0.25-seed-0", "wrn-10-0.25-seed-0", "diracnet-10-0.25-carriers-seed-0"]
+    assert names == ["teacher", *(f"{name}{taught}" for name in students for taught in ("", "-taught"))]
     teacher = options().work / "runs" / "6_teacher"
-    assert [place for _, _, place in taught.values()] == [None, None, teacher, None, teacher]
+    assert [place for _, _, place in taught.values()] == [None, *[None, teacher] * 3]
     assert {seed for _, seed, _ in taught.values()} == {0}
     recipes = [row["recipe"]["optimization"] for row in found["rows"]]
     assert all(recipe == recipes[0] for recipe in recipes)
+    inits = [row["recipe"]["model"]["init"] for row in found["rows"]]
+    assert inits == [{"scheme": "deep", "bias": 0.5}] * 5 + [{"scheme": "carriers"}] * 2
 
 
 @pytest.mark.slow
