@@ -115,6 +115,15 @@ def test_archives_that_tarfile_trips_over_are_damaged(tmp_path, hostile):
     assert "\n" not in str(caught.value)
 
 
+def test_a_chain_of_headers_never_reaches_the_end_of_the_stack(tmp_path):
+    (tmp_path / "a.tar").write_bytes(extended(b"14 path=a.png\n") * 17 + bytes(1024))
+    with pytest.raises(FileError, match="more than 16 extended headers in a row"):
+        list(files_in(tmp_path / "a.tar", lambda _: True, 100))
+    member = tarfile.TarInfo("b.png")
+    (tmp_path / "b.tar").write_bytes(extended(b"14 path=a.png\n") * 15 + member.tobuf() + bytes(1024))
+    assert list(files_in(tmp_path / "b.tar", lambda _: True, 100)) == [("a.png", b"")]
+
+
 def test_files_in_an_archive_are_bounded(tmp_path):
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
         for name, size in (("big", 101), ("small", 100), ("other", 3)):

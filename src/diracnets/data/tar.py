@@ -11,12 +11,13 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, Self, cast
 
 from diracnets.errors import DataError, DiracNetsError, FileError, first_line
 
 BLOCK = 512
 _LONGEST = 1 << 16  # bytes of an extended header: file names, times and owners
+_IN_A_ROW = 16  # extended headers of one file
 _LONGEST_NAME = 1 << 12  # bytes, as Linux allows
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
@@ -37,6 +38,27 @@ class _Bounded(tarfile.TarInfo):
             raise tarfile.ReadError(f"an extended header of {found.size:,} bytes")
         return found
 
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        tar = cast(_BoundedTar, tar)
+        if tar.headers == _IN_A_ROW:
+            raise tarfile.ReadError(f"more than {_IN_A_ROW} extended headers in a row")
+        tar.headers += 1
+        try:
+            return super().fromtarfile(tar)
+        finally:
+            tar.headers -= 1
+
+
+class _BoundedTar(tarfile.TarFile):
+    """An archive in which few extended headers follow each other: tarfile goes a level deeper at each of them.
+
+    Where the stack ends, what Python does in between fails half-done, such as freeing memory that processes share.
+    """
+
+    tarinfo = _Bounded
+    headers = 0
+
 
 def files_in(archive: Path, wanted: Callable[[str], bool], largest: int) -> Iterator[tuple[str, bytes]]:
     """The name and content of the wanted files in a .tar.gz or .tar, in order; links and the like are passed over.
@@ -52,7 +74,7 @@ def files_in(archive: Path, wanted: Callable[[str], bool], largest: int) -> Iter
     try:
         with archive.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
-        with tarfile.open(archive, "r:gz" if packed else "r:", tarinfo=_Bounded) as tar:
+        with _BoundedTar.open(archive, "r:gz" if packed else "r:") as tar:
             for member in tar:
                 if member.isreg() and not member.issparse() and member.size <= largest and wanted(member.name):
                     content = tar.extractfile(member)
