@@ -89,6 +89,15 @@ def test_images_get_the_teachers_dtype_and_answers_that_of_the_images(stripes, d
     assert load_teacher(Linear().to(dtype), stripes)(torch.zeros(2, 1, 8, 8)).dtype == torch.float32
 
 
+def test_answers_of_coarse_numbers_may_lie_further_apart(stripes):
+    def other_kernels(logits):  # of another batch: as far off as rounding to bfloat16 is
+        return logits * (1.01 if len(logits) == 3 else 1.0)
+
+    load_teacher(Linear(after=other_kernels).to(torch.bfloat16), stripes)
+    with pytest.raises(UsageError, match="other logits for the same images"):
+        load_teacher(Linear(after=other_kernels), stripes)
+
+
 def test_what_a_teacher_costs_and_assumes_is_said_before(stripes):
     net = build_model("plain-10-0.25", **SIZES)
     lines = load_teacher(build_model("plain-10-0.25", **SIZES).eval(), stripes).summary(net, stripes)

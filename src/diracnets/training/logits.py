@@ -14,12 +14,19 @@ from diracnets.data.images import ImageData
 from diracnets.errors import UsageError, first_line
 
 _PROBES = 3  # images that a teacher answers once, before a run that may take days
-_STEADY, _STEADY_HALF = 1e-3, 3e-2  # how far two answers to one image may lie apart, relative to the largest
+# How far two answers to one image may lie apart, relative to the largest: of float32, and of coarser numbers, as of a
+# graphics card that multiplies in TF32.
+_STEADY, _STEADY_COARSE = 1e-3, 3e-2
 _WRAP = "wrap it in a module that returns its logits alone"
 
 
 def check_answers(
-    answers: Callable[[Tensor], object], data: ImageData, classes: int, what: str, place: torch.device
+    answers: Callable[[Tensor], object],
+    data: ImageData,
+    classes: int,
+    what: str,
+    place: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Refuse what gives no logits for noise of the size of a run's images, or other ones for the same image.
 
@@ -29,6 +36,7 @@ def check_answers(
         classes: how many logits there should be for an image.
         what: its name, for errors.
         place: the device to try it on.
+        dtype: that it computes in; its answers may have been cast since.
 
     Raises:
         UsageError: the message says what to do.
@@ -36,11 +44,17 @@ def check_answers(
     if place.type == "meta":
         raise UsageError(f"{what} has no weights yet: load them first")
     with torch.random.fork_rng(devices=()):  # it may draw random numbers
-        _check_answers(answers, data, classes, what, place)
+        coarse = place.type != "cpu" or torch.finfo(dtype).eps > torch.finfo(torch.float32).eps
+        _check_answers(answers, data, classes, what, place, _STEADY_COARSE if coarse else _STEADY)
 
 
 def _check_answers(
-    answers: Callable[[Tensor], object], data: ImageData, classes: int, what: str, place: torch.device
+    answers: Callable[[Tensor], object],
+    data: ImageData,
+    classes: int,
+    what: str,
+    place: torch.device,
+    steady: float,
 ) -> None:
     images = torch.randn(_PROBES, *data.input_size, generator=torch.Generator().manual_seed(0)).to(place)
     size = "x".join(map(str, data.input_size))
@@ -70,7 +84,7 @@ def _check_answers(
         raise UsageError(f"{what} gives probabilities, and must give logits: leave its softmax out")
     few, one, again = given
     apart = max(float((one - again).abs().max()), float((one[:-1] - few).abs().max()))
-    if apart > (_STEADY if one.dtype == torch.float32 else _STEADY_HALF) * float(one.abs().max()):
+    if apart > steady * float(one.abs().max()):
         raise UsageError(
             f"{what} gives other logits for the same images in another batch or at another time, as dropout and batch "
             "norm do in training mode: export it, or write it, in evaluation mode"

@@ -75,7 +75,7 @@ class Teacher(nn.Module):
         for key, value in (("scale", scale), ("shift", shift), ("order", order)):
             self.register_buffer(key, None if value is None else value.to(place), persistent=False)
         known = len(data.classes) if card is None or not card.classes else len(card.classes)
-        check_answers(self._answers, data, known, f"the teacher {name}", place)
+        check_answers(self._answers, data, known, f"the teacher {name}", place, self._dtype)
 
     def train(self, mode: bool = True) -> Teacher:
         """A teacher stays in evaluation mode."""
